@@ -1,0 +1,253 @@
+"""The whole run as frozen dataclasses. The one place where a setting has its name and default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the run is called and where it lives."""
+
+    name: str = "distmoe"
+    """Name of the run."""
+    dir: str = "runs/distmoe"
+    """Folder of checkpoints, logs and the resolved config."""
+    seed: int = 1
+    """Seed of the initial weights and of the data order."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda if a GPU is present, else cpu."""
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Processes that `distmoe train` starts itself, when no launcher (torchrun, SLURM, MPI) has."""
+
+    nproc: int = 1
+    """Ranks on this machine."""
+    threads: int = 0
+    """CPU threads of a rank. 0: the cores divided by the ranks."""
+    timeout_s: float = 600.0
+    """Seconds that a collective may wait for a peer."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer; `moe` describes its experts."""
+
+    vocab_size: int = 0
+    """Rows of the embedding. 0: the size of the data set's tokenizer."""
+    hidden_size: int = 256
+    """H."""
+    n_layers: int = 4
+    """Blocks in all."""
+    n_dense_layers: int = 1
+    """The first blocks, which have a dense MLP instead of experts."""
+    n_heads: int = 4
+    """A, query heads."""
+    n_kv_heads: int = 2
+    """Key and value heads; divides n_heads."""
+    head_dim: int = 0
+    """D. 0: hidden_size / n_heads."""
+    intermediate_size: int = 1024
+    """Width of the dense MLP."""
+    rope_theta: float = 10000.0
+    """Base of the rotary position embedding."""
+    norm_eps: float = 1e-6
+    """Epsilon of RMSNorm."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys, per head."""
+    tie_embeddings: bool = False
+    """The output head is the embedding."""
+    init_std: float = 0.02
+    """Standard deviation of the initial weights; residual outputs are divided by sqrt(2 n_layers)."""
+
+
+@dataclass(frozen=True)
+class RoundingConfig:
+    """Token rounding: each expert's token count becomes a multiple of the tile."""
+
+    rule: str = "balance"
+    """Which experts round up: none, nearest or balance."""
+    tile: int = 128
+    """M, rows of a GEMM tile."""
+    selection: str = "exact"
+    """Which pairs are dropped or added."""
+    balance_groups: int = 0
+    """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
+
+
+@dataclass(frozen=True)
+class DispatchConfig:
+    """How rows travel between the ranks of the ep axis."""
+
+    overlap: bool = True
+    """Compute while rows travel. false: the same work, waiting for every transfer at once."""
+    exchange: str = "auto"
+    """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
+
+
+@dataclass(frozen=True)
+class MoEConfig:
+    """One mixture-of-experts layer."""
+
+    hidden_size: int = 0
+    """H. 0 in a run's config: model.hidden_size."""
+    intermediate_size: int = 128
+    """I, of one expert."""
+    num_experts: int = 16
+    """E, over all ranks."""
+    top_k: int = 4
+    """K, experts that a token chooses."""
+    shared_intermediate_size: int = 0
+    """Width of the shared expert that every token passes. 0: none."""
+    router: str = "softmax_topk"
+    """softmax_topk or topk_softmax."""
+    renormalize: Literal["topk", "assigned", "none"] = "topk"
+    """A pair's weight is its score over the token's top-k score sum, over the sum of the
+    assigned pairs, or the score itself."""
+    load_balance_coef: float = 0.01
+    """Weight of the load-balance loss."""
+    load_balance_scope: Literal["global", "ep"] = "global"
+    """Tokens over which the expert frequencies are counted: all ranks, or the ep group."""
+    z_loss_coef: float = 0.001
+    """Weight of the router z-loss."""
+    kernel: str = "auto"
+    """Backend of the expert MLP. auto: torch."""
+    rounding: RoundingConfig = field(default_factory=RoundingConfig)
+    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost."""
+
+    engine: str = "auto"
+    """auto: single for one rank, fsdp2 for several."""
+    dp_replicate: int = 1
+    """Replicas of the sharded model (HSDP)."""
+    dp_shard: int = 0
+    """Ranks that share the dense parameters. 0: all that are left."""
+    ep: int = 1
+    """P, ranks that share the experts of a layer."""
+    reshard_after_forward: bool = True
+    """Free the gathered parameters between forward and backward."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Tokenized shards, made by `distmoe data prepare`."""
+
+    path: str = "data/shakespeare"
+    """Folder with manifest.json, tokenizer.json and the shards."""
+    seq_len: int = 256
+    """S, tokens of a sequence."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Epsilon of AdamW."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; norms and embeddings have none."""
+    clip_norm: float = 1.0
+    """Largest gradient norm, over dense and expert parameters together. 0: no clipping."""
+    schedule: str = "cosine"
+    """constant, cosine or wsd (warm-up, stable, decay)."""
+    warmup_steps: int = 20
+    """Steps of linear warm-up."""
+    decay_steps: int = 0
+    """Last steps in which wsd decays. 0: a tenth of train.steps."""
+    min_lr_ratio: float = 0.1
+    """Last learning rate over the peak."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training loop."""
+
+    steps: int = 200
+    """Optimizer steps in all."""
+    max_minutes: float = 0.0
+    """Save and leave after this many minutes of training, to be resumed. 0: no limit."""
+    global_batch_size: int = 16
+    """Sequences of one optimizer step, over all ranks."""
+    micro_batch_size: int = 0
+    """Sequences of one forward on one rank. 0: global_batch_size / world, no accumulation."""
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute dtype; master weights and reductions are fp32. auto: bf16 on cuda, fp32 on cpu."""
+    activation_checkpoint: Literal["none", "selective", "full"] = "none"
+    """selective: attention and dense MLPs are computed again in the backward.
+    full: the experts too. Routing is never repeated."""
+    loss_chunk_tokens: int = 8192
+    """Tokens whose logits exist at one time."""
+    max_skipped_steps: int = 10
+    """Stop after this many consecutive steps with a loss or gradient that is not finite."""
+    validate_every: int = 100
+    """Steps between validations. 0: only at the end."""
+    validation_batches: int = 8
+    """Global batches of one validation."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Checkpoints under <run.dir>/checkpoints."""
+
+    every: int = 100
+    """Steps between checkpoints. 0: only when the run ends or is stopped."""
+    keep_last: int = 2
+    """Complete checkpoints that are kept."""
+    asynchronous: bool = True
+    """Write while training goes on."""
+    resume: str = "auto"
+    """auto: the last complete checkpoint, if there is one. never. Or the folder of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class MetricsConfig:
+    """What is written down."""
+
+    log_every: int = 10
+    """Steps between lines on the console."""
+    tensorboard: bool = True
+    """Write TensorBoard events to <run.dir>/tensorboard."""
+    expert_load_every: int = 50
+    """Steps between histograms and images of the expert load."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+@dataclass(frozen=True)
+class RankInfo:
+    """What the launcher told this process. `source` is torchrun, slurm, mpi, local or single."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    source: str = "single"

@@ -1,0 +1,1 @@
+"""Text -> tokenized shards (prepare) -> token stream (tokens) -> batches of a step (batches)."""

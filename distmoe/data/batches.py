@@ -1,0 +1,135 @@
+"""Micro-batches of one rank, a pure function of the step, read ahead by one step.
+
+Micro-batch m of rank r holds positions (m * world + r) * micro_batch_size + i of the global batch,
+so that the tokens of neighbouring ranks, an expert-parallel group, are contiguous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmoe.data.sampler import GlobalBatchSampler
+from distmoe.data.tokens import TokenSplit
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch. Both int64 on the CPU, [micro_batch_size, seq_len]."""
+
+    tokens_BS: Tensor
+    labels_BS: Tensor
+    """The next token of every position, across document boundaries."""
+
+
+def rank_positions(
+    global_batch_size: int, micro_batch_size: int, *, rank: int, world: int
+) -> NDArray[np.int64]:
+    """Positions of this rank in a global batch, [micro-batches, micro_batch_size].
+
+    ValueError if the global batch is not a whole number of micro-batches on every rank.
+    """
+    together = world * micro_batch_size
+    if together < 1 or global_batch_size % together:
+        raise ValueError(
+            f"train.global_batch_size is {global_batch_size}; it must be a multiple of "
+            f"world * train.micro_batch_size ({world} * {micro_batch_size})"
+        )
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank}; it must be in 0..{world - 1}")
+    positions = np.arange(global_batch_size, dtype=np.int64)
+    return positions.reshape(-1, world, micro_batch_size)[:, rank]
+
+
+class Batches:
+    """This rank's share of every global batch of the sampler. Close it, or use it in a `with`."""
+
+    def __init__(
+        self,
+        split: TokenSplit,
+        sampler: GlobalBatchSampler,
+        *,
+        seq_len: int,
+        rank: int,
+        world: int,
+        micro_batch_size: int,
+        prefetch: bool = True,
+    ) -> None:
+        if sampler.num_samples != split.num_samples(seq_len):
+            raise ValueError(
+                f"the sampler has {sampler.num_samples} samples; split '{split.split}' has "
+                f"{split.num_samples(seq_len)} of data.seq_len {seq_len}"
+            )
+        self._split = split
+        self._sampler = sampler
+        self._seq_len = seq_len
+        self._positions = rank_positions(
+            sampler.global_batch_size, micro_batch_size, rank=rank, world=world
+        )
+        self._reader = ThreadPoolExecutor(1, "distmoe-data") if prefetch else None
+        self._ahead: tuple[int, Future[list[Batch]]] | None = None
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of this rank in global batch ``step``, counted from 0."""
+        ahead, self._ahead = self._ahead, None
+        hit = ahead is not None and ahead[0] == step
+        batches = ahead[1].result() if ahead is not None and hit else self._load(step)
+        if self._reader is not None:
+            self._ahead = (step + 1, self._reader.submit(self._load, step + 1))
+        return batches
+
+    def close(self) -> None:
+        """Stop the reading thread."""
+        if self._reader is not None:
+            self._reader.shutdown(wait=True, cancel_futures=True)
+            self._reader = None
+        self._ahead = None
+
+    def __enter__(self) -> Batches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, step: int) -> list[Batch]:
+        samples = self._sampler.indices(step)[self._positions]
+        return [_read_batch(self._split, row, self._seq_len) for row in samples]
+
+
+def validation_batches(
+    split: TokenSplit,
+    count: int,
+    *,
+    global_batch_size: int,
+    seq_len: int,
+    rank: int,
+    world: int,
+    micro_batch_size: int,
+) -> Iterator[list[Batch]]:
+    """This rank's share of the first ``count`` global batches of a split, unshuffled.
+
+    ValueError, at the call, if the split is too short for them.
+    """
+    needed, there = count * global_batch_size, split.num_samples(seq_len)
+    if there < needed:
+        raise ValueError(
+            f"data.path is '{split.directory}'; its {split.split} split has {split.num_tokens} "
+            f"tokens, {there} samples of data.seq_len {seq_len}, and needs {needed} "
+            f"(train.validation_batches {count} * train.global_batch_size {global_batch_size})"
+        )
+    positions = rank_positions(global_batch_size, micro_batch_size, rank=rank, world=world)
+    return (
+        [_read_batch(split, row, seq_len) for row in step * global_batch_size + positions]
+        for step in range(count)
+    )
+
+
+def _read_batch(split: TokenSplit, samples: NDArray[np.int64], seq_len: int) -> Batch:
+    window = torch.from_numpy(np.stack([split.sample(int(i), seq_len) for i in samples]))
+    return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())

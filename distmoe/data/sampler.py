@@ -1,0 +1,86 @@
+"""The order of samples: a function of (seed, step), without state and without a table.
+
+A Feistel network of four rounds permutes [0, 4^b), the smallest such range that holds n; an index
+that lands outside [0, n) is permuted again (cycle walking), which gives a permutation of [0, n)
+(Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDS = 4
+_WORD = (1 << 64) - 1
+
+
+def permute(positions: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Where each position of [0, n) goes in the shuffle of this seed and epoch."""
+    half_bits = max(1, ((n - 1).bit_length() + 1) // 2)
+    keys = _round_keys(seed, epoch)
+    indices = _feistel(positions.astype(np.uint64), half_bits, keys)
+    outside = indices >= n
+    while outside.any():
+        indices[outside] = _feistel(indices[outside], half_bits, keys)
+        outside = indices >= n
+    return indices.astype(np.int64)
+
+
+class GlobalBatchSampler:
+    """Global batches of sample numbers; the same for every number of ranks.
+
+    Batch ``step`` holds positions step * global_batch_size + i of an endless stream. Position p is
+    in epoch p // num_samples, and each epoch is another shuffle of all samples; a batch may
+    straddle two epochs.
+    """
+
+    def __init__(self, num_samples: int, global_batch_size: int, seed: int) -> None:
+        if num_samples < 1:
+            raise ValueError(f"the number of samples is {num_samples}; it must be at least 1")
+        if global_batch_size < 1:
+            raise ValueError(
+                f"train.global_batch_size is {global_batch_size}; it must be at least 1"
+            )
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
+        first = step * self.global_batch_size
+        positions = np.arange(first, first + self.global_batch_size, dtype=np.int64)
+        epochs, within = np.divmod(positions, self.num_samples)
+        indices = np.empty_like(within)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            indices[here] = permute(within[here], self.num_samples, seed=self.seed, epoch=epoch)
+        return indices
+
+
+def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
+    # Mixed one after the other, so that (seed, epoch) and (epoch, seed) have different keys.
+    state = _mix(np.array([seed & _WORD], np.uint64)) + np.uint64(0)
+    keys = []
+    for _ in range(ROUNDS):
+        state = _mix(state)
+        keys.append(state[0])
+    return keys
+
+
+def _feistel(
+    values: NDArray[np.uint64], half_bits: int, keys: list[np.uint64]
+) -> NDArray[np.uint64]:
+    """A permutation of [0, 4^half_bits)."""
+    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    left, right = values >> shift, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right ^ key) & mask)
+    return (left << shift) | right
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """One step of splitmix64 (Steele, Lea and Flood, 2014)."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

@@ -1,0 +1,70 @@
+"""Engines own backward, clip and step. The gradient rule of all of them:
+
+The loss of a rank is a SUM over its valid tokens divided by the number of valid tokens of the
+GLOBAL batch, and gradients are SUMMED over ranks. Experts then need no factor of their own: the
+token exchange has already summed over ep, the reduce-scatter sums over efsdp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from distmoe.config import Config
+from distmoe.mesh import Mesh
+from distmoe.model.transformer import Transformer
+from distmoe.registry import ENGINES
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """``grad_norm``: before clipping, over dense and expert parameters of all ranks.
+
+    ``skipped``: the norm was not finite, and nothing was updated.
+    """
+
+    grad_norm: float
+    skipped: bool
+
+
+class Engine(Protocol):
+    """One way to train ``model``. State dicts have logical names and shapes, for any engine."""
+
+    model: Transformer
+
+    def backward(self, loss: Tensor) -> None:
+        """Add this micro-batch's gradients."""
+        ...
+
+    def step(self, lr: float) -> StepResult:
+        """Clip, update and clear the gradients; collective."""
+        ...
+
+    def discard(self) -> None:
+        """Clear the gradients without an update."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """``model`` and ``optimizer`` state, sharded, with fp32 master weights."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
+        ...
+
+
+def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engine:
+    """Build the model on the meta device, shard it, initialise it. ``mesh`` None: one rank alone."""
+    engine: Engine = ENGINES.load(config.parallel.engine)(config, mesh, device)
+    return engine
+
+
+def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward; ``auto`` is bf16 on cuda and fp32 elsewhere."""
+    name = config.train.dtype
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]

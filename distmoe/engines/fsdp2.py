@@ -1,0 +1,111 @@
+"""FSDP-2: dense parameters sharded over dp_shard, experts over (efsdp, ep)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from distmoe.config import Config
+from distmoe.engines import StepResult, compute_dtype
+from distmoe.engines.adamw import build_adamw, set_lr
+from distmoe.engines.grad_norm import clip, grad_norm
+from distmoe.engines.optimizer_state import load_optimizer_state, optimizer_state
+from distmoe.mesh import Mesh
+from distmoe.model.init import initialize
+from distmoe.model.transformer import Transformer
+from distmoe.moe.experts import Experts
+
+
+class Fsdp2Engine:
+    """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes.
+
+    Expert parameters are DTensors over (efsdp, ep) whose logical shape has all E experts, so a
+    checkpoint does not depend on ep.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh | None, device: torch.device) -> None:
+        if mesh is None:
+            raise AssertionError("the fsdp2 engine needs a mesh; start the process group first")
+        self.config, self.mesh = config, mesh
+        with torch.device("meta"):
+            self.model = Transformer(config, ep_group=mesh.ep_group)
+        self._shard(compute_dtype(config, device))
+        self.model.to_empty(device=device)
+        self.model.tie()
+        num_local = config.moe.num_experts // config.parallel.ep
+        initialize(self.model, seed=config.run.seed, first_expert=mesh.ep_rank * num_local)
+        self.optimizer = build_adamw(self.model.named_parameters(), config.optim)
+
+    def _shard(self, dtype: torch.dtype) -> None:
+        parallel = self.config.parallel
+        # Inputs keep their dtype: the scores that enter the experts are fp32 on purpose.
+        policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        for module in self.model.modules():
+            if isinstance(module, Experts):
+                self._shard_experts(module, policy)
+        for block in self.model.blocks:
+            fully_shard(
+                block,
+                mesh=self.mesh.dense,
+                mp_policy=policy,
+                reshard_after_forward=parallel.reshard_after_forward,
+            )
+        fully_shard(self.model, mesh=self.mesh.dense, mp_policy=policy)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                # Gradients are summed, never averaged; gloo has no scaled sum (PREMUL_SUM).
+                module.set_gradient_divide_factor(1.0)
+                module.set_force_sum_reduction_for_comms(True)
+
+    def _shard_experts(self, experts: Experts, policy: MixedPrecisionPolicy) -> None:
+        for name, parameter in list(experts.named_parameters(recurse=False)):
+            shards = DTensor.from_local(
+                parameter.data, self.mesh.sparse["ep"], [Shard(0)], run_check=False
+            )
+            experts.register_parameter(name, nn.Parameter(shards))
+        # By expert where that divides; else by output row, which avoids empty shards.
+        num_local = self.config.moe.num_experts // self.config.parallel.ep
+        dim = 0 if num_local % self.mesh.efsdp_size == 0 else 1
+        fully_shard(
+            experts,
+            mesh=self.mesh.expert_fsdp,
+            mp_policy=policy,
+            reshard_after_forward=self.config.parallel.reshard_after_forward,
+            shard_placement_fn=lambda parameter: Shard(dim),
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self, lr: float) -> StepResult:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = grad_norm(gradients, self.mesh.dense_group)
+        skipped = not bool(torch.isfinite(norm))
+        if not skipped:
+            clip(gradients, norm, self.config.optim.clip_norm)
+            set_lr(self.optimizer, lr)
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepResult(float(norm), skipped)
+
+    def discard(self) -> None:
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        named = dict(self.model.named_parameters())
+        return {
+            "model": {name: parameter.detach() for name, parameter in named.items()},
+            "optimizer": optimizer_state(self.optimizer, named.items()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(state["model"][name])
+        load_optimizer_state(self.optimizer, self.model.named_parameters(), state["optimizer"])

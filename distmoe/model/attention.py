@@ -1,0 +1,44 @@
+"""Causal grouped-query attention."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distmoe.config import ModelConfig
+from distmoe.model.norm import RMSNorm
+from distmoe.model.rope import rotate
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and, optionally, normed queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
+        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+
+    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, S, H] -> [B, S, H]; cos and sin are [S, D/2]."""
+        B, S, _ = x_BSH.shape
+        q_BASD = self.q_norm(self.q_proj(x_BSH).view(B, S, -1, self.head_dim)).transpose(1, 2)
+        k_BASD = self.k_norm(self.k_proj(x_BSH).view(B, S, -1, self.head_dim)).transpose(1, 2)
+        v_BASD = self.v_proj(x_BSH).view(B, S, -1, self.head_dim).transpose(1, 2)
+        y_BASD = F.scaled_dot_product_attention(
+            rotate(q_BASD, cos, sin),
+            rotate(k_BASD, cos, sin),
+            v_BASD,
+            is_causal=True,
+            enable_gqa=True,
+        )
+        out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
+        return out_BSH

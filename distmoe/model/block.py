@@ -1,0 +1,68 @@
+"""One transformer block: attention, then a dense MLP or experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distmoe.config import Config
+from distmoe.model.attention import Attention
+from distmoe.model.norm import RMSNorm
+from distmoe.moe.layer import MoE, MoELosses
+from distmoe.moe.mlp import SwiGluMlp
+from distmoe.moe.routing_tape import RoutingTape
+
+
+class Block(nn.Module):
+    """Pre-norm residual block; ``losses`` of the forward are None for a dense MLP."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        layer: int,
+        ep_group: dist.ProcessGroup | None,
+        loss_group: dist.ProcessGroup | None,
+    ) -> None:
+        super().__init__()
+        model = config.model
+        self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
+        self.attention = Attention(model)
+        self.mlp_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
+        self.mlp: MoE | SwiGluMlp
+        if layer < model.n_dense_layers:
+            self.mlp = SwiGluMlp(model.hidden_size, model.intermediate_size)
+        else:
+            self.mlp = MoE(config.moe, ep_group, loss_group=loss_group)
+        self.recompute = config.train.activation_checkpoint
+
+    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
+        if self.recompute == "full" and self.training:
+            return _checkpoint(self._forward, x_BSH, cos, sin)
+        return self._forward(x_BSH, cos, sin)
+
+    def _forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
+        selective = self.recompute == "selective" and self.training
+        if selective:
+            x_BSH = _checkpoint(self._attend, x_BSH, cos, sin)
+        else:
+            x_BSH = self._attend(x_BSH, cos, sin)
+        if isinstance(self.mlp, SwiGluMlp):
+            return (_checkpoint(self._dense, x_BSH) if selective else self._dense(x_BSH)), None
+        mlp_BSH, losses = self.mlp(self.mlp_norm(x_BSH))
+        return x_BSH + mlp_BSH, losses
+
+    def _attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin)
+
+    def _dense(self, x_BSH: Tensor) -> Tensor:
+        out_BSH: Tensor = x_BSH + self.mlp(self.mlp_norm(x_BSH))
+        return out_BSH
+
+
+def _checkpoint(function: Any, *inputs: Tensor) -> Any:
+    """Recompute ``function`` in the backward; routing decisions are replayed, not made again."""
+    return checkpoint(function, *inputs, use_reentrant=False, context_fn=RoutingTape().contexts)

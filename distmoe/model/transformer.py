@@ -1,0 +1,100 @@
+"""The decoder-only language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from distmoe.config import Config
+from distmoe.model.block import Block
+from distmoe.model.norm import RMSNorm
+from distmoe.model.rope import rope_tables
+from distmoe.moe.layer import MoE, MoELosses
+
+# Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """``token_loss``: cross entropy summed over this rank's valid tokens, in nats, fp32.
+
+    ``layers``: the router losses of every MoE layer.
+    """
+
+    token_loss: Tensor
+    layers: list[MoELosses] = field(default_factory=list)
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, final norm and head. Build it under ``torch.device("meta")``.
+
+    ``ep_group``: ranks that share the experts. ``loss_group``: ranks over whose tokens the
+    load-balance loss counts.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        ep_group: dist.ProcessGroup | None = None,
+        loss_group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__()
+        model = config.model
+        self.config = config
+        self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(config, layer=layer, ep_group=ep_group, loss_group=loss_group)
+            for layer in range(model.n_layers)
+        )
+        self.final_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
+        self.head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head share the embedding's weight, if so configured; again after `to_empty`."""
+        if self.config.model.tie_embeddings:
+            self.head.weight = self.embedding.weight
+
+    def moe_layers(self) -> list[MoE]:
+        """The MoE layers, first to last."""
+        return [module for module in self.modules() if isinstance(module, MoE)]
+
+    def forward(self, tokens_BS: Tensor, labels_BS: Tensor | None = None) -> Tensor | LossSums:
+        """Logits [B, S, V], or, with labels, the sums from which the loss is made."""
+        model = self.config.model
+        x_BSH = self.embedding(tokens_BS)
+        cos, sin = rope_tables(
+            tokens_BS.shape[1], model.head_dim, theta=model.rope_theta, device=x_BSH.device
+        )
+        layers = []
+        for block in self.blocks:
+            x_BSH, losses = block(x_BSH, cos, sin)
+            if losses is not None:
+                layers.append(losses)
+        x_BSH = self.final_norm(x_BSH)
+        if labels_BS is None:
+            logits_BSV: Tensor = self.head(x_BSH)
+            return logits_BSV
+        return LossSums(self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten()), layers)
+
+    def _token_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+        """Sum of cross entropies; the logits of ``loss_chunk_tokens`` tokens exist at one time."""
+        chunk = self.config.train.loss_chunk_tokens
+        if len(x_TH) <= chunk:
+            return self._chunk_loss(x_TH, label_T)
+        parts = [
+            checkpoint(self._chunk_loss, x, label, use_reentrant=False)
+            for x, label in zip(x_TH.split(chunk), label_T.split(chunk), strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+    def _chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+        logits_TV = self.head(x_TH).float()
+        return F.cross_entropy(logits_TV, label_T, ignore_index=IGNORE, reduction="sum")

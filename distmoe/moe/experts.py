@@ -1,0 +1,29 @@
+"""The experts of this rank: parameters, and one call of the expert-parallel function."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from distmoe.moe.ep_function import ExpertParallel, expert_parallel
+
+
+class Experts(nn.Module):
+    """``w_in_eGH`` [e, 2I, H], gate then up, and ``w_out_eHI`` [e, H, I]; e experts live here.
+
+    A module of its own, so that FSDP shards it over its own axes and gathers it just in time.
+    """
+
+    def __init__(self, *, num_local: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.w_in_eGH = nn.Parameter(torch.empty(num_local, 2 * intermediate_size, hidden_size))
+        self.w_out_eHI = nn.Parameter(torch.empty(num_local, hidden_size, intermediate_size))
+
+    def forward(self, x_TH: Tensor, score_N: Tensor, ep: ExpertParallel) -> Tensor:
+        """[T, H] -> [T, H]; collective over the expert-parallel group."""
+        return expert_parallel(x_TH, score_N, _local(self.w_in_eGH), _local(self.w_out_eHI), ep)
+
+
+def _local(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -1,0 +1,288 @@
+"""DispatchPlan: every index and size of one layer and step, forward and backward. Pure data.
+
+Two halves meet here. `OutgoingRows` is what the tokens of this rank send: each token once to every
+rank that owns one of its experts. `DispatchPlan` adds what arrives: blocks of rows in the order of
+work (first half of the own rows, then one block per peer, then the second half of the own rows),
+the pairs of those rows sorted by expert, and the tiles that are complete after each block.
+See docs/design.md, "Order of work" and "Tile-carry".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmoe.kernels.moe_mlp import PairIndex, RowBlock, Run
+from distmoe.routing.routing import Routing
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OutgoingRows:
+    """Rows and pairs that this rank's tokens send, peer by peer (this rank included).
+
+    ``token``: int64, unique tokens of peer 0, then of peer 1, ..., ascending inside a peer.
+    ``row_N``: int32, place of a pair's token among the rows of its peer. ``unique_P``: int32,
+    rows per peer. ``counts_E``: int32, pairs per expert.
+    """
+
+    token: Tensor
+    row_N: Tensor
+    unique_P: Tensor
+    counts_E: Tensor
+
+    @staticmethod
+    def of(routing: Routing, num_ranks: int) -> OutgoingRows:
+        """From the routing of this rank's tokens; expert i belongs to rank i // (E / P)."""
+        num_local = routing.num_experts // num_ranks
+        owner_N = routing.expert_N.long() // num_local
+        token_N = routing.token_N.long()
+        used_PT = torch.zeros(
+            num_ranks, routing.num_tokens, dtype=torch.bool, device=token_N.device
+        )
+        used_PT[owner_N, token_N] = True
+        if num_ranks == 1:
+            # Rows are then the tokens themselves, and nothing has to be gathered.
+            used_PT.fill_(True)
+        place_PT = used_PT.cumsum(1, dtype=torch.int32) - 1
+        return OutgoingRows(
+            token=used_PT.nonzero()[:, 1],
+            row_N=place_PT[owner_N, token_N],
+            unique_P=used_PT.sum(1, dtype=torch.int32),
+            counts_E=routing.counts_E,
+        )
+
+    def sizes(self) -> Tensor:
+        """[E + P] int32: the message from which every rank learns what it will receive."""
+        return torch.cat([self.counts_E, self.unique_P])
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The size messages of all ranks, on the host. ``counts_PE`` and ``unique_PP`` by source."""
+
+    counts_PE: IntArray
+    unique_PP: IntArray
+
+    @staticmethod
+    def of(gathered: Tensor, num_experts: int) -> Sizes:
+        host = gathered.cpu().numpy().astype(np.int64)
+        return Sizes(counts_PE=host[:, :num_experts], unique_PP=host[:, num_experts:])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of x_RH that arrive together.
+
+    ``source`` is the rank that owns their tokens. ``pairs_in_source``: where the block's pairs lie
+    among the pairs that the source sends here (all of them, but for halves of own rows).
+    ``pairs_in_L``: their places in expert order. ``runs``: tiles that are complete once this
+    block is here. ``ready``: blocks whose rows are all computed after those tiles.
+    """
+
+    source: int
+    rows: RowBlock
+    pairs_in_source: Tensor | None
+    pairs_in_L: Tensor
+    runs: list[Run]
+    ready: list[int]
+
+
+@dataclass(frozen=True)
+class DispatchPlan:
+    """All indices of one layer and step. ``rows_to``/``pairs_to`` are slices by peer."""
+
+    rank: int
+    num_ranks: int
+    num_tokens: int
+    token: Tensor
+    rows_to: list[slice]
+    pairs_to: list[slice]
+    blocks: list[Block]
+    index: PairIndex
+    score_L: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        return self.index.num_rows
+
+    @property
+    def num_pairs(self) -> int:
+        return self.index.row_L.numel()
+
+    def tokens_to(self, peer: int) -> Tensor:
+        """int64 ids of the tokens whose rows go to ``peer``, ascending."""
+        return self.token[self.rows_to[peer]]
+
+    def rows_sent(self) -> int:
+        """Rows that leave this rank in one direction, each token once per other rank."""
+        return sum(s.stop - s.start for p, s in enumerate(self.rows_to) if p != self.rank)
+
+    def copies_sent(self) -> int:
+        """Rows that would leave this rank if every pair carried its own copy."""
+        return sum(s.stop - s.start for p, s in enumerate(self.pairs_to) if p != self.rank)
+
+
+def slices_of(counts: IntArray) -> list[slice]:
+    """Consecutive slices of the given lengths."""
+    ends = np.cumsum(counts).tolist()
+    return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A block before it has its place: rows, and pairs (row in block, score) sorted by expert."""
+
+    source: int
+    num_rows: int
+    counts_e: IntArray
+    row: Tensor
+    score: Tensor
+    pairs_in_source: Tensor | None = None
+
+
+def build_plan(
+    outgoing: OutgoingRows,
+    sizes: Sizes,
+    *,
+    rank: int,
+    num_tokens: int,
+    pairs_from: dict[int, tuple[Tensor, Tensor]],
+    tile: int,
+) -> DispatchPlan:
+    """The plan of ``rank``. ``pairs_from[source]``: int32 row and fp32 score of the pairs that the
+    source sends here, sorted by (expert, token); the own pairs among them. ``tile``: M."""
+    num_ranks, num_experts = sizes.counts_PE.shape
+    num_local = num_experts // num_ranks
+    own_experts = slice(rank * num_local, (rank + 1) * num_local)
+    arrivals = _arrivals(sizes, rank, own_experts, pairs_from)
+    counts_be = np.stack([arrival.counts_e for arrival in arrivals])
+    runs, ready = carry_tiles(counts_be, tile)
+    row_ends = np.cumsum([arrival.num_rows for arrival in arrivals])
+    pair_ends = np.cumsum(counts_be.sum(1))
+    index, score_L, place_L = _sort_by_expert(arrivals, row_ends)
+    blocks = []
+    for i, arrival in enumerate(arrivals):
+        row_begin, pair_begin = row_ends[i] - arrival.num_rows, pair_ends[i] - len(arrival.row)
+        blocks.append(
+            Block(
+                source=arrival.source,
+                rows=RowBlock(int(row_begin), int(row_ends[i]), int(pair_begin), int(pair_ends[i])),
+                pairs_in_source=arrival.pairs_in_source,
+                pairs_in_L=place_L[int(pair_begin) : int(pair_ends[i])],
+                runs=runs[i],
+                ready=ready[i],
+            )
+        )
+    pairs_P = sizes.counts_PE[rank].reshape(num_ranks, num_local).sum(1)
+    return DispatchPlan(
+        rank=rank,
+        num_ranks=num_ranks,
+        num_tokens=num_tokens,
+        token=outgoing.token,
+        rows_to=slices_of(sizes.unique_PP[rank]),
+        pairs_to=slices_of(pairs_P),
+        blocks=blocks,
+        index=index,
+        score_L=score_L,
+    )
+
+
+def _arrivals(
+    sizes: Sizes, rank: int, own_experts: slice, pairs_from: dict[int, tuple[Tensor, Tensor]]
+) -> list[_Arrival]:
+    """Blocks in the order of work: half of the own rows, peers by distance, the other half."""
+    num_ranks = len(sizes.counts_PE)
+    own_rows = int(sizes.unique_PP[rank, rank])
+    own_counts = sizes.counts_PE[rank, own_experts]
+    row, score = pairs_from[rank]
+    if num_ranks == 1:
+        return [_Arrival(rank, own_rows, own_counts, row, score)]
+    first_rows = own_rows - own_rows // 2
+    expert = torch.from_numpy(np.repeat(np.arange(len(own_counts)), own_counts)).to(row.device)
+    halves = []
+    for low, high in ((0, first_rows), (first_rows, own_rows)):
+        pair = ((row >= low) & (row < high)).nonzero().flatten()
+        counts = torch.bincount(expert[pair], minlength=len(own_counts)).cpu().numpy()
+        halves.append(_Arrival(rank, high - low, counts, row[pair] - low, score[pair], pair))
+    peers = [
+        _Arrival(
+            source,
+            int(sizes.unique_PP[source, rank]),
+            sizes.counts_PE[source, own_experts],
+            *pairs_from[source],
+        )
+        for source in ((rank - distance) % num_ranks for distance in range(1, num_ranks))
+    ]
+    return [halves[0], *peers, halves[1]]
+
+
+def carry_tiles(counts_be: IntArray, tile: int) -> tuple[list[list[Run]], list[list[int]]]:
+    """Which pairs run after each block, and which blocks are finished then.
+
+    ``counts_be[b, i]``: pairs of local expert i in block b. An expert's pairs lie in order of
+    arrival. After block b it has run its whole tiles, and its ragged rest only if no pair is
+    missing, so cutting the work into blocks adds no tile. A block is finished when the tile of
+    the last pair of each of its experts has run; blocks finish in order.
+    """
+    arrived_be = counts_be.cumsum(0)
+    total_e = arrived_be[-1]
+    done_be = np.where(arrived_be == total_e, total_e, arrived_be // tile * tile)
+    offset_e = np.concatenate([[0], total_e.cumsum()])
+    runs: list[list[Run]] = []
+    ready: list[list[int]] = []
+    before_e = np.zeros_like(total_e)
+    finished = 0
+    for done_e in done_be:
+        runs.append(
+            [
+                Run(int(i), int(offset_e[i] + before_e[i]), int(offset_e[i] + done_e[i]))
+                for i in np.flatnonzero(done_e > before_e)
+            ]
+        )
+        now: list[int] = []
+        arrived_blocks = len(runs)
+        while finished < arrived_blocks:
+            needed_e = np.where(counts_be[finished] > 0, arrived_be[finished], 0)
+            if (done_e < needed_e).any():
+                break
+            now.append(finished)
+            finished += 1
+        ready.append(now)
+        before_e = done_e
+    return runs, ready
+
+
+def _sort_by_expert(
+    arrivals: list[_Arrival], row_ends: IntArray
+) -> tuple[PairIndex, Tensor, Tensor]:
+    """Pairs of all blocks in (expert, arrival) order; also each arriving pair's place in it."""
+    device = arrivals[0].row.device
+    counts_be = np.stack([arrival.counts_e for arrival in arrivals])
+    num_local = counts_be.shape[1]
+    row = torch.cat(
+        [a.row.long() + int(end) - a.num_rows for a, end in zip(arrivals, row_ends, strict=True)]
+    )
+    expert_host = np.repeat(np.tile(np.arange(num_local), len(arrivals)), counts_be.reshape(-1))
+    order_L = torch.from_numpy(np.argsort(expert_host, kind="stable")).to(device)
+    place_L = torch.empty_like(order_L)
+    place_L[order_L] = torch.arange(len(order_L), device=device)
+    row_L = row[order_L]
+    num_rows = int(row_ends[-1])
+    row_offsets_R1 = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
+    row_offsets_R1[1:] = torch.bincount(row_L, minlength=num_rows).cumsum(0)
+    offsets_host = tuple([0, *np.cumsum(counts_be.sum(0)).tolist()])
+    index = PairIndex(
+        row_L=row_L.int(),
+        offsets_e1=torch.tensor(offsets_host, dtype=torch.int32, device=device),
+        offsets_host=offsets_host,
+        by_row_L=torch.argsort(row_L, stable=True).int(),
+        row_offsets_R1=row_offsets_R1.int(),
+    )
+    score_L = torch.cat([arrival.score for arrival in arrivals])[order_L]
+    return index, score_L, place_L

@@ -1,0 +1,86 @@
+"""Every choice a user makes by name, in one place: name -> "module:attribute".
+
+A registration is one line in a table below. The module is imported when the name is picked, so
+that configs are checked, and help is printed, without torch, and optional packages stay optional.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class Registry:
+    """A constant table of implementations of one contract."""
+
+    def __init__(self, kind: str, table: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._table = dict(table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def load(self, name: str) -> Any:
+        """The implementation called ``name``; ValueError, listing the known names, if there is none."""
+        if name not in self._table:
+            raise ValueError(
+                f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._table))}"
+            )
+        module, attribute = self._table[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+ROUTERS = Registry(
+    "router",
+    {
+        "softmax_topk": "distmoe.routing.routers.softmax_topk:SoftmaxTopK",
+        "topk_softmax": "distmoe.routing.routers.topk_softmax:TopKSoftmax",
+    },
+)
+ROUNDING_RULES = Registry(
+    "rounding rule",
+    {
+        "none": "distmoe.routing.rounding.none:targets",
+        "nearest": "distmoe.routing.rounding.nearest:targets",
+        "balance": "distmoe.routing.rounding.balance:targets",
+    },
+)
+SELECTIONS = Registry(
+    "rounding selection",
+    {"exact": "distmoe.routing.rounding.exact:select"},
+)
+EXCHANGES = Registry(
+    "exchange",
+    {
+        "local": "distmoe.comm.local:LocalExchange",
+        "p2p": "distmoe.comm.torch_p2p:PointToPointExchange",
+        "all_to_all": "distmoe.comm.torch_all_to_all:AllToAllExchange",
+        "threaded": "distmoe.comm.threaded:ThreadedExchange",
+    },
+)
+MOE_MLP_BACKENDS = Registry(
+    "moe_mlp backend",
+    {
+        "reference": "distmoe.kernels.moe_mlp.reference:ReferenceMoeMlp",
+        "torch": "distmoe.kernels.moe_mlp.torch_backend:TorchMoeMlp",
+    },
+)
+ENGINES = Registry(
+    "engine",
+    {
+        "single": "distmoe.engines.single:SingleEngine",
+        "fsdp2": "distmoe.engines.fsdp2:Fsdp2Engine",
+    },
+)
+SCHEDULES = Registry(
+    "learning-rate schedule",
+    {
+        "constant": "distmoe.train.schedule:constant",
+        "cosine": "distmoe.train.schedule:cosine",
+        "wsd": "distmoe.train.schedule:warmup_stable_decay",
+    },
+)

@@ -1,0 +1,19 @@
+"""Softmax over all experts, then top-k (Switch, OLMoE, Qwen3-MoE)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distmoe.routing.routers import Scores, scores_from_probabilities
+
+
+class SoftmaxTopK:
+    """score = softmax(logits) over E; weights as ``renormalize`` says."""
+
+    def __init__(self, *, top_k: int, renormalize: str) -> None:
+        self.top_k, self.renormalize = top_k, renormalize
+
+    def __call__(self, logits_TE: Tensor) -> Scores:
+        return scores_from_probabilities(
+            logits_TE.softmax(dim=1), top_k=self.top_k, renormalize=self.renormalize
+        )

@@ -1,0 +1,24 @@
+"""Top-k, then softmax over the chosen logits (Mixtral)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distmoe.routing.routers import Scores, scores_from_probabilities
+
+
+class TopKSoftmax:
+    """Softmax over the chosen logits is the full softmax divided by its top-k sum, so only the
+    normalisation differs from softmax_topk, and keys and added pairs keep one scale."""
+
+    def __init__(self, *, top_k: int, renormalize: str) -> None:
+        if renormalize != "topk":
+            raise ValueError(
+                f"moe.renormalize is {renormalize!r}; with moe.router 'topk_softmax' it must be 'topk'"
+            )
+        self.top_k = top_k
+
+    def __call__(self, logits_TE: Tensor) -> Scores:
+        return scores_from_probabilities(
+            logits_TE.softmax(dim=1), top_k=self.top_k, renormalize="topk"
+        )

@@ -1,0 +1,125 @@
+"""One training step, from batches to updated weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distmoe.config import MoEConfig
+from distmoe.data.batches import Batch
+from distmoe.engines import Engine
+from distmoe.model.transformer import IGNORE, LossSums
+from distmoe.moe.stats import MoEStats
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What a step did, over all ranks. Losses are means over the valid tokens of the global batch.
+
+    ``layers[m][l]``: statistics of MoE layer l in micro-batch m, of this rank.
+    ``compute_seconds``: this rank's time in forward and backward.
+    """
+
+    loss: float
+    load_balance_loss: float
+    z_loss: float
+    grad_norm: float
+    skipped: bool
+    valid_tokens: int
+    compute_seconds: float
+    layers: list[list[MoEStats]]
+
+
+def train_step(
+    engine: Engine,
+    batches: list[Batch],
+    *,
+    lr: float,
+    moe: MoEConfig,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> StepOutcome:
+    """Forward and backward of every micro-batch, then one update; collective over ``group``.
+
+    Each rank's loss is a sum over its tokens divided by the valid tokens of the global batch, and
+    gradients are summed, so that the result does not depend on how the batch is cut.
+    """
+    valid_tokens = count_valid(batches, device=device, group=group)
+    engine.model.train()
+    sums = torch.zeros(3, device=device)
+    layers: list[list[MoEStats]] = []
+    started = time.perf_counter()
+    for batch in batches:
+        out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
+        token_loss = out.token_loss / valid_tokens
+        balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
+        z = _mean([losses.z for losses in out.layers], len(batches), device)
+        engine.backward(
+            token_loss + len(out.layers) * (moe.load_balance_coef * balance + moe.z_loss_coef * z)
+        )
+        sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
+        layers.append([layer.stats for layer in engine.model.moe_layers()])
+    compute_seconds = time.perf_counter() - started
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    loss, load_balance_loss, z_loss = sums.tolist()
+    if not torch.isfinite(sums[0]):
+        engine.discard()
+        grad_norm, skipped = float("nan"), True
+    else:
+        result = engine.step(lr)
+        grad_norm, skipped = result.grad_norm, result.skipped
+    return StepOutcome(
+        loss=loss,
+        load_balance_loss=load_balance_loss,
+        z_loss=z_loss,
+        grad_norm=grad_norm,
+        skipped=skipped,
+        valid_tokens=valid_tokens,
+        compute_seconds=compute_seconds,
+        layers=layers,
+    )
+
+
+def count_valid(
+    batches: list[Batch], *, device: torch.device, group: dist.ProcessGroup | None
+) -> int:
+    """Tokens with a label, over all micro-batches and ranks."""
+    valid = torch.tensor(
+        sum(int((batch.labels_BS != IGNORE).sum()) for batch in batches), device=device
+    )
+    if group is not None:
+        dist.all_reduce(valid, group=group)
+    return int(valid)
+
+
+@torch.no_grad()
+def validation_loss(
+    engine: Engine,
+    batches: list[list[Batch]],
+    *,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> float:
+    """Mean cross entropy per token, in nats, with plain top-k routing; collective."""
+    engine.model.eval()
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    for batch in (batch for micro_batches in batches for batch in micro_batches):
+        labels_BS = batch.labels_BS.to(device)
+        out: LossSums = engine.model(batch.tokens_BS.to(device), labels_BS)
+        sums += torch.stack([out.token_loss, (labels_BS != IGNORE).sum()]).double()
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    engine.model.train()
+    return float(sums[0] / sums[1])
+
+
+def _mean(parts: list[Tensor], num_micro: int, device: torch.device) -> Tensor:
+    """Mean over layers, as this micro-batch's share of the step."""
+    if not parts:
+        return torch.zeros((), device=device)
+    return torch.stack(parts).mean() / num_micro

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from distmoe.data.manifest import read_manifest
+from distmoe.data.tokens import TokenSplit
+
+
+def stream(folder: Path, split: str) -> NDArray[np.int64]:
+    manifest = read_manifest(folder)
+    return np.concatenate(
+        [
+            np.fromfile(folder / f"{shard.name}.bin", manifest.token_dtype)
+            for shard in manifest.splits[split].shards
+        ]
+    )
+
+
+@pytest.mark.parametrize("seq_len", [1, 7, 64, 1000])
+def test_samples_are_windows_of_the_stream(prepared: Path, seq_len: int) -> None:
+    split = TokenSplit(prepared, "train")
+    tokens = stream(prepared, "train")
+    assert split.num_tokens == len(tokens)
+    assert split.num_samples(seq_len) == (len(tokens) - 1) // seq_len
+    for index in range(split.num_samples(seq_len)):
+        sample = split.sample(index, seq_len)
+        assert sample.dtype == np.int64
+        assert (sample == tokens[index * seq_len :][: seq_len + 1]).all()
+
+
+def test_read_crosses_several_shards(prepared: Path) -> None:
+    split = TokenSplit(prepared, "train")
+    assert (split.read(3, split.num_tokens - 3) == stream(prepared, "train")[3:]).all()
+
+
+def test_sample_out_of_range(prepared: Path) -> None:
+    split = TokenSplit(prepared, "train")
+    for index in (-1, split.num_samples(64)):
+        with pytest.raises(IndexError):
+            split.sample(index, 64)
+
+
+def test_document_starts_follow_an_end_of_document(prepared: Path) -> None:
+    split = TokenSplit(prepared, "train")
+    tokens = stream(prepared, "train")
+    starts = split.document_starts()
+    assert starts[0] == 0
+    assert (starts[1:] == np.flatnonzero(tokens == split.eod_id)[:-1] + 1).all()
+    assert len(starts) == read_manifest(prepared).splits["train"].documents
+
+
+def test_unigram_entropy(prepared: Path) -> None:
+    tokens = stream(prepared, "validation").tolist()
+    shares = [tokens.count(token) / len(tokens) for token in set(tokens)]
+    wanted = -sum(share * math.log(share) for share in shares)
+    assert TokenSplit(prepared, "validation").unigram_entropy() == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+@pytest.mark.parametrize("size", ["short", "long", "missing"])
+def test_damaged_shard_is_detected(tmp_path: Path, prepared: Path, suffix: str, size: str) -> None:
+    shutil.copytree(prepared, tmp_path / "copy")
+    path = tmp_path / "copy" / f"train-00001{suffix}"
+    data = path.read_bytes()
+    if size == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-2] if size == "short" else data + b"\0\0")
+    with pytest.raises(ValueError, match=rf"data.path is .*train-00001{suffix} is") as error:
+        TokenSplit(tmp_path / "copy", "train")
+    assert str(len(data)) in str(error.value)
+
+
+def test_missing_split_and_folder_are_named(tmp_path: Path, prepared: Path) -> None:
+    with pytest.raises(ValueError, match=r"no split 'test' there \(has: train, validation\)"):
+        TokenSplit(prepared, "test")
+    with pytest.raises(ValueError, match=r"no manifest.json there; make one with"):
+        TokenSplit(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 99}')
+    with pytest.raises(ValueError, match="format_version 99"):
+        TokenSplit(tmp_path, "train")
+    (tmp_path / "manifest.json").write_text('{"format_version": 1}')
+    with pytest.raises(ValueError, match="not a manifest"):
+        TokenSplit(tmp_path, "train")
