@@ -1,5 +1,10 @@
 """The whole run as frozen dataclasses, read from TOML and the command line, checked once."""
 
+from distmoe.config.check import check
+from distmoe.config.errors import ConfigError
+from distmoe.config.load import load_config, to_toml
+from distmoe.config.overrides import apply_overrides
+from distmoe.config.resolve import resolve
 from distmoe.config.schema import (
     CheckpointConfig,
     Config,
@@ -20,6 +25,7 @@ from distmoe.config.schema import (
 __all__ = [
     "CheckpointConfig",
     "Config",
+    "ConfigError",
     "DataConfig",
     "DispatchConfig",
     "LaunchConfig",
@@ -32,4 +38,9 @@ __all__ = [
     "RoundingConfig",
     "RunConfig",
     "TrainConfig",
+    "apply_overrides",
+    "check",
+    "load_config",
+    "resolve",
+    "to_toml",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting is impossible. One line a problem: key, value, and what is allowed or to be done."""
+    """A setting is impossible. A line per problem: key, value, and what is allowed."""
 
     def __init__(self, problems: str | Iterable[str]) -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from distmoe.config.errors import ConfigError
-from distmoe.config.keys import key_types, suggestion
+from distmoe.config.keys import join, key_types, suggestion
 from distmoe.config.schema import Config
 
 _BOX = "│╭╮╰╯─ "
+_SWITCH = {"true": True, "false": False}
 
 
 def apply_overrides(config: Config, options: Sequence[str]) -> Config:
@@ -24,7 +26,7 @@ def apply_overrides(config: Config, options: Sequence[str]) -> Config:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, default=config, args=arguments)
+            return tyro.cli(Config, default=config, args=arguments, use_underscores=True)
     except SystemExit:
         raise ConfigError(_first_paragraph(complaint.getvalue())) from None
 
@@ -34,16 +36,53 @@ def print_options(config: Config, prog: str) -> None:
     import tyro
 
     with contextlib.suppress(SystemExit):
-        tyro.cli(Config, default=config, args=["--help"], prog=prog)
+        tyro.cli(Config, default=config, args=["--help"], prog=prog, use_underscores=True)
 
 
 def _plain_switches(options: Sequence[str]) -> Iterator[str]:
-    """The options with known names only, and `--key true|false` as tyro's `--key`, `--no-key`."""
-    rest = list(options)
+    """The options, if their names are known, with switches in the form that tyro knows."""
+    rest = deque(options)
     while rest:
-        option = rest.pop(0)
+        option = rest.popleft()
         if not option.startswith("--"):
             yield option
             continue
-        key, equals, value = option[2:].replace("-", "_", option.index("=") if 0 else -1).partition("=")
-        yield key
+        name, equals, value = option[2:].partition("=")
+        key, positive = _known_key(name)
+        if key_types()[key] is not bool:
+            yield f"--{key}{equals}{value}"
+            continue
+        if not equals:
+            value = rest.popleft() if rest and rest[0].lower() in _SWITCH else "true"
+        if value.lower() not in _SWITCH:
+            raise ConfigError(f"{key} is {value!r}; it must be true or false")
+        yield _switch(key, positive == _SWITCH[value.lower()])
+
+
+def _known_key(name: str) -> tuple[str, bool]:
+    """The key that an option names, and whether it is meant positively."""
+    key = name.replace("-", "_")
+    section, _, last = key.rpartition(".")
+    positive_key = join(section, last.removeprefix("no_"))
+    if key in key_types():
+        return key, True
+    if key_types().get(positive_key) is bool:
+        return positive_key, False
+    raise ConfigError(f"unknown option '--{name}'; {suggestion(key)}")
+
+
+def _switch(key: str, on: bool) -> str:
+    section, _, last = key.rpartition(".")
+    return f"--{key}" if on else f"--{join(section, 'no_' + last)}"
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says in a box of several lines, in one line."""
+    # The first line is the box's title; a rule, nothing but border, ends the paragraph.
+    paragraph: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip(_BOX)
+        if not text:
+            break
+        paragraph.append(text)
+    return " ".join(paragraph)

@@ -59,7 +59,7 @@ class GlobalBatchSampler:
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
     # Mixed one after the other, so that (seed, epoch) and (epoch, seed) have different keys.
-    state = _mix(np.array([seed & _WORD], np.uint64)) + np.uint64(0)
+    state = _mix(np.array([seed & _WORD], np.uint64)) + np.uint64(epoch & _WORD)
     keys = []
     for _ in range(ROUNDS):
         state = _mix(state)

@@ -1,0 +1,38 @@
+"""Token rounding: every expert's token count, summed over the group, becomes a multiple of M.
+
+A *rule* picks the targets n_E from the top-k counts f_E; a *selection* picks which pairs change.
+See docs/design.md, "Token rounding".
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+from distmoe.comm import Exchange
+from distmoe.routing.routers import Scores
+
+
+class Rule(Protocol):
+    """f_E -> n_E, int64, by integer arithmetic that is the same on every rank.
+
+    ``tile``: M. ``num_tokens``: tokens of the population, which no expert can exceed.
+    ``groups``: equal runs of experts over which ``balance`` levels the tiles.
+    """
+
+    def __call__(self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor: ...
+
+
+class Selection(Protocol):
+    """The pairs of this rank [T, E] bool, whose counts over the group are ``target_E``."""
+
+    def __call__(
+        self, scores: Scores, freq_E: Tensor, target_E: Tensor, *, tile: int, exchange: Exchange
+    ) -> Tensor: ...
+
+
+def may_round_up(freq_E: Tensor, *, tile: int, num_tokens: int) -> Tensor:
+    """[E] bool: a tile is started, and its end does not exceed the number of tokens."""
+    up_E = (freq_E // tile + 1) * tile
+    return (freq_E % tile > 0) & (up_E <= num_tokens)

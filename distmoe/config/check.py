@@ -1,0 +1,65 @@
+"""Every setting against its range, its known names, the other settings and the prepared data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distmoe.config.data_rules import data_problems
+from distmoe.config.errors import ConfigError
+from distmoe.config.keys import nearest, value_of
+from distmoe.config.ranges import out_of_range
+from distmoe.config.resolve import resolve
+from distmoe.config.rules import RULES
+from distmoe.config.schema import Config
+from distmoe.registry import (
+    ENGINES,
+    EXCHANGES,
+    MOE_MLP_BACKENDS,
+    ROUNDING_RULES,
+    ROUTERS,
+    SCHEDULES,
+    SELECTIONS,
+    Registry,
+)
+
+NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
+    "moe.router": (ROUTERS, ()),
+    "moe.rounding.rule": (ROUNDING_RULES, ()),
+    "moe.rounding.selection": (SELECTIONS, ()),
+    "moe.dispatch.exchange": (EXCHANGES, ("auto",)),
+    "moe.kernel": (MOE_MLP_BACKENDS, ("auto",)),
+    "parallel.engine": (ENGINES, ("auto",)),
+    "optim.schedule": (SCHEDULES, ()),
+}
+"""Settings that pick from a registry, and what else they may be."""
+
+
+def check(config: Config, world: int) -> None:
+    """ConfigError, a line for every problem, if a run of ``world`` ranks is impossible.
+
+    It needs no torch and starts nothing. Settings that are still unset are derived first.
+    """
+    problems = list(_problems(resolve(config, world), world))
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(config: Config, world: int) -> Iterator[str]:
+    wrong = dict(out_of_range(config))
+    yield from wrong.values()
+    yield from _unknown_names(config)
+    for rule in RULES:
+        # A rule may divide by its keys, so their ranges must hold first.
+        if wrong.keys().isdisjoint(rule.keys):
+            yield from rule.complaints(config, world)
+    if wrong.keys().isdisjoint(("data.seq_len", "train.global_batch_size")):
+        yield from data_problems(config)
+
+
+def _unknown_names(config: Config) -> Iterator[str]:
+    for key, (registry, others) in NAMES.items():
+        name, known = value_of(config, key), [*others, *registry]
+        if name not in known:
+            near = nearest(name, known)
+            advice = f"; did you mean {near}?" if near else ""
+            yield f"{key} is '{name}'; it must be one of {', '.join(known)}{advice}"

@@ -1,0 +1,46 @@
+"""Fill in the settings that follow from others, those that are 0 or "auto" in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from distmoe.config.data_sizes import read_data_sizes
+from distmoe.config.errors import ConfigError
+from distmoe.config.keys import value_of, with_values
+from distmoe.config.schema import Config
+
+_UNSET = (0, "auto")
+
+
+def resolve(config: Config, world: int | None = None) -> Config:
+    """``config`` with every derived value for a run of ``world`` ranks (launch.nproc by default).
+
+    A value that cannot be derived stays unset, and `check` says why. moe.kernel, the exchange,
+    the device and the dtype stay "auto": they depend on the machine.
+    """
+    derived = dict(_derived(config, world or config.launch.nproc))
+    return with_values(
+        config, {key: value for key, value in derived.items() if value_of(config, key) in _UNSET}
+    )
+
+
+def _derived(config: Config, world: int) -> Iterator[tuple[str, Any]]:
+    yield "moe.hidden_size", config.model.hidden_size
+    yield "model.head_dim", _quotient(config.model.hidden_size, config.model.n_heads)
+    yield "model.vocab_size", _vocab_size(config)
+    yield "parallel.dp_shard", _quotient(world, config.parallel.dp_replicate)
+    yield "parallel.engine", "single" if world == 1 else "fsdp2"
+    yield "train.micro_batch_size", _quotient(config.train.global_batch_size, world)
+
+
+def _quotient(total: int, parts: int) -> int:
+    """total / parts, or 0 (unset) where that is no positive integer."""
+    return total // parts if parts > 0 and total > 0 and total % parts == 0 else 0
+
+
+def _vocab_size(config: Config) -> int:
+    try:
+        return read_data_sizes(config.data.path).vocab_size
+    except ConfigError:
+        return 0

@@ -1,0 +1,215 @@
+"""Relations between settings. A rule yields `key is VALUE; what is allowed` where one is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distmoe.config.keys import value_of
+from distmoe.config.schema import Config
+
+Complaints = Callable[[Config, int], Iterator[str]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Complaints about a resolved config and a number of ranks, if the ranges of ``keys`` hold."""
+
+    keys: tuple[str, ...]
+    complaints: Complaints
+
+
+RULES: list[Rule] = []
+
+
+def _rule(*keys: str) -> Callable[[Complaints], Complaints]:
+    def add(complaints: Complaints) -> Complaints:
+        RULES.append(Rule(keys, complaints))
+        return complaints
+
+    return add
+
+
+def _wrong(config: Config, key: str, allowed: str) -> str:
+    return f"{key} is {value_of(config, key)}; it must {allowed}"
+
+
+@_rule()
+def _run_folder(config: Config, world: int) -> Iterator[str]:
+    if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
+        yield _wrong(config, "run.dir", "be a folder, and there is a file of that name")
+
+
+@_rule("model.hidden_size", "model.n_heads", "model.head_dim")
+def _heads(config: Config, world: int) -> Iterator[str]:
+    if config.model.head_dim == 0:
+        hidden = f"model.hidden_size ({config.model.hidden_size})"
+        yield _wrong(config, "model.n_heads", f"divide {hidden}, unless model.head_dim is set")
+    elif config.model.head_dim % 2:
+        yield _wrong(config, "model.head_dim", "be even, as RoPE turns pairs")
+
+
+@_rule("model.n_heads", "model.n_kv_heads")
+def _kv_heads(config: Config, world: int) -> Iterator[str]:
+    if config.model.n_heads % config.model.n_kv_heads:
+        heads = f"model.n_heads ({config.model.n_heads})"
+        yield _wrong(config, "model.n_kv_heads", f"divide {heads}")
+
+
+@_rule("model.n_layers", "model.n_dense_layers")
+def _dense_layers(config: Config, world: int) -> Iterator[str]:
+    if config.model.n_dense_layers > config.model.n_layers:
+        layers = f"0..model.n_layers ({config.model.n_layers})"
+        yield _wrong(config, "model.n_dense_layers", f"be in {layers}")
+
+
+@_rule("model.hidden_size", "moe.hidden_size")
+def _moe_hidden_size(config: Config, world: int) -> Iterator[str]:
+    if config.moe.hidden_size != config.model.hidden_size:
+        hidden = f"model.hidden_size ({config.model.hidden_size})"
+        yield _wrong(config, "moe.hidden_size", f"be 0 or {hidden}")
+
+
+@_rule("moe.num_experts", "moe.top_k")
+def _top_k(config: Config, world: int) -> Iterator[str]:
+    if config.moe.top_k > config.moe.num_experts:
+        yield _wrong(config, "moe.top_k", f"be in 1..moe.num_experts ({config.moe.num_experts})")
+
+
+@_rule("moe.num_experts", "parallel.ep")
+def _experts_per_rank(config: Config, world: int) -> Iterator[str]:
+    if config.moe.num_experts % config.parallel.ep:
+        yield _wrong(
+            config, "moe.num_experts", f"be a multiple of parallel.ep ({config.parallel.ep})"
+        )
+
+
+@_rule("moe.num_experts", "moe.rounding.balance_groups")
+def _balance_groups(config: Config, world: int) -> Iterator[str]:
+    groups = config.moe.rounding.balance_groups
+    if groups and config.moe.num_experts % groups:
+        experts = f"moe.num_experts ({config.moe.num_experts})"
+        yield _wrong(config, "moe.rounding.balance_groups", f"be 0 or divide {experts}")
+
+
+@_rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep")
+def _tile(config: Config, world: int) -> Iterator[str]:
+    tokens = config.train.micro_batch_size * config.data.seq_len * config.parallel.ep
+    rounds = config.moe.rounding.rule != "none"
+    # Without a micro-batch there is another complaint, and no number of tokens.
+    if rounds and config.train.micro_batch_size and config.moe.rounding.tile > tokens:
+        yield _wrong(
+            config,
+            "moe.rounding.tile",
+            "be at most the tokens of an expert-parallel group's micro-batch, "
+            f"train.micro_batch_size * data.seq_len * parallel.ep ({tokens})",
+        )
+
+
+@_rule("parallel.ep")
+def _local_exchange(config: Config, world: int) -> Iterator[str]:
+    if config.moe.dispatch.exchange == "local" and config.parallel.ep > 1:
+        yield _wrong(
+            config, "moe.dispatch.exchange", f"be auto for parallel.ep {config.parallel.ep}"
+        )
+
+
+@_rule("parallel.dp_replicate", "parallel.dp_shard")
+def _world(config: Config, world: int) -> Iterator[str]:
+    parallel = config.parallel
+    if world % parallel.dp_replicate:
+        yield _wrong(config, "parallel.dp_replicate", f"divide the number of ranks ({world})")
+    elif parallel.dp_replicate * parallel.dp_shard != world:
+        shards = world // parallel.dp_replicate
+        yield _wrong(
+            config,
+            "parallel.dp_shard",
+            f"be 0 or {shards}, the ranks ({world}) / parallel.dp_replicate "
+            f"({parallel.dp_replicate})",
+        )
+
+
+@_rule("parallel.dp_replicate", "parallel.dp_shard", "parallel.ep")
+def _ep(config: Config, world: int) -> Iterator[str]:
+    parallel = config.parallel
+    # An unset dp_shard is the complaint of another rule.
+    if parallel.dp_shard % parallel.ep:
+        yield _wrong(
+            config,
+            "parallel.ep",
+            f"divide parallel.dp_shard ({parallel.dp_shard}; the number of ranks is {world})",
+        )
+
+
+@_rule()
+def _single(config: Config, world: int) -> Iterator[str]:
+    if config.parallel.engine == "single" and world > 1:
+        yield _wrong(config, "parallel.engine", f"be auto or fsdp2 for {world} ranks")
+
+
+@_rule(
+    "parallel.dp_shard",
+    "parallel.ep",
+    "moe.num_experts",
+    "moe.intermediate_size",
+    "model.hidden_size",
+)
+def _expert_shards(config: Config, world: int) -> Iterator[str]:
+    """FSDP-2 cuts expert weights along the experts, or else along the rows of each matrix."""
+    moe, parallel = config.moe, config.parallel
+    if config.parallel.engine != "fsdp2" or parallel.dp_shard % parallel.ep:
+        return
+    efsdp = max(1, parallel.dp_shard // parallel.ep)
+    by_expert = moe.num_experts % (parallel.ep * efsdp) == 0
+    by_row = config.model.hidden_size % efsdp == 0 and 2 * moe.intermediate_size % efsdp == 0
+    if not by_expert and not by_row:
+        yield _wrong(
+            config,
+            "moe.num_experts",
+            f"be a multiple of parallel.dp_shard ({parallel.dp_shard}), or model.hidden_size "
+            f"({config.model.hidden_size}) and 2 * moe.intermediate_size "
+            f"({2 * moe.intermediate_size}) multiples of dp_shard / ep ({efsdp})",
+        )
+
+
+@_rule("train.global_batch_size", "train.micro_batch_size")
+def _global_batch(config: Config, world: int) -> Iterator[str]:
+    train = config.train
+    if train.micro_batch_size == 0:
+        yield _wrong(
+            config, "train.global_batch_size", f"be a multiple of the number of ranks ({world})"
+        )
+    elif train.global_batch_size % (world * train.micro_batch_size):
+        yield _wrong(
+            config,
+            "train.global_batch_size",
+            f"be a multiple of {world * train.micro_batch_size}, the ranks ({world}) * "
+            f"train.micro_batch_size ({train.micro_batch_size})",
+        )
+
+
+@_rule("train.steps", "optim.warmup_steps")
+def _warmup(config: Config, world: int) -> Iterator[str]:
+    if config.optim.warmup_steps > config.train.steps:
+        yield _wrong(config, "optim.warmup_steps", f"be at most train.steps ({config.train.steps})")
+
+
+@_rule("train.steps", "optim.warmup_steps", "optim.decay_steps")
+def _decay(config: Config, world: int) -> Iterator[str]:
+    left = config.train.steps - config.optim.warmup_steps
+    if config.optim.schedule == "wsd" and config.optim.decay_steps > left >= 0:
+        yield _wrong(
+            config,
+            "optim.decay_steps",
+            f"be at most the steps after the warm-up, train.steps - optim.warmup_steps ({left})",
+        )
+
+
+@_rule()
+def _resume(config: Config, world: int) -> Iterator[str]:
+    resume = config.checkpoint.resume
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        yield _wrong(
+            config, "checkpoint.resume", "be auto, never or the folder of a checkpoint that exists"
+        )

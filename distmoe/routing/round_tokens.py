@@ -1,0 +1,86 @@
+"""Rounding as the layer calls it, and as a plain function on anybody's scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from distmoe.comm import Exchange, make_exchange
+from distmoe.config import RoundingConfig
+from distmoe.registry import ROUNDING_RULES, SELECTIONS
+from distmoe.routing.routers import Scores, scores_from_probabilities
+from distmoe.routing.routing import Routing
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """``selected_TE`` bool: this rank's pairs. ``freq_E``, ``target_E`` int64: pairs per expert
+    over the group, under top-k and after rounding. ``num_tokens``: tokens of the group."""
+
+    selected_TE: Tensor
+    freq_E: Tensor
+    target_E: Tensor
+    num_tokens: int
+
+
+@torch.no_grad()
+def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> Rounded:
+    """Round over all tokens of the group of ``exchange``; collective, two small all-gathers."""
+    num_tokens, num_experts = scores.chosen_TE.shape
+    counts = torch.cat(
+        [scores.chosen_TE.sum(0), torch.tensor([num_tokens], device=scores.chosen_TE.device)]
+    )
+    total = exchange.all_gather(counts.int()).long().sum(0)
+    freq_E, group_tokens = total[:num_experts], int(total[-1])
+    if rounding.rule == "none":
+        return Rounded(scores.chosen_TE, freq_E, freq_E, group_tokens)
+    target_E = ROUNDING_RULES.load(rounding.rule)(
+        freq_E,
+        tile=rounding.tile,
+        num_tokens=group_tokens,
+        groups=rounding.balance_groups or exchange.size,
+    )
+    selected_TE = SELECTIONS.load(rounding.selection)(
+        scores, freq_E, target_E, tile=rounding.tile, exchange=exchange
+    )
+    return Rounded(selected_TE, freq_E, target_E, group_tokens)
+
+
+def round_tokens(
+    scores_TE: Tensor,
+    top_k: int,
+    *,
+    tile: int = 128,
+    rule: str = "balance",
+    selection: str = "exact",
+    group: dist.ProcessGroup | None = None,
+    balance_groups: int | None = None,
+    renormalize: str = "topk",
+    exchange: Exchange | None = None,
+) -> Routing:
+    """Top-k routing whose per-expert counts, summed over ``group``, are multiples of ``tile``.
+
+    ``scores_TE`` fp32 in [0, 1], [T, E]: the router's probabilities of this rank's tokens; T may
+    differ between ranks. ``group`` None: this rank alone. ``balance_groups``: equal runs of
+    experts over which ``balance`` levels the tiles; by default the ranks of the group.
+    ``exchange``: a transport to use in place of one made for ``group``. Collective.
+    ValueError for impossible arguments.
+    """
+    num_experts = scores_TE.shape[1]
+    exchange = exchange or make_exchange(group)
+    groups = balance_groups or exchange.size
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
+    if tile < 1:
+        raise ValueError(f"tile is {tile}; it must be at least 1")
+    if num_experts % groups:
+        raise ValueError(f"balance_groups is {groups}; it must divide the {num_experts} experts")
+    if renormalize not in ("topk", "assigned", "none"):
+        raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
+    scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
+    rounding = RoundingConfig(rule, tile=tile, selection=selection, balance_groups=groups)
+    selected_TE = round_scores(scores, exchange, rounding).selected_TE
+    return Routing.from_mask(selected_TE, scores.weight(selected_TE))

@@ -1,0 +1,171 @@
+"""Which rank this process is, from the environment that a launcher made: the one file that reads it.
+
+The first of these that is there counts: torchrun (or `distmoe train` itself), SLURM's srun, MPI.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+
+from distmoe.config import ConfigError, RankInfo
+
+Environment = Mapping[str, str]
+
+LAUNCHER = "DISTMOE_LAUNCHER"
+FIRST_JOB_PORT = 20000
+JOB_PORTS = 20000
+
+
+def rank_info(environ: Environment | None = None) -> RankInfo:
+    """The place of this process, from ``environ`` (os.environ by default).
+
+    ConfigError, one line, for a variable that is missing or makes no sense.
+    """
+    variables = os.environ if environ is None else environ
+    if "RANK" in variables or "WORLD_SIZE" in variables:
+        return _checked(_torchrun(variables))
+    if _is_slurm_step(variables):
+        return _checked(_slurm(variables))
+    if "OMPI_COMM_WORLD_RANK" in variables:
+        return _checked(_mpi(variables, OPEN_MPI))
+    if "PMI_RANK" in variables:
+        return _checked(_mpi(variables, MPICH))
+    return RankInfo()
+
+
+def worker_environment(ranks: RankInfo, *, threads: int) -> dict[str, str]:
+    """The environment of a worker that `distmoe train` starts: this one's, and its place."""
+    return {
+        **os.environ,
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world),
+        "LOCAL_RANK": str(ranks.local_rank),
+        "LOCAL_WORLD_SIZE": str(ranks.local_world),
+        "MASTER_ADDR": ranks.master_addr,
+        "MASTER_PORT": str(ranks.master_port),
+        LAUNCHER: ranks.source,
+        "OMP_NUM_THREADS": str(threads),
+        # The working folder must not shadow installed packages.
+        "PYTHONSAFEPATH": "1",
+    }
+
+
+def _torchrun(variables: Environment) -> RankInfo:
+    return RankInfo(
+        rank=_integer(variables, "RANK"),
+        world=_integer(variables, "WORLD_SIZE"),
+        local_rank=_integer(variables, "LOCAL_RANK"),
+        local_world=_integer(variables, "LOCAL_WORLD_SIZE"),
+        master_addr=_text(variables, "MASTER_ADDR"),
+        master_port=_integer(variables, "MASTER_PORT"),
+        source="local" if variables.get(LAUNCHER) == "local" else "torchrun",
+    )
+
+
+def _is_slurm_step(variables: Environment) -> bool:
+    """A batch script and a shell of salloc have a job's variables too; they are one process."""
+    return "SLURM_STEP_ID" in variables and _slurm_world(variables) > 1
+
+
+def _slurm_world(variables: Environment) -> int:
+    step = "SLURM_STEP_NUM_TASKS"
+    return _integer(variables, step if step in variables else "SLURM_NTASKS", default=1)
+
+
+def _slurm(variables: Environment) -> RankInfo:
+    address = "MASTER_ADDR" if "MASTER_ADDR" in variables else "SLURM_LAUNCH_NODE_IPADDR"
+    return RankInfo(
+        rank=_integer(variables, "SLURM_PROCID"),
+        world=_slurm_world(variables),
+        local_rank=_integer(variables, "SLURM_LOCALID"),
+        local_world=_slurm_local_world(variables),
+        master_addr=_text(variables, address),
+        master_port=_slurm_port(variables),
+        source="slurm",
+    )
+
+
+def _slurm_port(variables: Environment) -> int:
+    """The same on all ranks, another one for another job or another try of a job."""
+    if "MASTER_PORT" in variables:
+        return _integer(variables, "MASTER_PORT")
+    restart = _integer(variables, "SLURM_RESTART_COUNT", default=0)
+    return FIRST_JOB_PORT + (_integer(variables, "SLURM_JOB_ID") * 7 + restart) % JOB_PORTS
+
+
+def _slurm_local_world(variables: Environment) -> int:
+    for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"):
+        if name in variables:
+            tasks, node = list(_tasks_per_node(variables, name)), _integer(variables, "SLURM_NODEID")
+            # SLURM_NTASKS_PER_NODE is one number for all nodes.
+            return tasks[node] if node < len(tasks) else tasks[-1]
+    raise ConfigError("SLURM_STEP_TASKS_PER_NODE is not set; srun sets it for its tasks")
+
+
+def _tasks_per_node(variables: Environment, name: str) -> Iterator[int]:
+    """Tasks of each node of a list such as `4(x2),3`."""
+    for run in variables[name].split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", run.strip())
+        if match is None:
+            raise ConfigError(f"{name} is '{variables[name]}'; expected a list such as 4(x2),3")
+        yield from [int(match[1])] * int(match[2] or 1)
+
+
+OPEN_MPI = (
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+)
+MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+
+
+def _mpi(variables: Environment, names: tuple[str, str, str, str]) -> RankInfo:
+    rank, world, local_rank, local_world = (_integer(variables, name) for name in names)
+    if world == 1:
+        return RankInfo()
+    advice = "; export it before mpirun, as MPI does not say where rank 0 is"
+    return RankInfo(
+        rank=rank,
+        world=world,
+        local_rank=local_rank,
+        local_world=local_world,
+        master_addr=_text(variables, "MASTER_ADDR", advice=advice),
+        master_port=_integer(variables, "MASTER_PORT", advice=advice),
+        source="mpi",
+    )
+
+
+def _checked(ranks: RankInfo) -> RankInfo:
+    for name, index, count in (
+        ("rank", ranks.rank, ranks.world),
+        ("local rank", ranks.local_rank, ranks.local_world),
+    ):
+        if not 0 <= index < count:
+            raise ConfigError(
+                f"{name} is {index} of {count} in the environment of {ranks.source}; "
+                f"it must be in 0..{count - 1}"
+            )
+    if ranks.source != "single" and not 0 < ranks.master_port < 1 << 16:
+        raise ConfigError(f"MASTER_PORT is {ranks.master_port}; it must be in 1..65535")
+    return ranks
+
+
+def _integer(
+    variables: Environment, name: str, *, default: int | None = None, advice: str = ""
+) -> int:
+    if default is not None and name not in variables:
+        return default
+    text = _text(variables, name, advice=advice)
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"{name} is '{text}'; it must be an integer") from None
+
+
+def _text(variables: Environment, name: str, *, advice: str = "") -> str:
+    if not variables.get(name):
+        raise ConfigError(f"{name} is not set{advice or '; the launcher sets it for every rank'}")
+    return variables[name]

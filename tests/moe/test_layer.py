@@ -1,0 +1,231 @@
+"""The expert-parallel layer on P ranks against the reference on the concatenated tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor
+
+from distmoe import MoE, MoEConfig
+from distmoe.config import DispatchConfig, RoundingConfig
+from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
+from distmoe.moe.layer import routing_mask
+from distmoe.moe.reference import moe_reference
+from distmoe.routing.routers import scores_from_probabilities
+from distmoe.routing.routing import Routing
+
+H, I, E, K = 16, 8, 8, 3
+CONFIG = MoEConfig(hidden_size=H, intermediate_size=I, num_experts=E, top_k=K)
+TILE = 8
+
+# Tokens of each rank, and what the router prefers.
+CASES = {
+    "even": (lambda P: [48 // P] * P, None),
+    "uneven": (lambda P: [48 // P + 3 * r for r in range(P)], None),
+    "a_rank_without_tokens": (lambda P: [0] + [24] * (P - 1) if P > 1 else [24], None),
+    "all_to_one_expert": (lambda P: [40 // P] * P, 5),
+    "one_rank_starved": (lambda P: [24] * P, 0),
+}
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "router": torch.randn(E, H, generator=generator),
+        "w_in": torch.randn(E, 2 * I, H, generator=generator) * H**-0.5,
+        "w_out": torch.randn(E, H, I, generator=generator) * I**-0.5,
+    }
+
+
+def inputs(tokens: list[int], favourite: int | None) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(sum(tokens))
+    x = torch.randn(sum(tokens), H, generator=generator)
+    if favourite is not None:
+        # Along one router row: every token likes that expert, and the same few others.
+        x = x * 0.05 + weights()["router"][favourite] * 0.5
+    return x, torch.randn(sum(tokens), H, generator=generator)
+
+
+def run_layer(rank: int, config: MoEConfig, tokens: list[int], x: Tensor, dout: Tensor):
+    group = dist.group.WORLD if len(tokens) > 1 else None
+    layer = MoE(config, group)
+    own = slice(rank * E // len(tokens), (rank + 1) * E // len(tokens))
+    w = weights()
+    with torch.no_grad():
+        layer.router_EH.copy_(w["router"])
+        layer.experts.w_in_eGH.copy_(w["w_in"][own])
+        layer.experts.w_out_eHI.copy_(w["w_out"][own])
+    begin = sum(tokens[:rank])
+    rows = slice(begin, begin + tokens[rank])
+    x_TH = x[rows].clone().requires_grad_()
+    out_TH, losses = layer(x_TH)
+    objective = (out_TH * dout[rows]).sum() + losses.load_balance + losses.z
+    objective.backward()
+    return {
+        "out": out_TH.detach(),
+        "dx": x_TH.grad,
+        "d_router": layer.router_EH.grad,
+        "dw_in": layer.experts.w_in_eGH.grad,
+        "dw_out": layer.experts.w_out_eHI.grad,
+        "loss": torch.stack([losses.load_balance, losses.z]).detach(),
+        "target": layer.stats.target_E,
+        "rows_sent": layer.stats.rows_sent,
+        "copies_sent": layer.stats.copies_sent,
+        "traffic": layer.exchange.traffic.bytes_sent,
+    }
+
+
+def together(results: list[dict]) -> dict[str, Tensor]:
+    """What the ranks give together: rows one after the other, shared gradients summed."""
+    joined = {name: torch.cat([r[name] for r in results]) for name in ("out", "dx", "dw_in", "dw_out")}
+    joined |= {name: torch.stack([r[name] for r in results]).sum(0) for name in ("d_router", "loss")}
+    return joined
+
+
+def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype: torch.dtype):
+    """The same layer as plain autograd over all tokens and experts."""
+    from distmoe.routing.losses import load_balance_loss, z_loss
+    from distmoe.routing.round_tokens import round_tokens
+
+    w = {name: value.to(dtype).requires_grad_() for name, value in weights().items()}
+    x_TH = x.to(dtype).clone().requires_grad_()
+    logits_TE = x_TH @ w["router"].T
+    prob_TE = logits_TE.softmax(1)
+    rounded = round_tokens(
+        prob_TE.detach().float(),
+        K,
+        tile=config.rounding.tile,
+        rule=config.rounding.rule,
+        balance_groups=groups,
+    )
+    scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
+    mask_TE = routing_mask(rounded)
+    routing = Routing.from_mask(mask_TE, scores.weight(mask_TE))
+    out_TH = moe_reference(x_TH, routing, w["w_in"], w["w_out"])
+    counts_E = scores.chosen_TE.sum(0)
+    losses = [
+        load_balance_loss(prob_TE, counts_E, num_tokens=len(x), top_k=K),
+        z_loss(logits_TE, num_tokens=len(x)),
+    ]
+    ((out_TH * dout.to(dtype)).sum() + losses[0] + losses[1]).backward()
+    return {
+        "out": out_TH.detach(),
+        "dx": x_TH.grad,
+        "d_router": w["router"].grad,
+        "dw_in": w["w_in"].grad,
+        "dw_out": w["w_out"].grad,
+        "loss": torch.stack(losses).detach(),
+    }, rounded
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("rule", ["none", "nearest", "balance"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_forward_and_gradients(num_ranks: int, case: str, rule: str, overlap: bool) -> None:
+    make_tokens, favourite = CASES[case]
+    tokens = make_tokens(num_ranks)
+    x, dout = inputs(tokens, favourite)
+    config = replace(
+        CONFIG,
+        rounding=RoundingConfig(rule, tile=TILE),
+        dispatch=DispatchConfig(overlap=overlap),
+    )
+    with poisoned_empty():
+        results = run_ranks(run_layer, num_ranks, config, tokens, x, dout)
+    exact, routing = by_reference(config, x, dout, num_ranks, torch.float64)
+    same_dtype, _ = by_reference(config, x, dout, num_ranks, torch.float32)
+    joined = together(results)
+    for name, want in exact.items():
+        assert_as_good_as(joined[name], same_dtype[name], want.float(), name)
+    for result in results:
+        assert torch.equal(result["target"], routing.counts_E.long())
+    if rule != "none":
+        assert (routing.counts_E % TILE == 0).all()
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_overlap_changes_no_bit(num_ranks: int) -> None:
+    x, dout = inputs([24] * num_ranks, None)
+    config = replace(CONFIG, rounding=RoundingConfig("balance", tile=TILE))
+    serial = replace(config, dispatch=DispatchConfig(overlap=False))
+    first = together(run_ranks(run_layer, num_ranks, config, [24] * num_ranks, x, dout))
+    second = together(run_ranks(run_layer, num_ranks, serial, [24] * num_ranks, x, dout))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.mark.parametrize("rule", ["none", "balance"])
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_a_row_crosses_once(num_ranks: int, rule: str) -> None:
+    """Bytes counted by the exchange: each token once per other rank that has one of its experts,
+    there and back, in forward and backward; ids and scores as 8 bytes a pair, dscore as 4."""
+    tokens = [24] * num_ranks
+    x, dout = inputs(tokens, None)
+    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE))
+    results = run_ranks(run_layer, num_ranks, config, tokens, x, dout)
+    _, routing = by_reference(config, x, dout, num_ranks, torch.float32)
+    owner_N, token_N = routing.expert_N // (E // num_ranks), routing.token_N
+    crossing = owner_N != token_N // 24
+    pairs = int(crossing.sum())
+    unique = len(set(zip(owner_N[crossing].tolist(), token_N[crossing].tolist(), strict=True)))
+    assert sum(r["rows_sent"] for r in results) == unique
+    assert sum(r["copies_sent"] for r in results) == pairs
+    assert unique < pairs
+    sent = {kind: sum(r["traffic"][kind] for r in results) for kind in results[0]["traffic"]}
+    assert sent["rows"] == 4 * unique * H * 4
+    assert sent["pairs"] == pairs * 8
+    assert sent["scores"] == pairs * 4
+
+
+def test_expected_rows_under_uniform_routing() -> None:
+    """D(P)(P-1)/P rows per token with D(g) = g(1 - C(E-E/g,K)/C(E,K)), to sampling error."""
+    num_ranks, count = 4, 2048
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.rand(count * num_ranks, E, generator=generator)
+
+    def rows_sent(rank: int) -> int:
+        from distmoe.comm import make_exchange
+        from distmoe.moe.dispatch import plan_dispatch
+        from distmoe.routing import round_tokens
+
+        own = scores[rank * count : (rank + 1) * count]
+        exchange = make_exchange(dist.group.WORLD)
+        return plan_dispatch(round_tokens(own, K, rule="none"), exchange, tile=1).rows_sent()
+
+    hit = 1 - math.comb(E - E // num_ranks, K) / math.comb(E, K)
+    expected = count * num_ranks * hit * (num_ranks - 1)
+    assert sum(run_ranks(rows_sent, num_ranks)) == pytest.approx(expected, rel=0.02)
+
+
+def test_evaluation_is_plain_top_k() -> None:
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("nearest", tile=TILE)))
+    x = torch.randn(40, H, generator=torch.Generator().manual_seed(3))
+    layer.train()(x)
+    assert int(layer.stats.dropped + layer.stats.added) > 0
+    layer.eval()(x)
+    assert int(layer.stats.dropped + layer.stats.added) == 0
+    assert torch.equal(layer.stats.freq_E, layer.stats.target_E)
+
+
+def test_any_shape_and_a_shared_expert() -> None:
+    layer = MoE(replace(CONFIG, shared_intermediate_size=12, rounding=RoundingConfig("none")))
+    x = torch.randn(2, 5, H, generator=torch.Generator().manual_seed(4))
+    out, losses = layer(x)
+    assert out.shape == x.shape
+    assert torch.equal(out.view(-1, H), layer(x.view(-1, H))[0])
+    without = layer.experts.w_out_eHI.data.zero_()
+    assert torch.equal(layer(x)[0], layer.shared(x.view(-1, H)).view(x.shape)), without.shape
+    assert losses.load_balance.ndim == 0
+
+
+def test_impossible_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"top_k is 9; it must be in 1\.\.num_experts \(8\)"):
+        MoE(replace(CONFIG, top_k=9))
+    with pytest.raises(ValueError, match="renormalize is 'none'"):
+        MoE(replace(CONFIG, router="topk_softmax", renormalize="none"))
