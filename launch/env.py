@@ -1,4 +1,4 @@
-"""Which rank this process is, from the environment that a launcher made: the one file that reads it.
+"""Which rank this process is: the one file that reads the environment.
 
 The first of these that is there counts: torchrun (or `distmoe train` itself), SLURM's srun, MPI.
 """
@@ -98,7 +98,10 @@ def _slurm_port(variables: Environment) -> int:
 def _slurm_local_world(variables: Environment) -> int:
     for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE"):
         if name in variables:
-            tasks, node = list(_tasks_per_node(variables, name)), _integer(variables, "SLURM_NODEID")
+            tasks, node = (
+                list(_tasks_per_node(variables, name)),
+                _integer(variables, "SLURM_NODEID"),
+            )
             # SLURM_NTASKS_PER_NODE is one number for all nodes.
             return tasks[node] if node < len(tasks) else tasks[-1]
     raise ConfigError("SLURM_STEP_TASKS_PER_NODE is not set; srun sets it for its tasks")

@@ -53,7 +53,7 @@ class _Ranks:
         self._received = received
         self._delivered = 0
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._first_failed: int | None = None
+        self._failed: tuple[int, int] | None = None
 
     def start(self, command: Sequence[str], nproc: int, *, threads: int) -> None:
         port = _free_port()
@@ -70,20 +70,108 @@ class _Ranks:
             self._processes.append(process)
 
     def wait(self) -> None:
-        """Until all have ended: by themselves, or stopped because one has failed."""
-        if not self._wait_until(lambda: not self._running() or self._failed(), inf):
-            return
+        """Until all have ended, by themselves or stopped because one has failed."""
+        self._wait_until(lambda: self._note_failure() or not self._running(), inf)
         for seconds, signum in ((NOTICE_S, signal.SIGTERM), (TERMINATE_S, signal.SIGKILL)):
             if not self._wait_until(lambda: not self._running(), seconds):
                 self.send(signum)
         self._wait_until(lambda: not self._running(), inf)
 
     def send(self, signum: int) -> None:
-        """Send a signal once to every rank that still runs; SIGKILL to its children too."""
+        """Send a signal to every rank that still runs; SIGKILL goes to its children too."""
         for process in self._running():
-            with contextlib.suppress(ProcessLookupError):
-                kill = os.killpg if signum == signal.SIGKILL else os.kill
-                kill(process.pid, signum)
+            if signum == signal.SIGKILL:
+                os.killpg(process.pid, signum)
+            else:
+                process.send_signal(signum)
 
     def report(self, advice: str) -> int:
-        """Print the one line about a failure, if there is one; the exit code."""
+        """The exit code, after one line on stderr that says which rank failed, and how."""
+        if self._failed is None:
+            return 0
+        rank, code = self._failed
+        codes = [process.returncode for process in self._processes]
+        # Rank 0 has said what is wrong with the settings.
+        if codes[0] != WRONG_CONFIG:
+            print(f"{self._cause(rank, code)}{advice and '; ' + advice}", file=sys.stderr)
+        return WRONG_CONFIG if WRONG_CONFIG in codes else 1
+
+    def _cause(self, rank: int, code: int) -> str:
+        if self._received.count(signal.SIGINT) > 1:
+            return "all ranks were killed by a second Ctrl-C"
+        if -code in self._received:
+            return f"all ranks were stopped by {signal.Signals(-code).name}"
+        end = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+        return f"rank {rank} {end}; the others were stopped"
+
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self._processes if process.poll() is None]
+
+    def _note_failure(self) -> bool:
+        """Keep the first rank that has failed, and how."""
+        codes = [(rank, process.poll()) for rank, process in enumerate(self._processes)]
+        failed = [(rank, code) for rank, code in codes if code]
+        if failed and self._failed is None:
+            # A rank that a signal ended is the cause; its peers then end with an error.
+            self._failed = min(failed, key=lambda end: (end[1] > 0, end[0]))
+        return bool(failed)
+
+    def _wait_until(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Whether ``done`` came true in time. Signals are passed on meanwhile."""
+        deadline = time.monotonic() + seconds
+        while not done():
+            if time.monotonic() > deadline:
+                return False
+            self._pass_on_signals()
+            time.sleep(POLL_S)
+        return True
+
+    def _pass_on_signals(self) -> None:
+        for position in range(self._delivered, len(self._received)):
+            signum = self._received[position]
+            earlier = signum in self._received[:position]
+            if not earlier:
+                self.send(signum)
+            elif signum == signal.SIGINT:
+                self.send(signal.SIGKILL)
+            self._delivered += 1
+
+
+@contextlib.contextmanager
+def _received_signals() -> Iterator[list[int]]:
+    """The forwarded signals that arrive, in their order, instead of their effect here."""
+    received: list[int] = []
+    before = {
+        signum: signal.signal(signum, lambda number, frame: received.append(number))
+        for signum in FORWARDED
+    }
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _die_with(parent: int) -> Callable[[], None] | None:
+    """For the child, between fork and exec: the kernel kills it when ``parent`` is gone."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def arrange() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The parent may have died before the call.
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return arrange
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))

@@ -52,13 +52,15 @@ def suggestion(key: str) -> str:
     """What to say of an unknown key: its nearest neighbour, or what its section knows."""
     section, _, name = key.rpartition(".")
     if section not in sections():
-        return suggestion(section)
+        near = nearest(key, key_types())
+        return f"did you mean '{near}'?" if near else suggestion(section)
     names = [field.name for field in dataclasses.fields(sections()[section])]
     if near := nearest(name, names):
         return f"did you mean '{join(section, near)}'?"
-    elsewhere = [known for known in key_types() if known.rpartition(".")[2] == name]
-    if near := nearest(key, elsewhere, cutoff=0.0) or nearest(key, key_types()):
-        return f"did you mean '{near}'?"
+    # The name may belong to another section.
+    if near_name := nearest(name, [known.rpartition(".")[2] for known in key_types()]):
+        homes = [known for known in key_types() if known.rpartition(".")[2] == near_name]
+        return f"did you mean '{nearest(key, homes, cutoff=0.0)}'?"
     return f"known{' in ' + section if section else ''}: {', '.join(names)}"
 
 

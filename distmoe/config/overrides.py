@@ -53,7 +53,7 @@ def _plain_switches(options: Sequence[str]) -> Iterator[str]:
             yield f"--{key}{equals}{value}"
             continue
         if not equals:
-            value = rest.popleft() if rest and rest[0].lower() in _SWITCH else "true"
+            value = rest.popleft() if rest and not rest[0].startswith("--") else "true"
         if value.lower() not in _SWITCH:
             raise ConfigError(f"{key} is {value!r}; it must be true or false")
         yield _switch(key, positive == _SWITCH[value.lower()])

@@ -52,11 +52,11 @@ class Fsdp2Engine:
         for block in self.model.blocks:
             fully_shard(
                 block,
-                mesh=self.mesh.dense,
+                mesh=self.mesh.fsdp,
                 mp_policy=policy,
                 reshard_after_forward=parallel.reshard_after_forward,
             )
-        fully_shard(self.model, mesh=self.mesh.dense, mp_policy=policy)
+        fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 # Gradients are summed, never averaged; gloo has no scaled sum (PREMUL_SUM).

@@ -1,0 +1,41 @@
+# Everything is set up by the first call and skipped by the next.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SHAKESPEARE := data/shakespeare/manifest.json
+
+.PHONY: help train test lint clean
+
+help:
+	@echo "make train   set up, prepare the text and train configs/quickstart.toml;"
+	@echo "             a second call continues. make train ARGS='--train.steps 50' changes settings"
+	@echo "make test    set up, then lint and run the tests"
+	@echo "make lint    set up, then ruff and mypy"
+	@echo "make clean   remove the environment and caches; runs/ and data/ stay"
+	@echo "PYTHON=...   the Python that makes the environment, 3.11 or newer (now $(PYTHON))"
+
+train: .venv/.installed $(SHAKESPEARE)
+	$(BIN)/distmoe train configs/quickstart.toml $(ARGS)
+
+test: lint
+	$(BIN)/pytest $(ARGS)
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(SHAKESPEARE): | .venv/.installed
+	$(BIN)/distmoe data prepare --builtin shakespeare --out data/shakespeare
+
+.venv/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,71 @@
+"""The axes dp_replicate, dp_shard, ep and efsdp, and their groups.
+
+world = dp_replicate * dp_shard and dp_shard = efsdp * ep over the same ranks; ep is innermost, so
+that the ranks that exchange tokens are neighbours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from distmoe.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """``dense``: FSDP axes of dense parameters. ``sparse``: (dp_replicate, efsdp, ep)."""
+
+    dense: DeviceMesh
+    sparse: DeviceMesh
+
+    @property
+    def dense_group(self) -> dist.ProcessGroup:
+        """Ranks that hold distinct shards of everything: dp_shard."""
+        return self.dense["dp_shard"].get_group()
+
+    @property
+    def ep_group(self) -> dist.ProcessGroup | None:
+        """Ranks that share the experts; None for ep = 1."""
+        return self.sparse["ep"].get_group() if self.sparse["ep"].size() > 1 else None
+
+    @property
+    def ep_rank(self) -> int:
+        return int(self.sparse["ep"].get_local_rank())
+
+    @property
+    def efsdp_size(self) -> int:
+        return int(self.sparse["efsdp"].size())
+
+    @property
+    def fsdp(self) -> DeviceMesh:
+        """Axes over which dense parameters are sharded, and replicated if dp_replicate > 1."""
+        return self.dense if self._replicated else self.dense["dp_shard"]
+
+    @property
+    def expert_fsdp(self) -> DeviceMesh:
+        """The same for the parameters of one rank's experts."""
+        return self.sparse["dp_replicate", "efsdp"] if self._replicated else self.sparse["efsdp"]
+
+    @property
+    def _replicated(self) -> bool:
+        return bool(self.sparse["dp_replicate"].size() > 1)
+
+    def describe(self) -> str:
+        """One line, such as "8 ranks = dp_replicate 1 x efsdp 2 x ep 4"."""
+        sizes = [f"{axis} {self.sparse[axis].size()}" for axis in ("dp_replicate", "efsdp", "ep")]
+        return f"{self.sparse.size()} ranks = {' x '.join(sizes)}"
+
+
+def build_mesh(parallel: ParallelConfig, *, device_type: str) -> Mesh:
+    """Both views of the ranks of the default process group; collective."""
+    replicate, shard, ep = parallel.dp_replicate, parallel.dp_shard, parallel.ep
+    dense = init_device_mesh(
+        device_type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard")
+    )
+    sparse = init_device_mesh(
+        device_type, (replicate, shard // ep, ep), mesh_dim_names=("dp_replicate", "efsdp", "ep")
+    )
+    return Mesh(dense, sparse)

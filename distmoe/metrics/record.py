@@ -1,0 +1,64 @@
+"""One line of metrics.jsonl."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from distmoe.metrics.expert_load import ExpertLoad
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
+
+    ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
+    ``rows_mib_with_copies``: the same with one copy per pair.
+    """
+
+    step: int
+    loss: float
+    load_balance_loss: float
+    z_loss: float
+    lr: float
+    grad_norm: float
+    skipped: bool
+    tokens: int
+    step_seconds: float
+    data_seconds: float
+    tokens_per_second_per_rank: float
+    slowest_over_mean: float
+    memory_gib: float
+    pairs: int
+    pairs_dropped: int
+    pairs_added: int
+    tokens_without_expert: int
+    rows_mib: float
+    rows_mib_with_copies: float
+    load: ExpertLoad
+
+    def flat(self) -> dict[str, float | int | bool]:
+        """Without nesting; the names are stable."""
+        values = asdict(self)
+        values.update(values.pop("load"))
+        return values
+
+
+# TensorBoard group -> fields of the flat record.
+GROUPS = {
+    "train": ("loss", "load_balance_loss", "z_loss", "lr", "grad_norm", "tokens"),
+    "throughput": ("tokens_per_second_per_rank", "slowest_over_mean"),
+    "time": ("step_seconds", "data_seconds"),
+    "experts": (
+        "load_max_over_mean",
+        "tiles_max_over_mean",
+        "tile_waste",
+        "tile_waste_unrounded",
+        "tokens_per_expert_over_tile",
+        "dead_experts",
+        "pairs_dropped",
+        "pairs_added",
+        "tokens_without_expert",
+    ),
+    "communication": ("rows_mib", "rows_mib_with_copies"),
+    "memory": ("memory_gib",),
+}

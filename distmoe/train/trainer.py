@@ -1,0 +1,257 @@
+"""The training run of one rank, from a checked config to the summary."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from distmoe import runtime as runtime_room
+from distmoe.checkpoint.rng import rng_state, set_rng_state
+from distmoe.checkpoint.store import CheckpointStore, load
+from distmoe.config import Config, RankInfo
+from distmoe.config.load import to_toml
+from distmoe.data.batches import Batch, Batches, validation_batches
+from distmoe.data.sampler import GlobalBatchSampler
+from distmoe.data.tokens import TokenSplit
+from distmoe.engines import compute_dtype, make_engine
+from distmoe.mesh import Mesh, build_mesh
+from distmoe.metrics.reporter import Reporter
+from distmoe.registry import SCHEDULES
+from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.train.collect import collect_step
+from distmoe.train.step import train_step, validation_loss
+
+
+def train(config: Config, ranks: RankInfo) -> None:
+    """Train as one rank of a run; ``config`` is resolved and checked for ``ranks.world`` ranks.
+
+    Returns when all steps are done, the time limit is reached, or a signal asked for the end;
+    in each case the last state is in a complete checkpoint. Raises on any error.
+    """
+    stop_signal = StopSignal()
+    stop_signal.install()
+    runtime = runtime_room.start(
+        ranks,
+        device=config.run.device,
+        timeout_s=config.launch.timeout_s,
+        threads=config.launch.threads,
+        engine=config.parallel.engine,
+    )
+    mesh = None
+    if runtime.group is not None:
+        mesh = build_mesh(config.parallel, device_type=runtime.device.type)
+    with ExitStack() as resources:
+        trainer = Trainer(config, runtime, mesh, resources)
+        trainer.run(stop_signal)
+    del trainer
+    runtime_room.stop(runtime)
+    stop_signal.restore()
+
+
+class Trainer:
+    """Everything of a run, built in the order of the data path. ``done``: finished steps."""
+
+    def __init__(
+        self, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
+    ) -> None:
+        self.config, self.runtime = config, runtime
+        self.folder = Path(config.run.dir)
+        self.engine = make_engine(config, mesh, runtime.device)
+        self.store = CheckpointStore(
+            self.folder / "checkpoints",
+            keep_last=config.checkpoint.keep_last,
+            asynchronous=config.checkpoint.asynchronous,
+        )
+        self.saved_step = -1
+        self.done, resumed_from = self._resume()
+        self._open_data(resources)
+        if runtime.ranks.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.toml").write_text(to_toml(config))
+        self.reporter = Reporter(
+            config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
+        )
+        resources.callback(self.reporter.close)
+        self.reporter.header(self._facts(mesh, resumed_from))
+
+    def _open_data(self, resources: ExitStack) -> None:
+        config, ranks = self.config, self.runtime.ranks
+        split = TokenSplit(config.data.path, "train")
+        self.held_out = TokenSplit(config.data.path, "validation")
+        self.unigram_entropy = self.held_out.unigram_entropy()
+        sampler = GlobalBatchSampler(
+            split.num_samples(config.data.seq_len),
+            config.train.global_batch_size,
+            config.run.seed,
+        )
+        self.batches = Batches(
+            split,
+            sampler,
+            seq_len=config.data.seq_len,
+            rank=ranks.rank,
+            world=ranks.world,
+            micro_batch_size=config.train.micro_batch_size,
+        )
+        resources.callback(self.batches.close)
+
+    def _facts(self, mesh: Mesh | None, resumed_from: Path | None) -> list[tuple[str, str]]:
+        config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
+        dtype = str(compute_dtype(config, device)).removeprefix("torch.")
+        layers = self.engine.model.moe_layers()
+        kinds = {(type(m.exchange).__name__, type(m.mlp).__name__) for m in layers}
+        tokens = config.train.global_batch_size * config.data.seq_len
+        return [
+            ("mesh", mesh.describe() if mesh else "1 rank"),
+            ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
+            ("engine", config.parallel.engine),
+            (
+                "experts run by",
+                ", ".join(f"{mlp} over {exchange}" for exchange, mlp in sorted(kinds)) or "none",
+            ),
+            ("overlap", "on" if config.moe.dispatch.overlap else "off"),
+            ("data", f"{config.data.path}, {tokens:,} tokens a step"),
+            ("state", f"resumed from {resumed_from}" if resumed_from else "new run"),
+        ]
+
+    def run(self, stop_signal: StopSignal) -> None:
+        """Train until the steps are done or something asks for the end; save; summarise."""
+        config, clock = self.config, self.reporter.clock
+        stopped = ""
+        while self.done < config.train.steps and not stopped:
+            self._step()
+            last = self.done == config.train.steps
+            if self._is_due(config.train.validate_every) and not last:
+                self._validate()
+            if self._is_due(config.checkpoint.every) and not last:
+                self._save()
+            over = 0 < config.train.max_minutes * 60 <= clock.elapsed()
+            if any_rank(bool(stop_signal.received) or over, self.runtime):
+                stopped = "a signal" if stop_signal.received else "train.max_minutes"
+        if self.saved_step != self.done:
+            self._save()
+        with clock.part("checkpoint"):
+            self.store.wait()
+        if not stop_signal.received:
+            self._validate()
+        if stopped:
+            self.reporter.console.line(
+                f"stopped by {stopped} at step {self.done} of {config.train.steps}; "
+                "the same command goes on from here"
+            )
+        self.reporter.finish(
+            step=self.done,
+            unigram_entropy=self.unigram_entropy,
+            tokens_per_step=config.train.global_batch_size * config.data.seq_len,
+        )
+
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.done % every == 0
+
+    def _step(self) -> None:
+        config, clock = self.config, self.reporter.clock
+        begun = time.perf_counter()
+        with clock.part("data"):
+            batches = self.batches.step(self.done)
+        data_seconds = time.perf_counter() - begun
+        lr = self._lr()
+        with clock.part("training"):
+            outcome = train_step(
+                self.engine,
+                batches,
+                lr=lr,
+                moe=config.moe,
+                device=self.runtime.device,
+                group=self.runtime.group,
+            )
+        step_seconds = time.perf_counter() - begun
+        clock.add_step(step_seconds)
+        self.done += 1
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
+        record, freq_LE = collect_step(
+            outcome,
+            config,
+            self.runtime,
+            step=self.done,
+            lr=lr,
+            step_seconds=step_seconds,
+            data_seconds=data_seconds,
+            bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
+        )
+        self.reporter.step(record, freq_LE)
+        if self.skipped_in_a_row > config.train.max_skipped_steps:
+            raise RuntimeError(
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite; train.max_skipped_steps is {config.train.max_skipped_steps}"
+            )
+
+    skipped_in_a_row = 0
+
+    def _lr(self) -> float:
+        optim = self.config.optim
+        factor: float = SCHEDULES.load(optim.schedule)(
+            self.done,
+            steps=self.config.train.steps,
+            warmup_steps=optim.warmup_steps,
+            decay_steps=optim.decay_steps,
+            min_lr_ratio=optim.min_lr_ratio,
+        )
+        return optim.lr * factor
+
+    def _validate(self) -> None:
+        config, ranks = self.config, self.runtime.ranks
+        if not config.train.validation_batches:
+            return
+        with self.reporter.clock.part("validation"):
+            batches: list[list[Batch]] = list(
+                validation_batches(
+                    self.held_out,
+                    config.train.validation_batches,
+                    global_batch_size=config.train.global_batch_size,
+                    seq_len=config.data.seq_len,
+                    rank=ranks.rank,
+                    world=ranks.world,
+                    micro_batch_size=config.train.micro_batch_size,
+                )
+            )
+            loss = validation_loss(
+                self.engine, batches, device=self.runtime.device, group=self.runtime.group
+            )
+        self.reporter.validation(self.done, loss, self.unigram_entropy)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds. The data position and the schedule follow from ``done``."""
+        return {**self.engine.state_dict(), "progress": {"done": self.done}}
+
+    def _save(self) -> None:
+        rng_key = f"rng_{self.runtime.ranks.rank}_of_{self.runtime.ranks.world}"
+        with self.reporter.clock.part("checkpoint"):
+            self.store.save(self.done, {**self._state(), rng_key: rng_state()})
+        self.saved_step = self.done
+
+    def _resume(self) -> tuple[int, Path | None]:
+        """Steps that are done, and the checkpoint that says so."""
+        self.done = 0
+        wanted = self.config.checkpoint.resume
+        path = Path(wanted) if wanted not in ("auto", "never") else None
+        if wanted == "auto":
+            path = self.store.last_complete()
+        if path is None:
+            return 0, None
+        state = load(path, self._state())
+        self.engine.load_state_dict(state)
+        self._restore_rng(path)
+        done = int(state["progress"]["done"])
+        self.saved_step = done
+        return done, path
+
+    def _restore_rng(self, path: Path) -> None:
+        """This rank's generators, if the run had as many ranks; nothing else depends on them."""
+        ranks = self.runtime.ranks
+        key = f"rng_{ranks.rank}_of_{ranks.world}"
+        try:
+            state = load(path, {key: rng_state()})
+        except ValueError:
+            return
+        set_rng_state(state[key])

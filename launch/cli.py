@@ -1,0 +1,168 @@
+"""The command `distmoe`. Exit codes: 2 for a wrong argument or config, 1 for a failure, else 0."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from distmoe import __version__
+from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
+from distmoe.config.keys import nearest
+from distmoe.config.overrides import print_options
+from distmoe.launch.env import rank_info
+from distmoe.launch.worker import print_problems, run_worker
+
+USAGE = """usage: distmoe COMMAND ...
+
+Training of fine-grained mixture-of-experts language models.
+
+commands:
+  train FILE [--resume auto|never|FOLDER] [--debug] [options]
+                    train as the TOML file says; options change its settings
+  config FILE [--world N] [options]
+                    check a run of N ranks (default launch.nproc) and print its settings
+  data prepare ...  tokenize text, JSONL or Parquet
+  data inspect DIR  show a prepared folder
+  --version         print the version
+  --help            print this; after `train` or `config`: print every option
+
+examples:
+  distmoe data prepare --builtin shakespeare --out data/shakespeare
+  distmoe train configs/quickstart.toml
+  distmoe train configs/quickstart.toml --train.steps 50 --moe.rounding.rule none
+  distmoe config configs/eight_gpu.toml --world 8
+  torchrun --nproc-per-node 8 -m distmoe train configs/eight_gpu.toml
+"""
+
+RESUMES = "the same command resumes from the last checkpoint"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `distmoe ARGV` (sys.argv by default); the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, *rest = arguments or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        print(f"distmoe {__version__}")
+        return 0
+    if command not in COMMANDS:
+        near = nearest(command, COMMANDS)
+        advice = f"did you mean '{near}'?" if near else f"known: {', '.join(COMMANDS)}"
+        print(f"distmoe: error: unknown command '{command}'; {advice}", file=sys.stderr)
+        return 2
+    return COMMANDS[command](rest)
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """What follows `train` or `config`."""
+
+    file: str
+    overrides: tuple[str, ...] = ()
+    debug: bool = False
+    world: int = 0
+
+
+def _train(argv: Sequence[str]) -> int:
+    first = True
+    try:
+        if _print_help("train", argv):
+            return 0
+        ranks = rank_info()
+        first = ranks.rank == 0
+        arguments = _parse(argv, ("--resume", "--debug"))
+        config = load_config(arguments.file, arguments.overrides)
+        starts_ranks = ranks.source == "single" and config.launch.nproc > 1
+        world = config.launch.nproc if starts_ranks else ranks.world
+        check(config, world)
+    except ConfigError as error:
+        # The other ranks have the same to say.
+        if first:
+            print_problems("train", error)
+        return 2
+    if not starts_ranks:
+        return run_worker(resolve(config, world), ranks, debug=arguments.debug)
+    return _train_here(config, argv)
+
+
+def _train_here(config: Config, argv: Sequence[str]) -> int:
+    """Start the ranks of this machine, each with the same arguments."""
+    from distmoe.launch.local import run_local
+
+    command = [sys.executable, "-m", "distmoe.launch.cli", "train", *argv]
+    advice = RESUMES if config.checkpoint.resume == "auto" else ""
+    return run_local(command, config.launch.nproc, threads=config.launch.threads, advice=advice)
+
+
+def _config(argv: Sequence[str]) -> int:
+    try:
+        if _print_help("config", argv):
+            return 0
+        arguments = _parse(argv, ("--world",))
+        config = load_config(arguments.file, arguments.overrides)
+        world = arguments.world or config.launch.nproc
+        check(config, world)
+    except ConfigError as error:
+        print_problems("config", error)
+        return 2
+    print(to_toml(resolve(config, world)), end="")
+    return 0
+
+
+def _data(argv: Sequence[str]) -> int:
+    from distmoe.data.cli import main as data_main
+
+    return data_main(list(argv))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": _train,
+    "config": _config,
+    "data": _data,
+}
+
+
+def _print_help(command: str, argv: Sequence[str]) -> bool:
+    """Whether help was asked for. A file that is named gives the values shown."""
+    if "--help" not in argv and "-h" not in argv:
+        return False
+    named = not argv[0].startswith("-")
+    config = load_config(argv[0]) if named else Config()
+    print_options(config, f"distmoe {command} {argv[0] if named else 'FILE'}")
+    return True
+
+
+def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
+    """FILE, the command's ``own`` options, and the rest: settings that are changed."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("the first argument must be a FILE such as configs/quickstart.toml")
+    file, *rest = argv
+    overrides: list[str] = []
+    debug, world = False, 0
+    while rest:
+        argument = rest.pop(0)
+        option, equals, value = argument.partition("=")
+        if option not in own:
+            overrides.append(argument)
+        elif option == "--debug":
+            debug = True
+        elif not equals and not rest:
+            raise ConfigError(f"{option} needs a value")
+        elif option == "--resume":
+            overrides += ["--checkpoint.resume", value if equals else rest.pop(0)]
+        else:
+            world = _positive(option, value if equals else rest.pop(0))
+    return _Arguments(file, tuple(overrides), debug, world)
+
+
+def _positive(option: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""One rank: train, and leave so that the peers notice at once if that fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from typing import NoReturn
+
+from distmoe.config import Config, ConfigError, RankInfo
+
+LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
+
+
+def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
+    """Train as one rank; the exit code, if this is the only rank or all went well."""
+    # A Ctrl-C before the trainer takes it over ends the process, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        from distmoe.train.trainer import train
+
+        train(config, ranks)
+    except ConfigError as error:
+        if ranks.rank == 0:
+            print_problems("train", error)
+        return _leave(2, ranks)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(f"rank {ranks.rank}: {in_one_line(error)}", file=sys.stderr)
+        return _leave(1, ranks)
+    return 0
+
+
+def print_problems(command: str, error: ConfigError) -> None:
+    """A line on stderr for every problem."""
+    for problem in error.problems:
+        print(f"distmoe {command}: error: {problem}", file=sys.stderr)
+
+
+def in_one_line(error: Exception) -> str:
+    """The exception's type and the first line of its message, or the peer that was lost."""
+    message = next(iter(str(error).strip().splitlines()), "")
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    lost = any(sign in str(error) for sign in LOST_PEER)
+    return f"lost a peer: {text}" if lost else text
+
+
+def _leave(code: int, ranks: RankInfo) -> int:
+    """End the process without its exit handlers, which wait for peers; a single rank has none."""
+    if ranks.world > 1:
+        _flush_and_exit(code)
+    return code
+
+
+def _flush_and_exit(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
