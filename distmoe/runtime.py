@@ -11,6 +11,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from distmoe.config import RankInfo
 
@@ -35,9 +36,7 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(
-    ranks: RankInfo, *, device: str, timeout_s: float, threads: int, engine: str
-) -> Runtime:
+def start(ranks: RankInfo, *, device: str, timeout_s: float, threads: int, engine: str) -> Runtime:
     """Set the device, the threads, and, for several ranks or a sharding engine, the group."""
     picked = pick_device(device, ranks.local_rank)
     if threads:
@@ -47,25 +46,19 @@ def start(
     if ranks.world == 1 and engine == "single":
         return Runtime(ranks, picked, None)
     backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-    limits = {"timeout": timedelta(seconds=timeout_s)}
-    bound = {"device_id": picked} if picked.type == "cuda" else {}
-    if ranks.world == 1:
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, **limits, **bound
-        )
-    elif ranks.source == "torchrun":
-        # The agent serves the store, under a name of its own for every restart.
-        dist.init_process_group(backend, init_method="env://", **limits, **bound)
-    else:
-        address = f"tcp://{ranks.master_addr}:{ranks.master_port}"
-        dist.init_process_group(
-            backend,
-            init_method=address,
-            rank=ranks.rank,
-            world_size=ranks.world,
-            **limits,
-            **bound,
-        )
+    alone = ranks.world == 1
+    # Under torchrun the agent serves the store, under a name of its own for every restart.
+    from_environment = ranks.source == "torchrun"
+    address = None if alone else f"tcp://{ranks.master_addr}:{ranks.master_port}"
+    dist.init_process_group(
+        backend,
+        init_method="env://" if from_environment and not alone else address,
+        store=HashStore() if alone else None,
+        rank=-1 if from_environment and not alone else ranks.rank,
+        world_size=-1 if from_environment and not alone else ranks.world,
+        timeout=timedelta(seconds=timeout_s),
+        device_id=picked if picked.type == "cuda" else None,
+    )
     return Runtime(ranks, picked, dist.group.WORLD)
 
 

@@ -53,11 +53,10 @@ def _own_keys(section: str) -> list[str]:
 
 def _meanings(owner: type) -> Iterator[str]:
     """The text under each field that is no section, in order."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
-    assert isinstance(tree, ast.ClassDef)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    body = tree.body if isinstance(tree, ast.ClassDef) else []
     kinds = get_type_hints(owner)
-    following = [*tree.body[1:], None]
-    for statement, after in zip(tree.body, following, strict=True):
+    for statement, after in zip(body, [*body[1:], None], strict=True):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             if not dataclasses.is_dataclass(kinds[statement.target.id]):
                 yield _text(after).replace("|", "\\|")

@@ -15,8 +15,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.tensor import DTensor
 
 COMPLETE = re.compile(r"step-(\d{8,})")
@@ -55,9 +58,9 @@ class CheckpointStore:
                 shutil.rmtree(beside, ignore_errors=True)
                 beside.mkdir(parents=True)
             self._meet()
-            dcp.save(
+            dcp_save(
                 state,
-                storage_writer=dcp.FileSystemWriter(beside, sync_files=True),
+                storage_writer=FileSystemWriter(beside, sync_files=True),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -111,12 +114,12 @@ def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
     Collective. ValueError if ``path`` lacks a key of ``state`` or has it in another shape.
     """
     try:
-        dcp.load(
+        dcp_load(
             state,
-            storage_reader=dcp.FileSystemReader(path),
+            storage_reader=FileSystemReader(path),
             no_dist=not dist.is_initialized(),
         )
-    except (KeyError, ValueError, RuntimeError, dcp.CheckpointException) as error:
+    except (KeyError, ValueError, RuntimeError, CheckpointException) as error:
         reason = str(error).strip().splitlines()[-1][:300]
         raise ValueError(f"checkpoint {path} does not fit this model: {reason}") from error
     return state

@@ -54,7 +54,7 @@ class Exchange(Protocol):
     traffic: Traffic
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """[P, *x.shape] from x of the same shape and dtype on every rank; small integers; blocks."""
+        """[P, *x.shape] from x of one shape and dtype on every rank; small integers; blocks."""
         ...
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
@@ -62,7 +62,7 @@ class Exchange(Protocol):
         ...
 
     def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
-        """Send peer -> contiguous rows. ``kind`` ("rows", "pairs", ...) is what Traffic counts by."""
+        """Send peer -> contiguous rows. Traffic counts by ``kind`` ("rows", "pairs", ...)."""
         ...
 
     def wait_recv(self, transfer: Transfer) -> None:

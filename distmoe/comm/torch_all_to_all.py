@@ -62,7 +62,7 @@ class AllToAllExchange(TorchGroup):
             splits = [
                 transfer.recv[p].numel() if p in transfer.recv else 0 for p in range(self.size)
             ]
-            for peer, part in enumerate(transfer.staging.split(splits)):
+            for peer, part in enumerate(torch.split(transfer.staging, splits)):
                 if peer in transfer.recv:
                     transfer.recv[peer].view(-1).copy_(part)
             transfer.staging = None

@@ -1,4 +1,4 @@
-"""What every transport on torch.distributed shares: its place in the group, and the small gather."""
+"""What transports on torch.distributed share: the place in the group, and the small gather."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     """The output head is the embedding."""
     init_std: float = 0.02
-    """Standard deviation of the initial weights; residual outputs are divided by sqrt(2 n_layers)."""
+    """Standard deviation of initial weights; residual outputs: divided by sqrt(2 n_layers)."""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Engine(Protocol):
 
 
 def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engine:
-    """Build the model on the meta device, shard it, initialise it. ``mesh`` None: one rank alone."""
+    """Build the model on the meta device, shard it, initialise it. No mesh: one rank alone."""
     engine: Engine = ENGINES.load(config.parallel.engine)(config, mesh, device)
     return engine
 

@@ -33,7 +33,7 @@ class SingleEngine:
         }
         self.model.to(compute_dtype(config, device))
         for name, parameter in self.model.named_parameters():
-            parameter.register_post_accumulate_grad_hook(self._collector(name))
+            parameter.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
         self.optimizer = build_adamw(self.master.items(), config.optim)
 
     def _collector(self, name: str) -> Any:

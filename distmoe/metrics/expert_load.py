@@ -28,9 +28,7 @@ class ExpertLoad:
     dead_experts: int
 
 
-def expert_load(
-    freq_XE: IntArray, target_XE: IntArray, *, tile: int, num_ranks: int
-) -> ExpertLoad:
+def expert_load(freq_XE: IntArray, target_XE: IntArray, *, tile: int, num_ranks: int) -> ExpertLoad:
     """From top-k and rounded counts of one ep group, [layers and micro-batches, E]."""
     tiles_XP = _tiles(target_XE, tile).reshape(len(target_XE), num_ranks, -1).sum(2)
     return ExpertLoad(
@@ -63,4 +61,5 @@ def heat_map(freq_LE: IntArray, *, cell: int = 12) -> NDArray[np.uint8]:
     shade = np.clip(share / 2, 0, 1)[..., None]
     white, blue = np.array([255, 255, 255]), np.array([8, 48, 107])
     image = (white + shade * (blue - white)).astype(np.uint8)
-    return image.repeat(cell, 0).repeat(cell, 1)
+    enlarged: NDArray[np.uint8] = image.repeat(cell, 0).repeat(cell, 1)
+    return enlarged

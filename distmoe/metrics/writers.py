@@ -51,7 +51,7 @@ class TensorBoardWriter:
     def __init__(self, path: Path, *, resumed_step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(path), purge_step=resumed_step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(path), purge_step=resumed_step + 1)
 
     def write(self, record: StepRecord) -> None:
         flat = record.flat()
@@ -60,7 +60,7 @@ class TensorBoardWriter:
                 self._scalar(f"{group}/{name}", flat[name], record.step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar(tag, value, step)
 
     def validation(self, step: int, loss: float) -> None:
         self._scalar("validation/loss", loss, step)
@@ -68,10 +68,10 @@ class TensorBoardWriter:
     def expert_load(self, step: int, freq_LE: IntArray) -> None:
         for layer, freq_E in enumerate(freq_LE):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
-            self._writer.add_histogram(f"experts/load_layer_{layer}", share, step)  # type: ignore[no-untyped-call]
-        self._writer.add_image(  # type: ignore[no-untyped-call]
+            self._writer.add_histogram(f"experts/load_layer_{layer}", share, step)
+        self._writer.add_image(
             "experts/load_layer_by_expert", heat_map(freq_LE), step, dataformats="HWC"
         )
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()

@@ -41,7 +41,8 @@ class Block(nn.Module):
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
         if self.recompute == "full" and self.training:
-            return _checkpoint(self._forward, x_BSH, cos, sin)
+            out: tuple[Tensor, MoELosses | None] = _checkpoint(self._forward, x_BSH, cos, sin)
+            return out
         return self._forward(x_BSH, cos, sin)
 
     def _forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
@@ -56,7 +57,8 @@ class Block(nn.Module):
         return x_BSH + mlp_BSH, losses
 
     def _attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        return x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin)
+        out_BSH: Tensor = x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin)
+        return out_BSH
 
     def _dense(self, x_BSH: Tensor) -> Tensor:
         out_BSH: Tensor = x_BSH + self.mlp(self.mlp_norm(x_BSH))

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
             return self._chunk_loss(x_TH, label_T)
         parts = [
             checkpoint(self._chunk_loss, x, label, use_reentrant=False)
-            for x, label in zip(x_TH.split(chunk), label_T.split(chunk), strict=True)
+            for x, label in zip(torch.split(x_TH, chunk), torch.split(label_T, chunk), strict=True)
         ]
         return torch.stack(parts).sum()
 

@@ -193,7 +193,7 @@ class ExpertParallelFunction(torch.autograd.Function):
         return out_TH
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dout_TH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         ep: ExpertParallel = ctx.ep
         plan = ep.plan

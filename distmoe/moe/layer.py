@@ -20,7 +20,7 @@ from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.routing_tape import decided, is_replay
 from distmoe.moe.stats import MoEStats
 from distmoe.routing.losses import load_balance_loss, z_loss
-from distmoe.routing.round_tokens import round_scores
+from distmoe.routing.round_tokens import Rounded, round_scores
 from distmoe.routing.routers import Scores, make_router
 from distmoe.routing.routing import Routing
 
@@ -44,7 +44,8 @@ class _Decision:
     plan: DispatchPlan
     stats: MoEStats
     balance_freq_E: Tensor
-    balance_tokens: int
+    freq_tokens: int
+    all_tokens: int
 
 
 class MoE(nn.Module):
@@ -52,9 +53,8 @@ class MoE(nn.Module):
 
     ``ep_group``: ranks that share the experts; each holds num_experts / P of them, in rank order,
     and calls the layer with its own tokens. None: this rank alone. ``loss_group``: ranks over
-    whose tokens the load-balance loss counts; by default ``ep_group``, and all ranks for
-    load_balance_scope "global" when a process group exists. Training rounds, evaluation is plain
-    top-k. ``stats`` tells what the last forward did.
+    whose tokens the router losses are taken; by default all ranks, if a process group exists.
+    Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
     """
 
     stats: MoEStats
@@ -110,10 +110,11 @@ class MoE(nn.Module):
             load_balance=load_balance_loss(
                 scores.score_TE,
                 decision.balance_freq_E,
-                num_tokens=decision.balance_tokens,
+                freq_tokens=decision.freq_tokens,
+                num_tokens=decision.all_tokens,
                 top_k=self.config.top_k,
             ),
-            z=z_loss(logits_TE, num_tokens=decision.balance_tokens),
+            z=z_loss(logits_TE, num_tokens=decision.all_tokens),
         )
         return out_TH.view(x.shape), losses
 
@@ -135,22 +136,22 @@ class MoE(nn.Module):
             rows_sent=plan.rows_sent(),
             copies_sent=plan.copies_sent(),
         )
-        freq_E, num_tokens = self._balance_counts(scores, rounded.freq_E, rounded.num_tokens)
-        return _Decision(routing, plan, stats, freq_E, num_tokens)
+        return _Decision(routing, plan, stats, *self._balance_counts(scores, rounded))
 
-    def _balance_counts(
-        self, scores: Scores, group_freq_E: Tensor, group_tokens: int
-    ) -> tuple[Tensor, int]:
-        """Top-k pairs per expert and tokens over which the load-balance loss is taken."""
+    def _balance_counts(self, scores: Scores, rounded: Rounded) -> tuple[Tensor, int, int]:
+        """Top-k pairs per expert for the load-balance loss, their tokens, and all ranks' tokens."""
         group = self.loss_group
-        if group is None and self.config.load_balance_scope == "global" and dist.is_initialized():
+        if group is None and dist.is_initialized():
             group = dist.group.WORLD
-        if self.config.load_balance_scope == "ep" or group is None:
-            return group_freq_E, group_tokens
+        if group is None:
+            return rounded.freq_E, rounded.num_tokens, rounded.num_tokens
         own_tokens = torch.tensor([len(scores.key_TE)], device=scores.key_TE.device)
         counts = torch.cat([scores.chosen_TE.sum(0), own_tokens])
         dist.all_reduce(counts, group=group)
-        return counts[:-1], int(counts[-1])
+        all_tokens = int(counts[-1])
+        if self.config.load_balance_scope == "ep":
+            return rounded.freq_E, rounded.num_tokens, all_tokens
+        return counts[:-1], all_tokens, all_tokens
 
 
 def routing_mask(routing: Routing) -> Tensor:
@@ -172,7 +173,7 @@ def _check(config: MoEConfig, num_ranks: int) -> None:
         ),
         (
             config.num_experts % num_ranks != 0,
-            f"num_experts is {config.num_experts}; the {num_ranks} ranks of ep_group must divide it",
+            f"num_experts is {config.num_experts}; the {num_ranks} ranks must divide it",
         ),
         (
             config.num_experts % groups != 0,

@@ -6,19 +6,20 @@ from torch import Tensor
 
 
 def load_balance_loss(
-    prob_TE: Tensor, freq_E: Tensor, *, num_tokens: Tensor | int, top_k: int
+    prob_TE: Tensor, freq_E: Tensor, *, freq_tokens: int, num_tokens: int, top_k: int
 ) -> Tensor:
-    """E * sum_e (f_e / (T K)) * (sum over local tokens of p_te) / T, fp32 scalar.
+    """E * sum_e (f_e / (T' K)) * (sum over local tokens of p_te) / T, fp32 scalar.
 
-    ``freq_E`` and ``num_tokens`` (T) are over the whole batch; frequencies carry no gradient. The
-    loss is linear in the probabilities, so local sums need no reduction: shares add up to the
-    Switch loss (arXiv 2101.03961) over the batch of all ranks.
+    ``freq_E``: top-k pairs per expert of ``freq_tokens`` (T') tokens, which carry no gradient;
+    ``num_tokens`` (T): tokens of all ranks. The loss is linear in the probabilities, so local sums
+    need no reduction: with T' = T the shares add up to the Switch loss (arXiv 2101.03961) over the
+    batch of all ranks, with T' of a part of the ranks to the mean over such parts.
     """
     num_experts = prob_TE.shape[1]
-    share_E = freq_E.float() / (num_tokens * top_k)
+    share_E = freq_E.float() / (freq_tokens * top_k)
     return num_experts * (share_E * prob_TE.sum(0)).sum() / num_tokens
 
 
-def z_loss(logits_TE: Tensor, *, num_tokens: Tensor | int) -> Tensor:
+def z_loss(logits_TE: Tensor, *, num_tokens: int) -> Tensor:
     """This rank's share of the mean of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906)."""
     return logits_TE.float().logsumexp(1).square().sum() / num_tokens

@@ -36,9 +36,7 @@ class Routing:
         num_tokens, num_experts = selected_TE.shape
         expert_N, token_N = selected_TE.T.nonzero(as_tuple=True)
         per_token_T = selected_TE.sum(1)
-        token_offsets_T1 = torch.zeros(
-            num_tokens + 1, dtype=torch.int32, device=selected_TE.device
-        )
+        token_offsets_T1 = torch.zeros(num_tokens + 1, dtype=torch.int32, device=selected_TE.device)
         token_offsets_T1[1:] = per_token_T.cumsum(0)
         return Routing(
             token_N=token_N.int(),

@@ -1,4 +1,4 @@
-"""The expert MLP over gathered rows, cut into the pieces that an overlapped layer runs as rows arrive.
+"""The expert MLP over gathered rows, in the pieces that an overlapped layer runs as rows arrive.
 
 For expert i and each of its pairs l, with row r = row_L[l] and weight s = score_L[l]:
 
@@ -51,7 +51,7 @@ class PairIndex:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive pairs ``begin`` to ``end`` of one local expert: whole tiles, or its ragged rest."""
+    """Consecutive pairs ``begin`` to ``end`` of one local expert: whole tiles or the ragged rest."""
 
     expert: int
     begin: int

@@ -76,7 +76,7 @@ class TorchMoeMlp:
             gate, up = z_LG[pairs].float().chunk(2, dim=-1)
             sigmoid = torch.sigmoid(gate)
             silu = gate * sigmoid
-            # As the forward rounded it, so that dscore and dW_out belong to the value that was used.
+            # Rounded as in the forward: dscore and dW_out belong to the value that was used.
             a = (silu * up).to(z_LG.dtype).float()
             score = score_L[pairs].float()[:, None]
             dscore_L[pairs] = (da * a).sum(-1)

@@ -19,7 +19,7 @@ class RouterLogits(torch.autograd.Function):
         return (x_TH.double() @ w_EH.double().T).float()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dlogits_TE: Tensor) -> tuple[Tensor, Tensor]:
         x_TH, w_EH = ctx.saved_tensors
         dx_TH = (dlogits_TE @ w_EH.float()).to(x_TH.dtype)

@@ -82,8 +82,12 @@ def run_layer(rank: int, config: MoEConfig, tokens: list[int], x: Tensor, dout: 
 
 def together(results: list[dict]) -> dict[str, Tensor]:
     """What the ranks give together: rows one after the other, shared gradients summed."""
-    joined = {name: torch.cat([r[name] for r in results]) for name in ("out", "dx", "dw_in", "dw_out")}
-    joined |= {name: torch.stack([r[name] for r in results]).sum(0) for name in ("d_router", "loss")}
+    joined = {
+        name: torch.cat([r[name] for r in results]) for name in ("out", "dx", "dw_in", "dw_out")
+    }
+    joined |= {
+        name: torch.stack([r[name] for r in results]).sum(0) for name in ("d_router", "loss")
+    }
     return joined
 
 
@@ -109,7 +113,7 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
     out_TH = moe_reference(x_TH, routing, w["w_in"], w["w_out"])
     counts_E = scores.chosen_TE.sum(0)
     losses = [
-        load_balance_loss(prob_TE, counts_E, num_tokens=len(x), top_k=K),
+        load_balance_loss(prob_TE, counts_E, freq_tokens=len(x), num_tokens=len(x), top_k=K),
         z_loss(logits_TE, num_tokens=len(x)),
     ]
     ((out_TH * dout.to(dtype)).sum() + losses[0] + losses[1]).backward()

@@ -35,7 +35,7 @@ def _level(base_r: Tensor, may_r: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _fill(rest_E: Tensor, may_E: Tensor, cap_r: Tensor, wanted: Tensor, groups: int) -> Tensor:
-    """[E] bool: the first experts in order of (-rest, e) that their run's cap and ``wanted`` allow."""
+    """[E] bool: the first experts by (-rest, e) that their run's cap and ``wanted`` allow."""
     num_experts = len(rest_E)
     order = torch.argsort(torch.where(may_E, -rest_E, 1), stable=True)
     group_of = torch.arange(num_experts, device=rest_E.device) // (num_experts // groups)

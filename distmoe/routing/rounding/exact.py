@@ -39,7 +39,7 @@ def select(
 
 
 def _candidates(scores: Scores, adds_E: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
-    """Priorities [E, num] int32, best first, and the tokens behind the first min(num, T) of them."""
+    """Priorities [E, num] int32, best first, and the tokens behind the first min(num, T)."""
     num_tokens = len(scores.key_TE)
     key_ET = scores.key_TE.T.long()
     token_T = torch.arange(num_tokens, device=key_ET.device)
@@ -54,19 +54,15 @@ def _candidates(scores: Scores, adds_E: Tensor, *, num: int) -> tuple[Tensor, Te
     distinct_ET = torch.where(eligible_ET, distinct_ET, lowest)
     width = min(num, num_tokens)
     best_EC, token_EC = distinct_ET.topk(width, dim=1)
-    priority_EC = torch.full(
-        (len(key_ET), num), NOTHING, dtype=torch.int32, device=key_ET.device
-    )
+    priority_EC = torch.full((len(key_ET), num), NOTHING, dtype=torch.int32, device=key_ET.device)
     if width:
         floor_EC = torch.div(best_EC, num_tokens, rounding_mode="floor")
         priority_EC[:, :width] = floor_EC.int()
     return priority_EC, token_EC
 
 
-def _accepted(
-    exchange: Exchange, priority_EC: Tensor, adds_E: Tensor, amount_E: Tensor
-) -> Tensor:
-    """[E] int64: how many of this rank's candidates are among the best ``amount_E`` of the group."""
+def _accepted(exchange: Exchange, priority_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+    """[E] int64: this rank's candidates among the best ``amount_E`` of the group."""
     gathered_PEC = exchange.all_gather(priority_EC)
     num_ranks, num_experts, num = gathered_PEC.shape
     merged_EPC = gathered_PEC.transpose(0, 1).long()

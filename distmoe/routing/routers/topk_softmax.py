@@ -14,7 +14,7 @@ class TopKSoftmax:
     def __init__(self, *, top_k: int, renormalize: str) -> None:
         if renormalize != "topk":
             raise ValueError(
-                f"moe.renormalize is {renormalize!r}; with moe.router 'topk_softmax' it must be 'topk'"
+                f"moe.renormalize is {renormalize!r}; with router 'topk_softmax' it must be 'topk'"
             )
         self.top_k = top_k
 

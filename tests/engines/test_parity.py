@@ -1,0 +1,200 @@
+"""The parity law: the same losses, decisions and gradients however the batch and the model are cut.
+
+Rounding is over the tokens of an ep group, so each line of the table keeps that population at four
+sequences: (1, 1) and (2, 2) take two micro-batches where (2, 1) and (4, 2) have two groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import run_ranks
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from distmoe.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    ParallelConfig,
+    RoundingConfig,
+    TrainConfig,
+)
+from distmoe.data.batches import Batch, rank_positions
+from distmoe.engines import Engine, make_engine
+from distmoe.mesh import build_mesh
+from distmoe.train.step import train_step
+
+V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 10
+CPU = torch.device("cpu")
+TOKENS = torch.randint(
+    0, V, (STEPS, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
+)
+
+# (world, ep) -> sequences of a micro-batch, for a population of four.
+LAW = {(1, 1): 4, (2, 1): 4, (2, 2): 2, (4, 2): 2, (4, 4): 1}
+
+
+def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
+    moe = MoEConfig(
+        hidden_size=32,
+        intermediate_size=16,
+        num_experts=8,
+        top_k=2,
+        shared_intermediate_size=8,
+        load_balance_scope="ep",
+        rounding=RoundingConfig("balance", tile=8, balance_groups=4),
+    )
+    return Config(
+        model=ModelConfig(
+            vocab_size=V,
+            hidden_size=32,
+            n_layers=3,
+            n_dense_layers=1,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=8,
+            intermediate_size=48,
+        ),
+        moe=replace(moe, **changes.get("moe", {})),
+        parallel=ParallelConfig(engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep),
+        data=DataConfig(seq_len=S),
+        # Below the norm of every step, so that clipping is always active.
+        optim=OptimConfig(lr=1e-3, clip_norm=0.05),
+        train=TrainConfig(
+            global_batch_size=GLOBAL_BATCH,
+            micro_batch_size=micro,
+            activation_checkpoint=changes.get("activation_checkpoint", "none"),
+            dtype="fp32",
+        ),
+    )
+
+
+def own_batches(step: int, rank: int, world: int, micro: int) -> list[Batch]:
+    rows = TOKENS[step][
+        torch.from_numpy(rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world))
+    ]
+    return [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows]
+
+
+def logical(engine: Engine, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Whole tensors from the shards of all ranks."""
+    return {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone().numpy()
+        for name, t in tensors.items()
+    }
+
+
+def train(rank: int, config: Config, world: int) -> dict[str, Any]:
+    group, mesh = None, None
+    if config.parallel.engine != "single":
+        mesh = build_mesh(config.parallel, device_type="cpu")
+        group = torch.distributed.group.WORLD
+    engine = make_engine(config, mesh, CPU)
+    initial = logical(engine, engine.state_dict()["model"])
+    gradients: dict[str, np.ndarray] = {}
+    losses, norms, decisions = [], [], []
+    for step in range(STEPS):
+        if step == 0:
+            discard, real_step = engine.discard, engine.step
+
+            def look(lr: float, engine: Engine = engine, real_step: Any = real_step) -> Any:
+                # With one rank the fp32 masters hold the gradients, else the parameters do.
+                holder = getattr(engine, "master", None) or dict(engine.model.named_parameters())
+                gradients.update(logical(engine, {n: p.grad for n, p in holder.items()}))
+                return real_step(lr)
+
+            engine.step = look  # type: ignore[method-assign]
+        outcome = train_step(
+            engine,
+            own_batches(step, rank, world, config.train.micro_batch_size),
+            lr=config.optim.lr,
+            moe=config.moe,
+            device=CPU,
+            group=group,
+        )
+        engine.step, engine.discard = real_step, discard  # type: ignore[method-assign]
+        losses.append((outcome.loss, outcome.load_balance_loss, outcome.z_loss))
+        norms.append(outcome.grad_norm)
+        decisions.append(
+            sum(sum(layer.target_E for layer in layers) for layers in outcome.layers).tolist()
+        )
+    return {
+        "initial": initial,
+        "losses": np.array(losses),
+        "norms": np.array(norms),
+        "gradients": gradients,
+        "final": logical(engine, engine.state_dict()["model"]),
+        "decisions": decisions,
+    }
+
+
+def run(world: int, ep: int, micro: int, **changes: Any) -> list[dict[str, Any]]:
+    config = config_for(world, ep, micro, **changes)
+    return run_ranks(train, world, config, world)
+
+
+@pytest.fixture(scope="module")
+def oracle() -> dict[str, Any]:
+    return run(1, 1, LAW[1, 1], engine="single")[0]
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30))
+
+
+def assert_equal_runs(result: dict[str, Any], oracle: dict[str, Any]) -> None:
+    for name, want in oracle["initial"].items():
+        assert np.array_equal(result["initial"][name], want), name
+    assert relative(result["losses"], oracle["losses"]) < 1e-5
+    assert relative(result["norms"], oracle["norms"]) < 1e-5
+    assert min(oracle["norms"]) > 0.05
+    worst = max(relative(result["gradients"][n], g) for n, g in oracle["gradients"].items())
+    assert worst < 1e-5
+    assert set(result["gradients"]) == set(oracle["gradients"])
+    print(f"losses {relative(result['losses'], oracle['losses']):.1e}, gradients {worst:.1e}")
+
+
+@pytest.mark.parametrize(("world", "ep"), list(LAW))
+def test_parity_law_with_rounding(world: int, ep: int, oracle: dict[str, Any]) -> None:
+    results = run(world, ep, LAW[world, ep])
+    for result in results:
+        assert_equal_runs(result, oracle)
+    # One rank of every ep group: their rounded counts add up to the oracle's, as integers.
+    groups = [results[rank]["decisions"] for rank in range(0, world, ep)]
+    assert np.array_equal(np.sum(groups, axis=0), oracle["decisions"])
+
+
+@pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 2), (4, 4)])
+def test_parity_law_of_one_global_batch(world: int, ep: int) -> None:
+    """Without accumulation and rounding: the load-balance loss is over the whole global batch."""
+    changes = {"moe": {"load_balance_scope": "global", "rounding": RoundingConfig("none", tile=8)}}
+    oracle = run(1, 1, GLOBAL_BATCH, engine="single", **changes)[0]
+    for result in run(world, ep, GLOBAL_BATCH // world, **changes):
+        assert_equal_runs(result, oracle)
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+@pytest.mark.parametrize(("world", "ep"), [(1, 1), (2, 2)])
+def test_activation_checkpoint_changes_nothing(
+    mode: str, world: int, ep: int, oracle: dict[str, Any]
+) -> None:
+    results = run(world, ep, LAW[world, ep], activation_checkpoint=mode)
+    assert_equal_runs(results[0], oracle)
+
+
+def test_recomputation_never_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distmoe.moe import layer as layer_room
+
+    calls = []
+    real = layer_room.round_scores
+    monkeypatch.setattr(layer_room, "round_scores", lambda *a: (calls.append(1), real(*a))[1])
+    run(1, 1, LAW[1, 1], engine="single", activation_checkpoint="full")
+    # Two MoE layers, two micro-batches, every step: forward only.
+    assert len(calls) == 2 * 2 * STEPS

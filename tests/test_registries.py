@@ -1,0 +1,29 @@
+"""Whatever a user can pick by name is there, or says which extra to install."""
+
+import pytest
+
+from distmoe import registry
+
+ENTRIES = [
+    pytest.param(table, name, id=f"{table.kind}: {name}")
+    for table in vars(registry).values()
+    if isinstance(table, registry.Registry)
+    for name in table
+]
+
+
+@pytest.mark.parametrize(("table", "name"), ENTRIES)
+def test_entry_can_be_loaded(table: registry.Registry, name: str) -> None:
+    try:
+        assert callable(table.load(name))
+    except ImportError as error:
+        assert "distmoe[" in str(error), f"{error}; a missing extra must be named: distmoe[EXTRA]"
+
+
+def test_all_tables_are_found() -> None:
+    assert len({entry.values[0].kind for entry in ENTRIES}) >= 7
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown router 'x'; known: softmax_topk, topk_softmax"):
+        registry.ROUTERS.load("x")
