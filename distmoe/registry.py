@@ -25,7 +25,7 @@ class Registry:
         return name in self._table
 
     def load(self, name: str) -> Any:
-        """The implementation called ``name``; if there is none, ValueError lists the known names."""
+        """The implementation called ``name``; ValueError lists the names if there is none."""
         if name not in self._table:
             raise ValueError(
                 f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._table))}"

@@ -20,7 +20,7 @@ T = TypeVar("T")
 def run_ranks(function: Callable[..., T], num_ranks: int, *args: Any) -> list[T]:
     """[function(rank, *args) for every rank], each in a thread with a process group of its own.
 
-    The first error of any rank is raised again, with its rank. Seeds are shared by all threads:
+    The first error of any rank is raised again, naming the rank. Seeds are shared by all threads:
     draw inputs outside and pass them in.
     """
     results: list[Any] = [None] * num_ranks
@@ -51,6 +51,7 @@ def run_ranks(function: Callable[..., T], num_ranks: int, *args: Any) -> list[T]
         ProcessLocalGroup.reset()
         torch._C._distributed_c10d._set_thread_isolation_mode(False)
         _uninstall_threaded_pg()
-    for rank, error in sorted(errors.items()):
+    # The first in time: the others are ranks that its end woke up.
+    for rank, error in errors.items():
         raise RuntimeError(f"rank {rank}: {type(error).__name__}: {error}") from error
     return results

@@ -17,7 +17,8 @@ def test_entry_can_be_loaded(table: registry.Registry, name: str) -> None:
     try:
         assert callable(table.load(name))
     except ImportError as error:
-        assert "distmoe[" in str(error), f"{error}; a missing extra must be named: distmoe[EXTRA]"
+        if "distmoe[" not in str(error):
+            raise
 
 
 def test_all_tables_are_found() -> None:

@@ -5,37 +5,42 @@ torch's threaded process group has collectives but no point-to-point.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Mapping
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.comm import Transfer
 from distmoe.comm.torch_group import TorchGroup
 
-Address = tuple[str, int, int, int, int]
+# Exchange, source, target, tag.
+Address = tuple[int, int, int, int]
 
 _arrived = threading.Condition()
 _mail: dict[Address, Tensor] = {}
+_fresh_numbers = itertools.count()
 
 TIMEOUT_S = 60.0
 
 
 class ThreadedExchange(TorchGroup):
-    """Exchanges over one group must be made in the same order by all of its ranks."""
-
-    _made = threading.local()
+    """Exchanges over one group are made in the same order by all of its ranks: collective."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)
-        made = self._made.__dict__
-        self._serial = made[group.group_name] = made.get(group.group_name, 0) + 1
-        self._name = group.group_name
+        # Agreed by all ranks and never used twice, so that mail which a failed test left behind
+        # reaches nobody. The device is named because models are built under a meta device.
+        offers = [torch.zeros(1, dtype=torch.int64, device="cpu") for _ in range(self.size)]
+        offer = torch.tensor([next(_fresh_numbers)], device="cpu")
+        dist.all_gather(offers, offer, group=group)
+        self._number = int(offers[0])
         self._next_tag = 0
 
     def _address(self, source: int, target: int, tag: int) -> Address:
-        return (self._name, self._serial, source, target, tag)
+        return (self._number, source, target, tag)
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
         self._next_tag += 1

@@ -149,6 +149,7 @@ def _single(config: Config, world: int) -> Iterator[str]:
 
 
 @_rule(
+    "parallel.dp_replicate",
     "parallel.dp_shard",
     "parallel.ep",
     "moe.num_experts",
@@ -158,9 +159,10 @@ def _single(config: Config, world: int) -> Iterator[str]:
 def _expert_shards(config: Config, world: int) -> Iterator[str]:
     """FSDP-2 cuts expert weights along the experts, or else along the rows of each matrix."""
     moe, parallel = config.moe, config.parallel
-    if config.parallel.engine != "fsdp2" or parallel.dp_shard % parallel.ep:
+    axes_fit = parallel.dp_replicate * parallel.dp_shard == world
+    if parallel.engine != "fsdp2" or not axes_fit or parallel.dp_shard % parallel.ep:
         return
-    efsdp = max(1, parallel.dp_shard // parallel.ep)
+    efsdp = parallel.dp_shard // parallel.ep
     by_expert = moe.num_experts % (parallel.ep * efsdp) == 0
     by_row = config.model.hidden_size % efsdp == 0 and 2 * moe.intermediate_size % efsdp == 0
     if not by_expert and not by_row:

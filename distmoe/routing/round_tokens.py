@@ -70,17 +70,21 @@ def round_tokens(
     ValueError for impossible arguments.
     """
     num_experts = scores_TE.shape[1]
-    exchange = exchange or make_exchange(group)
-    groups = balance_groups or exchange.size
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
     if tile < 1:
         raise ValueError(f"tile is {tile}; it must be at least 1")
-    if num_experts % groups:
-        raise ValueError(f"balance_groups is {groups}; it must divide the {num_experts} experts")
+    if balance_groups and (balance_groups < 0 or num_experts % balance_groups):
+        raise ValueError(
+            f"balance_groups is {balance_groups}; it must divide the {num_experts} experts"
+        )
     if renormalize not in ("topk", "assigned", "none"):
         raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
+    # Before the first collective, so that a wrong name leaves no peer waiting.
+    ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
     scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
-    rounding = RoundingConfig(rule, tile=tile, selection=selection, balance_groups=groups)
-    selected_TE = round_scores(scores, exchange, rounding).selected_TE
+    rounding = RoundingConfig(
+        rule, tile=tile, selection=selection, balance_groups=balance_groups or 0
+    )
+    selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))

@@ -5,6 +5,7 @@ Flat, because after rounding the number of experts of a token varies.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -49,8 +50,43 @@ class Routing:
             num_experts=num_experts,
         )
 
+    def validate(self) -> None:
+        """AssertionError that names the first broken promise of this type; waits for the device."""
+        for promise, kept in self._promises():
+            if not kept:
+                raise AssertionError(f"broken routing: {promise}")
+
+    def _promises(self) -> Iterator[tuple[str, bool]]:
+        """Lazily, because the later ones index with what the earlier ones vouch for."""
+        ids = (self.token_N, self.expert_N, self.by_token_N, self.counts_E, self.token_offsets_T1)
+        yield "integers are int32", all(x.dtype == torch.int32 for x in ids)
+        yield "score_N is fp32", self.score_N.dtype == torch.float32
+        per_pair = (self.token_N, self.expert_N, self.by_token_N, self.score_N)
+        yield "one entry a pair", len({x.shape for x in per_pair}) == 1
+        token_N, expert_N, by_token_N = (x.long() for x in ids[:3])
+        yield "tokens are in range", _within(token_N, self.num_tokens)
+        yield "experts are in range", _within(expert_N, self.num_experts)
+        yield "by_token_N is in range", _within(by_token_N, len(token_N))
+        yield "pairs ascend by (expert, token)", _ascends(expert_N * self.num_tokens + token_N)
+        in_turn_N = (token_N * self.num_experts + expert_N)[by_token_N]
+        yield "by_token_N ascends by (token, expert)", _ascends(in_turn_N)
+        counted_E = torch.bincount(expert_N, minlength=self.num_experts)
+        yield "counts_E counts the pairs", torch.equal(self.counts_E.long(), counted_E)
+        bounds_T1 = self.token_offsets_T1.long()
+        counted_T = torch.bincount(token_N, minlength=self.num_tokens)
+        yield "token_offsets_T1 starts at 0", bool(bounds_T1[0] == 0)
+        yield "token_offsets_T1 bounds the tokens", torch.equal(bounds_T1.diff(), counted_T)
+
     def with_scores(self, weight_TE: Tensor) -> Routing:
         """The same pairs with weights taken from ``weight_TE``."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values["score_N"] = weight_TE[self.token_N.long(), self.expert_N.long()]
         return Routing(**values)
+
+
+def _within(index: Tensor, bound: int) -> bool:
+    return bool(((index >= 0) & (index < bound)).all())
+
+
+def _ascends(x: Tensor) -> bool:
+    return bool((x.diff() > 0).all())

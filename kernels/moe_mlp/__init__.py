@@ -51,7 +51,7 @@ class PairIndex:
 
 @dataclass(frozen=True)
 class Run:
-    """Consecutive pairs ``begin`` to ``end`` of one local expert: whole tiles or the ragged rest."""
+    """Consecutive pairs ``begin`` to ``end`` of a local expert: whole tiles or a ragged rest."""
 
     expert: int
     begin: int

@@ -204,16 +204,17 @@ def test_broken_manifest(make_data: MakeData, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "needed"), [("train", 16 * 256 + 1), ("validation", 8 * 16 * 256 + 1)]
+    ("split", "name", "needed"),
+    [("train", "training", 16 * 256 + 1), ("validation", "validation", 8 * 16 * 256 + 1)],
 )
-def test_splits_must_be_long_enough(make_data: MakeData, split: str, needed: int) -> None:
+def test_splits_must_be_long_enough(
+    make_data: MakeData, split: str, name: str, needed: int
+) -> None:
     config = apply_overrides(Config(), ["--data.path", make_data(**{split: needed})])
     check(config, 1)
     make_data(**{split: needed - 1})
     (problem,) = problems(config)
-    assert problem.startswith(
-        f"data.path is '{config.data.path}'; its {'training' if split == 'train' else split} split"
-    )
+    assert problem.startswith(f"data.path is '{config.data.path}'; its {name} split has ")
 
 
 def test_all_problems_are_reported_at_once(make_config: MakeConfig) -> None:

@@ -36,7 +36,10 @@ WRONG = {
     "data": (["--data.path=no/data"], "data.path is 'no/data'; no manifest.json there"),
     "rule": (["--moe.rounding.rule=balanced"], "none, nearest, balance; did you mean balance?"),
     "resume": (["--resume", "no/checkpoint"], "checkpoint.resume is no/checkpoint; it must be"),
-    "world": (["--launch.nproc=3"], "train.global_batch_size is 16; it must be a multiple"),
+    "batch": (
+        ["--launch.nproc=2", "--train.global_batch_size=15"],
+        "train.global_batch_size is 15; it must be a multiple of the number of ranks (2)",
+    ),
     "file": (None, "there is no config file 'nothing.toml'"),
 }
 

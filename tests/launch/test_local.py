@@ -107,7 +107,7 @@ def test_failing_rank_stops_the_others_and_is_named(start: Start, tmp_path: Path
     assert time.monotonic() - began < 6
 
 
-def test_killed_rank_is_named_even_if_a_peer_fails_at_once(start: Start) -> None:
+def test_killed_rank_is_named_though_its_peer_fails_too(start: Start) -> None:
     process = start(
         """
         if rank == 1:

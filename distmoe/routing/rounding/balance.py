@@ -16,22 +16,27 @@ from distmoe.routing.rounding import may_round_up
 
 
 def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
-    """Integer arithmetic throughout, so that every rank finds the same targets."""
+    """Integer arithmetic throughout, so that every rank finds the same targets.
+
+    ValueError if ``groups`` does not divide the number of experts.
+    """
+    if len(freq_E) % groups:
+        raise ValueError(f"balance_groups is {groups}; it must divide the {len(freq_E)} experts")
     floor_E, rest_E = freq_E // tile, freq_E % tile
     may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
     base_r = floor_E.view(groups, -1).sum(1)
     may_r = may_E.view(groups, -1).sum(1)
     wanted = torch.minimum((2 * rest_E.sum() + tile) // (2 * tile), may_r.sum())
-    cap_r = torch.minimum(may_r, _level(base_r, may_r, wanted) - base_r)
+    cap_r = torch.minimum(may_r, _level(base_r, may_r, wanted, len(freq_E) // groups) - base_r)
     up_E = _fill(rest_E, may_E, cap_r, wanted, groups)
     return (floor_E + up_E) * tile
 
 
-def _level(base_r: Tensor, may_r: Tensor, wanted: Tensor) -> Tensor:
+def _level(base_r: Tensor, may_r: Tensor, wanted: Tensor, experts_per_run: int) -> Tensor:
     """L: the smallest level >= max(base) at which ``wanted`` experts may round up."""
-    height = base_r.max() + torch.arange(int(may_r.max()) + 1, device=base_r.device)
-    room = torch.minimum(may_r[:, None], height - base_r[:, None]).sum(0)
-    return height[(room < wanted).sum()]
+    level = base_r.max() + torch.arange(experts_per_run + 1, device=base_r.device)
+    room = torch.minimum(may_r[:, None], level - base_r[:, None]).sum(0)
+    return level[0] + (room < wanted).sum()
 
 
 def _fill(rest_E: Tensor, may_E: Tensor, cap_r: Tensor, wanted: Tensor, groups: int) -> Tensor:

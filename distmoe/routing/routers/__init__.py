@@ -56,8 +56,10 @@ def make_router(name: str, *, top_k: int, renormalize: str) -> Router:
 
 @torch.no_grad()
 def integer_keys(score_TE: Tensor) -> Tensor:
-    """floor(score * 2^24) as int32; exact, because a fp32 score in [0, 1] has 24 bits."""
-    return (score_TE * KEY_SCALE).floor().to(torch.int32)
+    """floor(score * 2^24) as int32, in 0..2^24; the product is exact, a power of two."""
+    # A diverged run has NaN scores: any key in range keeps the counts aligned until the loss is
+    # found to be NaN and the step is skipped.
+    return (score_TE.nan_to_num(0.0).clamp(0.0, 1.0) * KEY_SCALE).floor().to(torch.int32)
 
 
 @torch.no_grad()
