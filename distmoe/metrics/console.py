@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from distmoe.metrics.record import StepRecord
 
@@ -32,10 +31,9 @@ class RunConsole:
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Two columns, name and value."""
         self.console.print(title, style="bold")
-        table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+        width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            table.add_row(name, value)
-        self.console.print(table)
+            self.console.print(f"  {name:<{width}}  {value}", markup=False)
 
     def step(self, record: StepRecord) -> None:
         """The line of one step."""

@@ -53,10 +53,14 @@ def targets(rule: str, freq_E: Tensor, tile: int, num_tokens: int, groups: int =
 
 
 def pairs(routing: Routing, first_token: int = 0) -> list[tuple[int, int]]:
-    return list(zip(routing.expert_N.tolist(), (routing.token_N + first_token).tolist(), strict=True))
+    return list(
+        zip(routing.expert_N.tolist(), (routing.token_N + first_token).tolist(), strict=True)
+    )
 
 
-def central(scores_TE: Tensor, top_k: int, tile: int, rule: str, groups: int) -> list[tuple[int, int]]:
+def central(
+    scores_TE: Tensor, top_k: int, tile: int, rule: str, groups: int
+) -> list[tuple[int, int]]:
     key_TE = integer_keys(scores_TE)
     chosen_TE = top_k_reference(key_TE, top_k)
     target_E = targets(rule, chosen_TE.sum(0), tile, len(scores_TE), groups)

@@ -15,22 +15,35 @@ def round_all_tokens(
     score_TE: Tensor, top_k: int, *, tile: int, rule: str, groups: int
 ) -> tuple[Tensor, Tensor]:
     """The top-k choice and the rounded choice, [T, E] bool, for the tokens of all ranks."""
-    key_TE = [[int(score * 2**24) for score in row] for row in score_TE.tolist()]
-    chosen_TE = torch.zeros_like(score_TE, dtype=torch.bool)
-    for token, key_E in enumerate(key_TE):
-        best = sorted(range(len(key_E)), key=lambda e: (-key_E[e], e))[:top_k]
-        chosen_TE[token, best] = True
-    freq_E: list[int] = chosen_TE.sum(0).tolist()
-    target_E = RULES[rule](freq_E, tile, len(key_TE), groups)
+    rows = [[int(score * 2**24) for score in row] for row in score_TE.tolist()]
+    key_TE = torch.tensor(rows, dtype=torch.int32).view(score_TE.shape)
+    chosen_TE = top_k_reference(key_TE, top_k)
+    target_E = RULES[rule](chosen_TE.sum(0).tolist(), tile, len(rows), groups)
+    return chosen_TE, select_reference(key_TE, chosen_TE, torch.tensor(target_E))
+
+
+def top_k_reference(key_TE: Tensor, top_k: int) -> Tensor:
+    """[T, E] bool: the largest keys of every token, ties to the lower expert id."""
+    chosen_TE = torch.zeros_like(key_TE, dtype=torch.bool)
+    for token, key_E in enumerate(key_TE.tolist()):
+        chosen_TE[token, sorted(range(len(key_E)), key=lambda e: (-key_E[e], e))[:top_k]] = True
+    return chosen_TE
+
+
+def select_reference(key_TE: Tensor, chosen_TE: Tensor, target_E: Tensor) -> Tensor:
+    """[T, E] bool with ``target_E`` tokens an expert: its highest unchosen keys are added, or its
+    lowest chosen keys dropped. Equal keys: the lower token wins an add, the higher loses a drop."""
     selected_TE = chosen_TE.clone()
-    for expert, (freq, target) in enumerate(zip(freq_E, target_E, strict=True)):
-        chosen = [t for t in range(len(key_TE)) if chosen_TE[t, expert]]
-        others = [t for t in range(len(key_TE)) if not chosen_TE[t, expert]]
-        lowest = sorted(chosen, key=lambda t: (key_TE[t][expert], -t))
-        highest = sorted(others, key=lambda t: (-key_TE[t][expert], t))
-        selected_TE[lowest[: max(freq - target, 0)], expert] = False
-        selected_TE[highest[: max(target - freq, 0)], expert] = True
-    return chosen_TE, selected_TE
+    for expert, target in enumerate(target_E.tolist()):
+        key_T, chosen_T = key_TE[:, expert].tolist(), chosen_TE[:, expert].tolist()
+        missing = target - sum(chosen_T)
+        others = [token for token, chosen in enumerate(chosen_T) if not chosen]
+        chosen = [token for token, chosen in enumerate(chosen_T) if chosen]
+        highest = sorted(others, key=lambda t: (-key_T[t], t))
+        lowest = sorted(chosen, key=lambda t: (key_T[t], -t))
+        selected_TE[highest[: max(missing, 0)], expert] = True
+        selected_TE[lowest[: max(-missing, 0)], expert] = False
+    return selected_TE
 
 
 def none(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:

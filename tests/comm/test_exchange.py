@@ -1,0 +1,59 @@
+"""Every transport moves the same rows: torch's on gloo processes, the threaded one on threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import exchange_contract
+import pytest
+import torch
+import torch.distributed as dist
+from exchange_contract import exercise
+from ranks import run_ranks
+
+from distmoe.comm import make_exchange
+from distmoe.comm.local import LocalExchange
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_threads(num_ranks: int) -> None:
+    run_ranks(lambda rank: exercise(make_exchange(dist.group.WORLD)), num_ranks)
+
+
+def test_two_exchanges_over_one_group_keep_apart() -> None:
+    def both(rank: int) -> None:
+        first, second = (make_exchange(dist.group.WORLD, "threaded") for _ in range(2))
+        peer = 1 - rank
+        buffers = [torch.empty(1), torch.empty(1)]
+        transfers = [
+            e.post_recv("rows", {peer: b}) for e, b in zip((first, second), buffers, strict=True)
+        ]
+        second.post_send(transfers[1], {peer: torch.tensor([2.0])})
+        first.post_send(transfers[0], {peer: torch.tensor([1.0])})
+        first.wait_recv(transfers[0])
+        second.wait_recv(transfers[1])
+        assert [float(b) for b in buffers] == [1.0, 2.0]
+
+    run_ranks(both, 2)
+
+
+def test_one_rank_has_no_peers() -> None:
+    exchange = LocalExchange()
+    exercise(exchange)
+    with pytest.raises(AssertionError, match="no peers"):
+        exchange.post_recv("rows", {1: torch.empty(1)})
+
+
+@pytest.mark.processes
+def test_gloo_processes(tmp_path: Path) -> None:
+    """Both torch transports on three real ranks; each reports by a file, since an interpreter that
+    exits may still abort in a gloo thread."""
+    processes = [
+        subprocess.Popen([sys.executable, exchange_contract.__file__, str(rank), str(tmp_path)])
+        for rank in range(3)
+    ]
+    for process in processes:
+        process.wait(timeout=90)
+    assert sorted(path.name for path in tmp_path.glob("ok-*")) == ["ok-0", "ok-1", "ok-2"]
