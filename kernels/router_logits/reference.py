@@ -1,5 +1,8 @@
-"""Accumulate in fp64 and round once to fp32: orders of summation differ by 1e-16, which the
-rounding swallows."""
+"""Accumulate in fp64 and round once to fp32.
+
+A BLAS may sum in another order for another number of rows. The sums then differ by about 1e-16,
+which the rounding swallows unless the sum lies that near to a tie of fp32: about one logit in 1e7.
+"""
 
 from __future__ import annotations
 

@@ -47,10 +47,12 @@ def select_reference(key_TE: Tensor, chosen_TE: Tensor, target_E: Tensor) -> Ten
 
 
 def none(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:
+    """n_e = f_e."""
     return freq_E
 
 
 def nearest(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:
+    """The nearer multiple of the tile; a tie drops."""
     target_E = []
     for freq in freq_E:
         down, up = freq // tile * tile, (freq // tile + 1) * tile
@@ -59,6 +61,7 @@ def nearest(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[
 
 
 def balance(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:
+    """Water-filling, one tile and one expert at a time."""
     tiles_E = [freq // tile for freq in freq_E]
     rest_E = [freq % tile for freq in freq_E]
     may_E = [
