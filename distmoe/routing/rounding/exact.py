@@ -41,23 +41,18 @@ def select(
 def _candidates(scores: Scores, adds_E: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
     """Priorities [E, num] int32, best first, and the tokens behind the first min(num, T)."""
     num_tokens = len(scores.key_TE)
-    key_ET = scores.key_TE.T.long()
+    key_ET, eligible_ET = scores.key_TE.T.long(), scores.chosen_TE.T ^ adds_E[:, None]
     token_T = torch.arange(num_tokens, device=key_ET.device)
-    # Larger is better: the key when adding, its negative when dropping.
-    priority_ET = torch.where(adds_E[:, None], key_ET, -key_ET)
-    eligible_ET = scores.chosen_TE.T ^ adds_E[:, None]
-    # Equal keys: adds prefer the lower token, drops the higher. The sum of key and place is
-    # distinct, which leaves nothing to the order of an unstable partial sort.
-    place_ET = torch.where(adds_E[:, None], num_tokens - 1 - token_T, token_T)
-    distinct_ET = priority_ET * max(num_tokens, 1) + place_ET
-    lowest = NOTHING * max(num_tokens, 1)
-    distinct_ET = torch.where(eligible_ET, distinct_ET, lowest)
+    sign_E1 = torch.where(adds_E, 1, -1)[:, None]
+    # By key, then by the lower token; a drop turns both round. No two are equal, which leaves
+    # nothing to the order of an unstable partial sort.
+    distinct_ET = (key_ET * num_tokens - token_T) * sign_E1
+    distinct_ET.masked_fill_(~eligible_ET, NOTHING * num_tokens)
     width = min(num, num_tokens)
-    best_EC, token_EC = distinct_ET.topk(width, dim=1)
+    token_EC = distinct_ET.topk(width, dim=1).indices
+    signed_EC = key_ET.gather(1, token_EC) * sign_E1
     priority_EC = torch.full((len(key_ET), num), NOTHING, dtype=torch.int32, device=key_ET.device)
-    if width:
-        floor_EC = torch.div(best_EC, num_tokens, rounding_mode="floor")
-        priority_EC[:, :width] = floor_EC.int()
+    priority_EC[:, :width] = torch.where(eligible_ET.gather(1, token_EC), signed_EC, NOTHING)
     return priority_EC, token_EC
 
 
