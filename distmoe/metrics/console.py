@@ -7,13 +7,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distmoe.metrics.record import StepRecord
 
+# Step lines between two lines of column names.
+HEADING_EVERY = 20
+
+LEGEND = (
+    "slowest: compute time of the slowest rank over the mean; load: busiest expert over the mean;\n"
+    "tiles: busiest rank over the mean; waste: padding among the rows that ran (if not rounded);\n"
+    "moved: pairs that rounding dropped or added, of those that top-k chose"
+)
+
 
 class RunConsole:
     """``enabled`` False (all ranks but the first) prints nothing."""
 
     def __init__(self, *, enabled: bool, steps: int, first_step: int) -> None:
-        self.console = Console(quiet=not enabled, highlight=False, soft_wrap=True)
+        self.console = Console(quiet=not enabled, highlight=False, markup=False, soft_wrap=True)
         self.steps = steps
+        self._step_lines = 0
         self._warned: set[str] = set()
         self._progress: Progress | None = None
         if enabled and self.console.is_terminal:
@@ -24,6 +34,8 @@ class RunConsole:
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
+                # The default of 30 s gives no estimate where a step takes longer.
+                speed_estimate_period=600,
             )
             self._task = self._progress.add_task("training", total=steps, completed=first_step)
             self._progress.start()
@@ -33,22 +45,19 @@ class RunConsole:
         self.console.print(title, style="bold")
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            self.console.print(f"  {name:<{width}}  {value}", markup=False)
+            self.console.print(f"  {name:<{width}}  {value}")
 
     def step(self, record: StepRecord) -> None:
-        """The line of one step."""
-        load = record.load
-        moved = 100 * (record.pairs_dropped + record.pairs_added) / max(record.pairs, 1)
-        self.console.print(
-            f"step {record.step:>{len(str(self.steps))}}/{self.steps}"
-            f"  loss {record.loss:.4f}  lr {record.lr:.2e}  grad {record.grad_norm:.3f}"
-            f"  {record.tokens_per_second_per_rank:,.0f} tok/s/rank"
-            f"  slowest {record.slowest_over_mean:.2f}x"
-            f"  load {load.load_max_over_mean:.2f}x  tiles {load.tiles_max_over_mean:.2f}x"
-            f"  waste {load.tile_waste:.1%} (unrounded {load.tile_waste_unrounded:.1%})"
-            f"  moved {moved:.1f}%  mem {record.memory_gib:.2f} GiB"
-            + ("  SKIPPED: not finite" if record.skipped else "")
-        )
+        """The line of one step, under column names that come again now and then."""
+        cells = _cells(record, self.steps)
+        if self._step_lines == 0:
+            self.console.print(LEGEND, style="dim")
+        if self._step_lines % HEADING_EVERY == 0:
+            names = (f"{name:>{width}}" for name, width, _ in cells)
+            self.console.print("  ".join(names), style="bold")
+        self._step_lines += 1
+        line = "  ".join(f"{value:>{width}}" for _, width, value in cells)
+        self.console.print(line + ("  SKIPPED" if record.skipped else ""))
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -56,14 +65,35 @@ class RunConsole:
             self._progress.update(self._task, completed=step)
 
     def line(self, text: str) -> None:
+        """One line as it is."""
         self.console.print(text)
 
-    def warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+    def warn_once(self, key: str, text: str) -> None:
+        """A warning, the first time only that ``key`` is warned of."""
+        if key not in self._warned:
+            self._warned.add(key)
             self.console.print(f"warning: {text}", style="yellow")
 
     def close(self) -> None:
+        """Take the bar away; again is harmless."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
+    """Name, width and text of every column; within 120 characters up to 99,999 steps."""
+    load = record.load
+    return [
+        ("step", max(9, 2 * len(str(steps)) + 1), f"{record.step}/{steps}"),
+        ("loss", 7, f"{record.loss:.4f}"),
+        ("lr", 8, f"{record.lr:.2e}"),
+        ("grad", 7, f"{record.grad_norm:.3f}"),
+        ("tok/s/rank", 10, f"{record.tokens_per_second_per_rank:,.0f}"),
+        ("slowest", 7, f"{record.slowest_over_mean:.2f}x"),
+        ("load", 6, f"{load.load_max_over_mean:.2f}x"),
+        ("tiles", 6, f"{load.tiles_max_over_mean:.2f}x"),
+        ("waste", 13, f"{load.tile_waste:.1%} ({load.tile_waste_unrounded:.1%})"),
+        ("moved", 6, f"{record.pairs_moved_share:.1%}"),
+        ("memory", 10, f"{record.memory_gib:.2f} GiB"),
+    ]

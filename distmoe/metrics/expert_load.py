@@ -9,15 +9,19 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 
+# Mean tokens per expert / tile from which rounding is harmless (SonicMoE, arXiv 2512.14080).
+HARMLESS_TOKENS_OVER_TILE = 2.0
+
 
 @dataclass(frozen=True)
 class ExpertLoad:
     """Over the MoE layers of a step. Shares are fractions of 1.
 
     ``load_max_over_mean``: busiest expert under top-k, worst layer. ``tiles_max_over_mean``:
-    busiest rank in tiles that ran, worst layer. ``tile_waste``: rows that ran as padding;
-    ``tile_waste_unrounded``: what top-k alone would have padded. ``tokens_per_expert_over_tile``:
-    mean; rounding costs quality below 2.
+    busiest rank in tiles that ran, worst layer. ``tile_waste``: padding rows over all rows that
+    ran; ``tile_waste_unrounded``: the same if top-k ran without rounding.
+    ``tokens_per_expert_over_tile``: mean. ``dead_experts``: those that no token chose, counted
+    once per layer and micro-batch.
     """
 
     load_max_over_mean: float
@@ -26,6 +30,11 @@ class ExpertLoad:
     tile_waste_unrounded: float
     tokens_per_expert_over_tile: float
     dead_experts: int
+
+    @property
+    def rounding_costs_quality(self) -> bool:
+        """Whether so few tokens reach an expert that rounding moves a harmful share of them."""
+        return self.tokens_per_expert_over_tile < HARMLESS_TOKENS_OVER_TILE
 
 
 def expert_load(freq_XE: IntArray, target_XE: IntArray, *, tile: int, num_ranks: int) -> ExpertLoad:
@@ -53,13 +62,3 @@ def _worst(counts: IntArray) -> float:
 def _waste(counts: IntArray, tile: int) -> float:
     ran = int(_tiles(counts, tile).sum()) * tile
     return (ran - int(counts.sum())) / max(ran, 1)
-
-
-def heat_map(freq_LE: IntArray, *, cell: int = 12) -> NDArray[np.uint8]:
-    """Image [L * cell, E * cell, 3]: white is no load, dark blue twice the mean of the layer."""
-    share = freq_LE / np.maximum(freq_LE.mean(1, keepdims=True), 1e-9)
-    shade = np.clip(share / 2, 0, 1)[..., None]
-    white, blue = np.array([255, 255, 255]), np.array([8, 48, 107])
-    image = (white + shade * (blue - white)).astype(np.uint8)
-    enlarged: NDArray[np.uint8] = image.repeat(cell, 0).repeat(cell, 1)
-    return enlarged

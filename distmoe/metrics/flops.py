@@ -1,57 +1,102 @@
-"""Parameters and FLOPs of a model, from its config alone."""
+"""Parameters and FLOPs of a model, from its config alone, and the peak of known devices."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distmoe.config import Config
+from distmoe.config import Config, ModelConfig, MoEConfig
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """``active``: parameters that a token passes; both include the embedding and the head."""
+    """Parameters by part, over all layers.
 
-    total: int
-    active: int
+    ``head``: 0 where the embedding is the head. ``active_experts``: the share of ``experts`` that
+    a token passes, top_k of num_experts.
+    """
+
     embedding: int
+    head: int
+    attention: int
+    norms: int
+    dense_mlps: int
+    routers: int
+    shared_experts: int
+    experts: int
+    active_experts: int
+
+    @property
+    def total(self) -> int:
+        """All parameters that are stored."""
+        return self.active - self.active_experts + self.experts
+
+    @property
+    def active(self) -> int:
+        """Parameters that a token passes, embedding and head among them."""
+        blocks = self.attention + self.norms + self.dense_mlps + self.routers + self.shared_experts
+        return self.embedding + self.head + blocks + self.active_experts
 
 
-def parameter_counts(config: Config) -> ParameterCounts:
-    """Counts of a resolved config."""
-    model, moe = config.model, config.moe
-    H = model.hidden_size
-    heads, kv_heads = model.n_heads * model.head_dim, model.n_kv_heads * model.head_dim
-    attention = H * heads + 2 * H * kv_heads + heads * H
-    attention += 2 * model.head_dim if model.qk_norm else 0
-    expert = 3 * H * moe.intermediate_size
-    shared = 3 * H * moe.shared_intermediate_size + moe.num_experts * H
+def parameter_counts(model: ModelConfig, moe: MoEConfig) -> ParameterCounts:
+    """Counts of a resolved config: with H hidden, A heads of size D, I and F the widths of an
+    expert and of a dense MLP, attention has 2 H (A + kv) D (+ 2 D with qk_norm), a SwiGLU MLP
+    3 H width, a router E H, a block two RMSNorms of H, and the model a last one."""
+    H, D = model.hidden_size, model.head_dim
     n_moe = model.n_layers - model.n_dense_layers
-    common = model.n_layers * (attention + 2 * H) + H
-    common += model.n_dense_layers * 3 * H * model.intermediate_size + n_moe * shared
+    attention = 2 * H * (model.n_heads + model.n_kv_heads) * D + (2 * D if model.qk_norm else 0)
+    expert = 3 * H * moe.intermediate_size
     embedding = model.vocab_size * H
-    common += embedding if model.tie_embeddings else 2 * embedding
     return ParameterCounts(
-        total=common + n_moe * moe.num_experts * expert,
-        active=common + n_moe * moe.top_k * expert,
         embedding=embedding,
+        head=0 if model.tie_embeddings else embedding,
+        attention=model.n_layers * attention,
+        norms=(2 * model.n_layers + 1) * H,
+        dense_mlps=model.n_dense_layers * 3 * H * model.intermediate_size,
+        routers=n_moe * moe.num_experts * H,
+        shared_experts=n_moe * 3 * H * moe.shared_intermediate_size,
+        experts=n_moe * moe.num_experts * expert,
+        active_experts=n_moe * moe.top_k * expert,
     )
 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Forward and backward. ``causal`` counts the half of attention that is computed; ``palm``
-    counts all of it, as the PaLM convention does (arXiv 2204.02311, appendix B)."""
+    """Forward and backward of one trained token, without recomputation.
 
-    causal: int
+    ``model`` counts the causal half of attention, which is what the model needs; ``palm`` counts
+    the full square, as the PaLM convention does (arXiv 2204.02311, appendix B).
+    """
+
+    model: int
     palm: int
 
 
 def flops_per_token(config: Config) -> FlopsPerToken:
-    """6 * active parameters, without the embedding look-up, + attention: 12 L A D S for the full
-    square of scores and values, half of it for the causal part."""
+    """6 * active parameters, without the embedding look-up, + attention: 12 * n_layers * A D S for
+    the full square of scores and values, half of it for the causal part."""
     model = config.model
-    counts = parameter_counts(config)
+    counts = parameter_counts(model, config.moe)
     look_up = 0 if model.tie_embeddings else counts.embedding
-    dense = 6 * (counts.active - look_up)
+    matmuls = 6 * (counts.active - look_up)
     attention = 12 * model.n_layers * model.n_heads * model.head_dim * config.data.seq_len
-    return FlopsPerToken(causal=dense + attention // 2, palm=dense + attention)
+    return FlopsPerToken(model=matmuls + attention // 2, palm=matmuls + attention)
+
+
+# Dense bf16 tensor-core FLOP/s without sparsity, from the vendors' data sheets, by the name that
+# the driver gives. A name that is no key has no known peak.
+BF16_PEAK_FLOPS = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of the device that CUDA calls ``device_name``; None if it is not known."""
+    return BF16_PEAK_FLOPS.get(device_name)

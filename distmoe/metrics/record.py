@@ -36,10 +36,16 @@ class StepRecord:
     rows_mib_with_copies: float
     load: ExpertLoad
 
+    @property
+    def pairs_moved_share(self) -> float:
+        """Pairs that rounding dropped or added, over the pairs of top-k."""
+        return (self.pairs_dropped + self.pairs_added) / max(self.pairs, 1)
+
     def flat(self) -> dict[str, float | int | bool]:
         """Without nesting; the names are stable."""
         values = asdict(self)
         values.update(values.pop("load"))
+        values["pairs_moved_share"] = self.pairs_moved_share
         return values
 
 
@@ -57,6 +63,7 @@ GROUPS = {
         "dead_experts",
         "pairs_dropped",
         "pairs_added",
+        "pairs_moved_share",
         "tokens_without_expert",
     ),
     "communication": ("rows_mib", "rows_mib_with_copies"),

@@ -14,7 +14,7 @@ WARM_UP_STEPS = 3
 
 @dataclass
 class Clock:
-    """Seconds by part (data, step, validation, checkpoint), and those of every step."""
+    """Seconds by part (data, training, validation, checkpoint), and those of every step."""
 
     parts: dict[str, float] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
@@ -30,6 +30,7 @@ class Clock:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - begun
 
     def add_step(self, seconds: float) -> None:
+        """Note the wall time of one training step, its data included."""
         self.steps.append(seconds)
 
     def elapsed(self) -> float:
@@ -42,11 +43,19 @@ def tokens_per_second_per_rank(tokens: int, seconds: float, world: int) -> float
     return tokens / (max(seconds, 1e-9) * world)
 
 
-def median_step_seconds(steps: list[float]) -> float:
-    """Median without the warm-up; over all steps if there are no others."""
-    return statistics.median(steps[WARM_UP_STEPS:] or steps or [float("nan")])
+def median_after_warm_up(values: list[float]) -> float:
+    """Median of a value per step, without the warm-up; over all steps if there are no others."""
+    return statistics.median(values[WARM_UP_STEPS:] or values or [float("nan")])
 
 
 def slowest_over_mean(seconds_by_rank: list[float]) -> float:
     """The slowest rank's compute time over the mean; 1 is even."""
     return max(seconds_by_rank) / max(statistics.fmean(seconds_by_rank), 1e-9)
+
+
+def model_flops_utilization(
+    tokens_per_second: float, *, flops_per_token: int, peak_flops: float
+) -> float:
+    """Share of a device's peak FLOP/s that the model's own FLOPs are; ``tokens_per_second`` is
+    that of the one device."""
+    return tokens_per_second * flops_per_token / peak_flops

@@ -1,4 +1,4 @@
-"""metrics.jsonl and TensorBoard, on rank 0."""
+"""Files of a run: JSON lines and TensorBoard events, on rank 0."""
 
 from __future__ import annotations
 
@@ -7,8 +7,36 @@ import math
 from pathlib import Path
 from typing import Any
 
-from distmoe.metrics.expert_load import IntArray, heat_map
+from distmoe.metrics.expert_load import IntArray
+from distmoe.metrics.heat_map import heat_map
 from distmoe.metrics.record import GROUPS, StepRecord
+
+LAYOUT = {
+    "distmoe": {
+        "loss": ["Multiline", ["train/loss", "validation/loss"]],
+        "speed, tokens/s/rank": ["Multiline", ["throughput/tokens_per_second_per_rank"]],
+        "busiest over mean: expert, tiles of a rank, compute of a rank": [
+            "Multiline",
+            [
+                "experts/load_max_over_mean",
+                "experts/tiles_max_over_mean",
+                "throughput/slowest_over_mean",
+            ],
+        ],
+        "tile waste: run, and without rounding": [
+            "Multiline",
+            ["experts/tile_waste$", "experts/tile_waste_unrounded"],
+        ],
+        "pairs that rounding moved": [
+            "Multiline",
+            ["experts/pairs_dropped", "experts/pairs_added"],
+        ],
+        "rows sent, MiB: once per rank, and once per pair": [
+            "Multiline",
+            ["communication/rows_mib$", "communication/rows_mib_with_copies"],
+        ],
+    }
+}
 
 
 class JsonlWriter:
@@ -16,15 +44,20 @@ class JsonlWriter:
     file has each step once."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                if _step_of(line) <= resumed_step:
-                    kept.append(line + "\n")
-        path.write_text("".join(kept))
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= resumed_step]
+        self._last_step = max(map(_step_of, kept), default=-math.inf)
+        # Written beside and renamed: a kill in this moment must not cost the history.
+        beside = path.with_name(path.name + ".part")
+        beside.write_text("".join(line + "\n" for line in kept))
+        beside.replace(path)
         self._file = path.open("a")
 
     def write(self, values: dict[str, Any]) -> None:
+        """Append ``values``, which have a ``step``; a step that the file has is left as it is."""
+        if values["step"] <= self._last_step:
+            return
+        self._last_step = values["step"]
         # JSON has no NaN; a missing number is null.
         safe = {
             k: None if isinstance(v, float) and not math.isfinite(v) else v
@@ -41,7 +74,7 @@ def _step_of(line: str) -> float:
     """The step of a line; infinity for one that a kill cut off."""
     try:
         return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return math.inf
 
 
@@ -52,8 +85,11 @@ class TensorBoardWriter:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer = SummaryWriter(str(path), purge_step=resumed_step + 1)
+        add_layout: Any = self._writer.add_custom_scalars
+        add_layout(LAYOUT)
 
     def write(self, record: StepRecord) -> None:
+        """The scalars of a step."""
         flat = record.flat()
         for group, names in GROUPS.items():
             for name in names:
@@ -66,6 +102,9 @@ class TensorBoardWriter:
         self._scalar("validation/loss", loss, step)
 
     def expert_load(self, step: int, freq_LE: IntArray) -> None:
+        """Histograms of the load over the layer's mean, and one image; nothing without experts."""
+        if not freq_LE.size:
+            return
         for layer, freq_E in enumerate(freq_LE):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
             self._writer.add_histogram(f"experts/load_layer_{layer}", share, step)

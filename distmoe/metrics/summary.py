@@ -1,0 +1,91 @@
+"""The words of the header and of the summary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distmoe.config import Config
+from distmoe.metrics.flops import flops_per_token, parameter_counts
+from distmoe.metrics.throughput import model_flops_utilization
+
+Rows = list[tuple[str, str]]
+
+SECONDS_PER_DAY = 86400
+
+
+def model_rows(config: Config, *, peak: float | None) -> Rows:
+    """Size, experts and FLOPs of the model. ``peak``: FLOP/s of the device, None if unknown."""
+    moe, rounding = config.moe, config.moe.rounding
+    counts, flops = parameter_counts(config.model, moe), flops_per_token(config)
+    tiles = "" if rounding.rule == "none" else f" to tiles of {rounding.tile}"
+    against = "" if peak is None else f", device peak {peak / 1e12:.0f} TFLOP/s in bf16"
+    return [
+        ("model", f"{counts.total / 1e6:.1f} M parameters, {counts.active / 1e6:.1f} M active"),
+        (
+            "experts",
+            f"{moe.num_experts} per layer, top {moe.top_k}, router {moe.router}, "
+            f"rounding {rounding.rule}{tiles}",
+        ),
+        (
+            "flops",
+            f"{flops.model / 1e6:.1f} MFLOP per token "
+            f"({flops.palm / 1e6:.1f} by the PaLM convention){against}",
+        ),
+    ]
+
+
+def speed_rows(
+    config: Config,
+    *,
+    tokens_per_second: float,
+    slowest_over_mean: float,
+    world: int,
+    peak: float | None,
+) -> Rows:
+    """Medians of the run; ``tokens_per_second`` is that of one rank."""
+    flops = flops_per_token(config)
+    millions_a_day = tokens_per_second * world * SECONDS_PER_DAY / 1e6
+    rows = [
+        ("median speed", f"{tokens_per_second:,.0f} tokens/s/rank on {world} ranks"),
+        ("in all", f"{millions_a_day:,.0f} M tokens a day"),
+        ("slowest rank", f"{slowest_over_mean:.2f}x the mean compute time"),
+    ]
+    if peak is not None:
+        model, palm = (
+            model_flops_utilization(tokens_per_second, flops_per_token=count, peak_flops=peak)
+            for count in (flops.model, flops.palm)
+        )
+        rows.append(("MFU", f"{model:.1%} ({palm:.1%} by the PaLM convention)"))
+    return rows
+
+
+def loss_rows(
+    losses: list[tuple[int, float]], validation: float | None, unigram_entropy: float
+) -> Rows:
+    """First and last training loss of this start, as (step, loss), and the validation loss."""
+    rows = []
+    if losses:
+        (first, start), (last, end) = losses[0], losses[-1]
+        rows.append(("training loss", f"{start:.4f} (step {first}) -> {end:.4f} (step {last})"))
+    if validation is not None:
+        gap = unigram_entropy - validation
+        rows.append(
+            (
+                "validation loss",
+                f"{validation:.4f}, {abs(gap):.4f} nats {'below' if gap >= 0 else 'ABOVE'} "
+                f"the unigram entropy {unigram_entropy:.4f}",
+            )
+        )
+    return rows
+
+
+def file_rows(config: Config) -> Rows:
+    """Where the run left what."""
+    folder = Path(config.run.dir)
+    rows = [
+        ("checkpoint", str(folder / "checkpoints")),
+        ("metrics", str(folder / "metrics.jsonl")),
+    ]
+    if config.metrics.tensorboard:
+        rows.append(("pictures", f"tensorboard --logdir {folder / 'tensorboard'}"))
+    return rows

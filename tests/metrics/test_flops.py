@@ -1,0 +1,69 @@
+"""Counts by hand, and against the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distmoe.config import Config
+from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
+from distmoe.model.transformer import Transformer
+
+
+def test_parts_by_hand(config: Config) -> None:
+    counts = parameter_counts(config.model, config.moe)
+    assert counts.embedding == counts.head == 50 * 8
+    # q and o are 8 x 8, k and v 8 x 4, and two norms of 4.
+    assert counts.attention == 3 * (2 * 64 + 2 * 32 + 8)
+    assert counts.norms == 7 * 8
+    assert counts.dense_mlps == 3 * 8 * 20
+    assert counts.routers == 2 * 4 * 8
+    assert counts.shared_experts == 2 * 3 * 8 * 10
+    assert counts.experts == 2 * 4 * 3 * 8 * 6
+    assert counts.active_experts == 2 * 2 * 3 * 8 * 6
+    assert counts.total == 800 + 600 + 56 + 480 + 64 + 480 + 1152
+    assert counts.active == counts.total - 576
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("shared", [0, 10])
+@pytest.mark.parametrize("n_dense", [0, 1, 3])
+def test_total_is_that_of_the_model(
+    config: Config, tied: bool, qk_norm: bool, shared: int, n_dense: int
+) -> None:
+    model = replace(config.model, tie_embeddings=tied, qk_norm=qk_norm, n_dense_layers=n_dense)
+    config = replace(config, model=model, moe=replace(config.moe, shared_intermediate_size=shared))
+    with torch.device("meta"):
+        built = Transformer(config)
+    total = sum(p.numel() for p in built.parameters())
+    assert parameter_counts(config.model, config.moe).total == total
+
+
+def test_flops_by_hand(config: Config) -> None:
+    flops = flops_per_token(config)
+    # 3056 active parameters, of which the look-up of 400 multiplies nothing.
+    matmuls = 6 * (3056 - 400)
+    # Scores and values, 2 * 2 * 16 positions * 8 each in the forward, twice that in the backward.
+    square = 3 * (3 * 2 * 2 * 16 * 8)
+    assert flops.palm == matmuls + square
+    assert flops.model == matmuls + square // 2
+
+
+def test_a_tied_embedding_is_still_multiplied_as_the_head(config: Config) -> None:
+    tied = replace(config, model=replace(config.model, tie_embeddings=True))
+    assert flops_per_token(tied) == flops_per_token(config)
+
+
+def test_peak_is_known_or_none() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("NVIDIA H100 PCIe") == 756e12
+    assert peak_flops("NVIDIA H100 NVL") == 835e12
+    assert peak_flops("NVIDIA H200") == 989e12
+    # Names that only contain a known one are other devices.
+    assert peak_flops("NVIDIA H100 80GB HBM3 MIG 1g.10gb") is None
+    assert peak_flops("NVIDIA H200 NVL") is None
+    assert peak_flops("H100") is None
+    assert peak_flops("") is None

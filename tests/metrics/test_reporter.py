@@ -1,0 +1,140 @@
+"""A run of a few steps, on the screen and in the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distmoe.config import Config, MetricsConfig, RoundingConfig
+from distmoe.metrics.record import StepRecord
+from distmoe.metrics.reporter import Reporter
+
+Make = Callable[..., StepRecord]
+Captured = pytest.CaptureFixture[str]
+
+FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
+
+
+def steps_of(path: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def run(config: Config, record: Make, *, rank: int = 0, steps: range, resumed_step: int) -> None:
+    reporter = Reporter(config, rank=rank, world=2, resumed_step=resumed_step)
+    reporter.header([("mesh", "2 ranks")])
+    for step in steps:
+        reporter.clock.add_step(0.5)
+        reporter.step(record(step, loss=8.0 - step), FREQ_LE)
+    reporter.validation(steps[-1], 3.5, 6.0)
+    reporter.finish(step=steps[-1], unigram_entropy=6.0, tokens_per_step=14)
+    reporter.close()
+    reporter.close()
+
+
+def test_a_run_on_the_screen(config: Config, record: Make, capsys: Captured) -> None:
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    output = capsys.readouterr().out
+    assert "\x1b" not in output
+    lines = [line.split() for line in output.splitlines()]
+    assert "model 0.0 M parameters, 0.0 M active".split() in lines
+    assert "training loss 7.0000 (step 1) -> 3.0000 (step 5)".split() in lines
+    below = "validation loss 3.5000, 2.5000 nats below the unigram entropy 6.0000"
+    assert below.split() in lines
+    # 14 tokens in half a second on 2 ranks.
+    assert "median speed 14 tokens/s/rank on 2 ranks".split() in lines
+    assert "slowest rank 1.10x the mean compute time".split() in lines
+    assert f"pictures tensorboard --logdir {config.run.dir}/tensorboard".split() in lines
+    assert "MFU" not in output
+    assert output.count("below 2 rounding costs quality") == 1
+
+
+def test_a_run_in_the_files(config: Config, record: Make) -> None:
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    run(config, record, steps=range(4, 7), resumed_step=3)
+    folder = Path(config.run.dir)
+    assert steps_of(folder / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
+    assert steps_of(folder / "validation.jsonl") == [6]
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    assert [s.step for s in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [i.step for i in events.Images("experts/load_layer_by_expert")] == [2, 4, 6]
+
+
+def test_a_finished_run_that_is_called_again_adds_nothing(config: Config, record: Make) -> None:
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    again = Reporter(config, rank=0, world=2, resumed_step=3)
+    again.validation(3, 3.5, 6.0)
+    again.finish(step=3, unigram_entropy=6.0, tokens_per_step=14)
+    again.close()
+    folder = Path(config.run.dir)
+    assert steps_of(folder / "metrics.jsonl") == [1, 2, 3]
+    assert steps_of(folder / "validation.jsonl") == [3]
+
+
+def test_other_ranks_leave_no_trace(config: Config, record: Make, capsys: Captured) -> None:
+    run(config, record, rank=1, steps=range(1, 4), resumed_step=0)
+    assert capsys.readouterr().out == ""
+    assert not Path(config.run.dir).exists()
+
+
+def test_without_tensorboard(config: Config, record: Make, capsys: Captured) -> None:
+    config = replace(config, metrics=MetricsConfig(tensorboard=False))
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    assert not (Path(config.run.dir) / "tensorboard").exists()
+    assert "tensorboard --logdir" not in capsys.readouterr().out
+
+
+def test_no_warning_without_rounding(config: Config, record: Make, capsys: Captured) -> None:
+    config = replace(config, moe=replace(config.moe, rounding=RoundingConfig(rule="none")))
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    assert "warning:" not in capsys.readouterr().out
+
+
+def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:
+    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    for step in (1, 2):
+        reporter.step(record(step, skipped=True), FREQ_LE)
+    reporter.close()
+    assert capsys.readouterr().out.count("not finite") == 1
+
+
+def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) -> None:
+    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    reporter.validation(1, 8.0, 6.0)
+    reporter.finish(step=1, unigram_entropy=6.0, tokens_per_step=14)
+    reporter.close()
+    assert "8.0000, 2.0000 nats ABOVE the unigram entropy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "shown"),
+    [
+        ("NVIDIA H100 80GB HBM3", "auto", True),
+        ("NVIDIA H100 80GB HBM3", "fp32", False),
+        ("Unknown GPU", "auto", False),
+    ],
+)
+def test_utilization_only_where_the_peak_is_known(
+    config: Config,
+    record: Make,
+    capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: str,
+    shown: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    config = replace(
+        config,
+        run=replace(config.run, device="cuda"),
+        train=replace(config.train, dtype=dtype),  # type: ignore[arg-type]
+    )
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    assert ("MFU" in capsys.readouterr().out) is shown

@@ -1,0 +1,120 @@
+"""Files that are read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from distmoe.metrics.record import GROUPS, StepRecord
+from distmoe.metrics.writers import LAYOUT, JsonlWriter, TensorBoardWriter
+
+Make = Callable[..., StepRecord]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, records: list[StepRecord], *, resumed_step: int = 0) -> None:
+    writer = JsonlWriter(path, resumed_step=resumed_step)
+    for record in records:
+        writer.write(record.flat())
+    writer.close()
+
+
+def test_jsonl_has_each_step_once_after_a_resume(tmp_path: Path, record: Make) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [record(step) for step in (1, 2, 3)])
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    write(path, [record(3, loss=math.nan)], resumed_step=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+    assert [line["loss"] for line in lines(path)] == [2.0, 2.0, None]
+
+
+def test_a_step_that_the_file_has_is_not_written_again(tmp_path: Path, record: Make) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [record(1), record(2)])
+    write(path, [record(2, loss=9.0), record(3)], resumed_step=2)
+    assert [(line["step"], line["loss"]) for line in lines(path)] == [(1, 2), (2, 2), (3, 2)]
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path: Path, record: Make) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [record(1), record(2)])
+    write(path, [], resumed_step=0)
+    assert path.read_text() == ""
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("rubbish", ["", "{", "3", "[1]", "null", '{"step": "x"}', '{"loss": 1}'])
+def test_a_line_that_is_no_step_is_cut(tmp_path: Path, record: Make, rubbish: str) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [record(1)])
+    with path.open("a") as file:
+        file.write(rubbish + "\n")
+    write(path, [record(2)], resumed_step=1)
+    assert [line["step"] for line in lines(path)] == [1, 2]
+
+
+def test_every_line_is_on_disk_at_once(tmp_path: Path, record: Make) -> None:
+    writer = JsonlWriter(tmp_path / "metrics.jsonl", resumed_step=0)
+    writer.write(record(1).flat())
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+    writer.close()
+
+
+def events(path: Path) -> EventAccumulator:
+    return EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+
+
+def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
+    writer = TensorBoardWriter(tmp_path, resumed_step=0)
+    writer.write(record(1))
+    writer.expert_load(1, np.array([[3, 8, 1, 2]]))
+    writer.validation(1, 1.5)
+    writer.close()
+    read = events(tmp_path)
+    tags = read.Tags()
+    names = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
+    assert set(tags["scalars"]) == names | {"validation/loss"}
+    assert tags["images"] == ["experts/load_layer_by_expert"]
+    assert tags["histograms"] == ["experts/load_layer_0"]
+    assert read.Scalars("train/loss")[0].value == 2.0
+    image = read.Images("experts/load_layer_by_expert")[0]
+    assert (image.width, image.height) == (4 * 32, 32)
+
+
+def test_tensorboard_forgets_the_steps_that_a_resume_repeats(tmp_path: Path, record: Make) -> None:
+    first = TensorBoardWriter(tmp_path, resumed_step=0)
+    for step in (1, 2, 3):
+        first.write(record(step))
+    first.close()
+    second = TensorBoardWriter(tmp_path, resumed_step=2)
+    second.write(record(3, loss=5.0))
+    second.close()
+    scalars = events(tmp_path).Scalars("train/loss")
+    assert [(s.step, s.value) for s in scalars] == [(1, 2.0), (2, 2.0), (3, 5.0)]
+
+
+def test_layout_names_what_is_written(tmp_path: Path) -> None:
+    TensorBoardWriter(tmp_path, resumed_step=0).close()
+    assert "custom_scalars__config__" in events(tmp_path).Tags()["tensors"]
+    written = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
+    written.add("validation/loss")
+    for _, tags in LAYOUT["distmoe"].values():
+        assert {tag.removesuffix("$") for tag in tags} <= written
+
+
+def test_a_model_without_experts_has_no_pictures(tmp_path: Path) -> None:
+    writer = TensorBoardWriter(tmp_path, resumed_step=0)
+    writer.expert_load(1, np.zeros((0, 4), dtype=np.int64))
+    writer.close()
+    assert events(tmp_path).Tags()["images"] == []
