@@ -44,9 +44,9 @@ ROUTERS = Registry(
 ROUNDING_RULES = Registry(
     "rounding rule",
     {
-        "none": "distmoe.routing.rounding.none:targets",
-        "nearest": "distmoe.routing.rounding.nearest:targets",
-        "balance": "distmoe.routing.rounding.balance:targets",
+        "none": "distmoe.routing.rounding.none:RULE",
+        "nearest": "distmoe.routing.rounding.nearest:RULE",
+        "balance": "distmoe.routing.rounding.balance:RULE",
     },
 )
 SELECTIONS = Registry(
@@ -67,6 +67,29 @@ MOE_MLP_BACKENDS = Registry(
     {
         "reference": "distmoe.kernels.moe_mlp.reference:ReferenceMoeMlp",
         "torch": "distmoe.kernels.moe_mlp.torch_backend:TorchMoeMlp",
+        "triton": "distmoe.kernels.moe_mlp.triton_backend:TritonMoeMlp",
+        "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
+    },
+)
+ROUTER_TOPK_BACKENDS = Registry(
+    "router_topk backend",
+    {
+        "torch": "distmoe.kernels.router_topk.torch_backend:TorchRouterTopK",
+        "triton": "distmoe.kernels.router_topk.triton_backend:TritonRouterTopK",
+    },
+)
+ROUND_SELECT_BACKENDS = Registry(
+    "round_select backend",
+    {
+        "torch": "distmoe.kernels.round_select.torch_backend:TorchRoundSelect",
+        "triton": "distmoe.kernels.round_select.triton_backend:TritonRoundSelect",
+    },
+)
+ROUTING_INDEX_BACKENDS = Registry(
+    "routing_index backend",
+    {
+        "torch": "distmoe.kernels.routing_index.torch_backend:build",
+        "triton": "distmoe.kernels.routing_index.triton_backend:build",
     },
 )
 ENGINES = Registry(

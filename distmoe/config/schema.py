@@ -113,8 +113,11 @@ class MoEConfig:
     """Tokens over which the expert frequencies are counted: all ranks, or the ep group."""
     z_loss_coef: float = 0.001
     """Weight of the router z-loss."""
+    activation: Literal["swiglu", "geglu", "reglu", "silu", "gelu", "relu2"] = "swiglu"
+    """Between the projections of an expert: gated, with two input matrices (swiglu, geglu, reglu),
+    or plain, with one."""
     kernel: str = "auto"
-    """Backend of the expert MLP. auto: torch."""
+    """Backend of the expert MLP. auto: triton on a GPU that it runs on, else torch."""
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     dispatch: DispatchConfig = field(default_factory=DispatchConfig)
 

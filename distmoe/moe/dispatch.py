@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.moe.plan import DispatchPlan, OutgoingRows, Sizes, build_plan, slices_of
+from distmoe.moe.plan import (
+    DispatchPlan,
+    OutgoingRows,
+    Sizes,
+    build_plan,
+    plan_of_one_rank,
+    slices_of,
+)
 from distmoe.routing.routing import Routing
 
 
@@ -16,6 +23,8 @@ def plan_dispatch(routing: Routing, exchange: Exchange, *, tile: int) -> Dispatc
     First an all-gather of counts per expert and unique rows per rank, [E + P] int32. Then, to
     every other rank, 8 bytes a pair: row (int32) and score (fp32); experts follow from the counts.
     """
+    if exchange.size == 1:
+        return plan_of_one_rank(routing)
     outgoing = OutgoingRows.of(routing, exchange.size)
     sizes = Sizes.of(exchange.all_gather(outgoing.sizes()), routing.num_experts)
     pairs_from = _exchange_pairs(routing, outgoing, sizes, exchange)

@@ -59,7 +59,7 @@ class RowExchange:
         self.there: dict[int, Transfer] = {}
         self.back: dict[int, list[Transfer]] = {}
         for i, block in self.blocks.items():
-            rows = self.rows_RH[block.rows.row_begin : block.rows.row_end]
+            rows = self.rows_RH[block.rows]
             self.there[i] = exchange.post_recv("rows", self._some(block.source, rows))
         for i, block in self.blocks.items():
             peer = self.home[block.source]
@@ -107,10 +107,9 @@ class RowExchange:
         done = 0
         for block in plan.blocks:
             if block.source == plan.rank:
-                rows = slice(block.rows.row_begin, block.rows.row_end)
-                count = rows.stop - rows.start
+                count = block.rows.stop - block.rows.start
                 torch.index_select(
-                    source_TH, 0, own_token[done : done + count], out=self.rows_RH[rows]
+                    source_TH, 0, own_token[done : done + count], out=self.rows_RH[block.rows]
                 )
                 done += count
 
@@ -121,8 +120,6 @@ class RowExchange:
 
     def send_home(self, i: int, rows: Tensor, values: Tensor | None = None) -> None:
         """Send the partial sums of block ``i`` (and one number a pair) to the tokens' rank."""
-        if i not in self.blocks:
-            return
         source = self.blocks[i].source
         parts = [rows] if values is None else [rows, values]
         for transfer, part in zip(self.back[i], parts, strict=True):
@@ -143,9 +140,7 @@ class RowExchange:
         out_TH = torch.zeros(
             plan.num_tokens, y_RH.shape[1], dtype=torch.float32, device=y_RH.device
         )
-        own_rows = [
-            y_RH[b.rows.row_begin : b.rows.row_end] for b in plan.blocks if b.source == plan.rank
-        ]
+        own_rows = [y_RH[b.rows] for b in plan.blocks if b.source == plan.rank]
         for peer in range(plan.num_ranks):
             rows = torch.cat(own_rows) if peer == plan.rank else self.back_rows[peer]
             # The tokens of one peer are distinct, so this adds in a fixed order on any device.
@@ -166,8 +161,9 @@ class ExpertParallelFunction(torch.autograd.Function):
         ep: ExpertParallel,
     ) -> Tensor:
         plan = ep.plan
-        rows = RowExchange(ep, x_TH)
+        rows = RowExchange(ep, x_TH.contiguous())
         z_LG = x_TH.new_empty(plan.num_pairs, w_in_eGH.shape[1])
+        a_LI = x_TH.new_empty(plan.num_pairs, w_out_eHI.shape[2])
         y_LH = x_TH.new_empty(plan.num_pairs, x_TH.shape[1])
         y_RH = x_TH.new_empty(plan.num_rows, x_TH.shape[1])
         for i, block in enumerate(plan.blocks):
@@ -179,14 +175,14 @@ class ExpertParallelFunction(torch.autograd.Function):
                 index=plan.index,
                 runs=block.runs,
                 z_LG=z_LG,
+                a_LI=a_LI,
                 y_LH=y_LH,
             )
             for j in block.ready:
                 done = plan.blocks[j].rows
-                ep.mlp.row_sum(
-                    y_LH, index=plan.index, block=done, score_L=plan.score_L, out_RH=y_RH
-                )
-                rows.send_home(j, y_RH[done.row_begin : done.row_end])
+                ep.mlp.row_sum(y_LH, index=plan.index, rows=done, score_L=plan.score_L, out_RH=y_RH)
+                if plan.blocks[j].source != plan.rank:
+                    rows.send_home(j, y_RH[done])
         out_TH = rows.finish(y_RH)
         ctx.save_for_backward(rows.rows_RH, z_LG, w_in_eGH, w_out_eHI)
         ctx.ep = ep
@@ -221,10 +217,9 @@ class ExpertParallelFunction(torch.autograd.Function):
             )
             for j in block.ready:
                 done = plan.blocks[j]
-                ep.mlp.row_sum(dx_LH, index=plan.index, block=done.rows, score_L=None, out_RH=dx_RH)
-                rows.send_home(
-                    j, dx_RH[done.rows.row_begin : done.rows.row_end], dscore_L[done.pairs_in_L]
-                )
+                ep.mlp.row_sum(dx_LH, index=plan.index, rows=done.rows, score_L=None, out_RH=dx_RH)
+                if done.source != plan.rank:
+                    rows.send_home(j, dx_RH[done.rows], dscore_L[done.pairs_in_L])
         dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)
         dx_TH = rows.finish(dx_RH)
         return dx_TH, _score_gradient(rows, dscore_L), dw_in_eGH, dw_out_eHI, None
@@ -233,6 +228,8 @@ class ExpertParallelFunction(torch.autograd.Function):
 def _score_gradient(rows: RowExchange, dscore_L: Tensor) -> Tensor:
     """dscore of this rank's own pairs, [N], from the ranks that computed them."""
     plan = rows.ep.plan
+    if plan.num_ranks == 1:
+        return dscore_L
     dscore_N = dscore_L.new_empty(plan.pairs_to[-1].stop)
     for peer, values in rows.back_values.items():
         dscore_N[plan.pairs_to[peer]] = values

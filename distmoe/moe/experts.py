@@ -6,18 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.moe.ep_function import ExpertParallel, expert_parallel
 
 
 class Experts(nn.Module):
-    """``w_in_eGH`` [e, 2I, H], gate then up, and ``w_out_eHI`` [e, H, I]; e experts live here.
+    """``w_in_eGH`` [e, G, H] and ``w_out_eHI`` [e, H, I]; e experts live here. Gated activations
+    have G = 2I, gate then up, as in the checkpoints of Hugging Face; others G = I.
 
     A module of its own, so that FSDP shards it over its own axes and gathers it just in time.
     """
 
-    def __init__(self, *, num_local: int, hidden_size: int, intermediate_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_local: int,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str = "swiglu",
+    ) -> None:
         super().__init__()
-        self.w_in_eGH = nn.Parameter(torch.empty(num_local, 2 * intermediate_size, hidden_size))
+        width = activation_called(activation).width(intermediate_size)
+        self.w_in_eGH = nn.Parameter(torch.empty(num_local, width, hidden_size))
         self.w_out_eHI = nn.Parameter(torch.empty(num_local, hidden_size, intermediate_size))
 
     def forward(self, x_TH: Tensor, score_N: Tensor, ep: ExpertParallel) -> Tensor:

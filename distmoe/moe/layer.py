@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from distmoe.comm import make_exchange
 from distmoe.config import MoEConfig, RoundingConfig
-from distmoe.kernels.moe_mlp import load_backend
+from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
+from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.dispatch import plan_dispatch
 from distmoe.moe.ep_function import ExpertParallel
@@ -37,15 +38,23 @@ class MoELosses:
 
 
 @dataclass(frozen=True)
+class _BalanceCounts:
+    """Top-k pairs per expert for the load-balance loss, their tokens, and all ranks' tokens."""
+
+    freq_E: Tensor
+    freq_tokens: int | Tensor
+    all_tokens: int | Tensor
+
+
+@dataclass(frozen=True)
 class _Decision:
     """Everything of a forward that carries no gradient, and that a replay must not make again."""
 
     routing: Routing
+    selected_TE: Tensor
     plan: DispatchPlan
     stats: MoEStats
-    balance_freq_E: Tensor
-    freq_tokens: int
-    all_tokens: int
+    balance: _BalanceCounts
 
 
 class MoE(nn.Module):
@@ -72,13 +81,14 @@ class MoE(nn.Module):
         self.config = config
         self.loss_group = loss_group
         self.exchange = make_exchange(ep_group, config.dispatch.exchange)
-        self.mlp = load_backend(config.kernel)
+        self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         self.router_EH = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.experts = Experts(
             num_local=config.num_experts // num_ranks,
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
+            activation=config.activation,
         )
         self.shared: SwiGluMlp | None = None
         if config.shared_intermediate_size:
@@ -92,12 +102,20 @@ class MoE(nn.Module):
         for parameter in self.parameters():
             parameter.normal_(0.0, std)
 
+    @property
+    def mlp(self) -> MoeMlp:
+        """The backend, picked in the first forward: where the weights will live is known then."""
+        if self._mlp is None:
+            name = backend_for(self.config.kernel, self.router_EH.device)
+            self._mlp = load_backend(name, self.config.activation)
+        return self._mlp
+
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         x_TH = x.reshape(-1, x.shape[-1])
         logits_TE = router_logits(x_TH, self.router_EH)
         scores = self.router(logits_TE)
         decision = decided(lambda: self._decide(scores))
-        routing = decision.routing.with_scores(scores.weight(routing_mask(decision.routing)))
+        routing = decision.routing.with_scores(scores.weight(decision.selected_TE))
         if not is_replay():
             self.stats = decision.stats
         ep = ExpertParallel(
@@ -109,12 +127,12 @@ class MoE(nn.Module):
         losses = MoELosses(
             load_balance=load_balance_loss(
                 scores.score_TE,
-                decision.balance_freq_E,
-                freq_tokens=decision.freq_tokens,
-                num_tokens=decision.all_tokens,
+                decision.balance.freq_E,
+                freq_tokens=decision.balance.freq_tokens,
+                num_tokens=decision.balance.all_tokens,
                 top_k=self.config.top_k,
             ),
-            z=z_loss(logits_TE, num_tokens=decision.all_tokens),
+            z=z_loss(logits_TE, num_tokens=decision.balance.all_tokens),
         )
         return out_TH.view(x.shape), losses
 
@@ -124,7 +142,11 @@ class MoE(nn.Module):
         if not self.training:
             rounding = RoundingConfig(rule="none", tile=rounding.tile)
         rounded = round_scores(scores, self.exchange, rounding)
-        routing = Routing.from_mask(rounded.selected_TE, scores.weight(rounded.selected_TE))
+        routing = Routing.from_mask(
+            rounded.selected_TE,
+            scores.weight(rounded.selected_TE),
+            max_pairs=rounded.max_pairs,
+        )
         plan = plan_dispatch(routing, self.exchange, tile=rounding.tile)
         changed_TE = rounded.selected_TE ^ scores.chosen_TE
         stats = MoEStats(
@@ -136,34 +158,26 @@ class MoE(nn.Module):
             rows_sent=plan.rows_sent(),
             copies_sent=plan.copies_sent(),
         )
-        return _Decision(routing, plan, stats, *self._balance_counts(scores, rounded))
+        balance = self._balance_counts(scores, rounded)
+        return _Decision(routing, rounded.selected_TE, plan, stats, balance)
 
-    def _balance_counts(self, scores: Scores, rounded: Rounded) -> tuple[Tensor, int, int]:
-        """Top-k pairs per expert for the load-balance loss, their tokens, and all ranks' tokens."""
+    def _balance_counts(self, scores: Scores, rounded: Rounded) -> _BalanceCounts:
         group = self.loss_group
         if group is None and dist.is_initialized():
             group = dist.group.WORLD
-        if group is None:
-            return rounded.freq_E, rounded.num_tokens, rounded.num_tokens
-        own_tokens = torch.tensor([len(scores.key_TE)], device=scores.key_TE.device)
+        if group is None or dist.get_world_size(group) == 1:
+            return _BalanceCounts(rounded.freq_E, rounded.num_tokens, rounded.num_tokens)
+        # Filled on the device: a copy from the host would wait for it.
+        own_tokens = rounded.freq_E.new_full((1,), len(scores.key_TE))
         counts = torch.cat([scores.chosen_TE.sum(0), own_tokens])
         dist.all_reduce(counts, group=group)
-        all_tokens = int(counts[-1])
         if self.config.load_balance_scope == "ep":
-            return rounded.freq_E, rounded.num_tokens, all_tokens
-        return counts[:-1], all_tokens, all_tokens
-
-
-def routing_mask(routing: Routing) -> Tensor:
-    """[T, E] bool of the pairs of a routing."""
-    mask_TE = torch.zeros(
-        routing.num_tokens, routing.num_experts, dtype=torch.bool, device=routing.token_N.device
-    )
-    mask_TE[routing.token_N.long(), routing.expert_N.long()] = True
-    return mask_TE
+            return _BalanceCounts(rounded.freq_E, rounded.num_tokens, counts[-1])
+        return _BalanceCounts(counts[:-1], counts[-1], counts[-1])
 
 
 def _check(config: MoEConfig, num_ranks: int) -> None:
+    activation_called(config.activation)
     groups = config.rounding.balance_groups or num_ranks
     problems = [
         (config.hidden_size < 1, f"hidden_size is {config.hidden_size}; it must be at least 1"),

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmoe.kernels.moe_mlp import PairIndex, RowBlock, Run
+from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.routing.routing import Routing
 
 IntArray = NDArray[np.int64]
@@ -46,9 +47,6 @@ class OutgoingRows:
             num_ranks, routing.num_tokens, dtype=torch.bool, device=token_N.device
         )
         used_PT[owner_N, token_N] = True
-        if num_ranks == 1:
-            # Rows are then the tokens themselves, and nothing has to be gathered.
-            used_PT.fill_(True)
         place_PT = used_PT.cumsum(1, dtype=torch.int32) - 1
         return OutgoingRows(
             token=used_PT.nonzero()[:, 1],
@@ -77,25 +75,27 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows of x_RH that arrive together.
+    """Consecutive ``rows`` of x_RH that arrive together.
 
     ``source`` is the rank that owns their tokens. ``pairs_in_source``: where the block's pairs lie
-    among the pairs that the source sends here (all of them, but for halves of own rows).
-    ``pairs_in_L``: their places in expert order. ``runs``: tiles that are complete once this
-    block is here. ``ready``: blocks whose rows are all computed after those tiles.
+    among the pairs that the source sends here (None: they are all of them). ``pairs_in_L``: their
+    places in expert order (None with one rank, whose pairs are in that order already). ``runs``:
+    tiles that are complete once this block is here. ``ready``: blocks whose rows are all computed
+    after those tiles.
     """
 
     source: int
-    rows: RowBlock
+    rows: slice
     pairs_in_source: Tensor | None
-    pairs_in_L: Tensor
-    runs: list[Run]
+    pairs_in_L: Tensor | None
+    runs: Runs
     ready: list[int]
 
 
 @dataclass(frozen=True)
 class DispatchPlan:
-    """All indices of one layer and step. ``rows_to``/``pairs_to`` are slices by peer."""
+    """All indices of one layer and step. ``rows_to``/``pairs_to`` are slices by peer; with one
+    rank, rows are the tokens themselves and ``token`` is empty."""
 
     rank: int
     num_ranks: int
@@ -128,6 +128,37 @@ class DispatchPlan:
         return sum(s.stop - s.start for p, s in enumerate(self.pairs_to) if p != self.rank)
 
 
+def plan_of_one_rank(routing: Routing) -> DispatchPlan:
+    """P = 1: rows are the tokens, nothing travels, and nothing is asked of the device, so the
+    arrays keep the tail that ``routing`` may have behind its last pair."""
+    num_pairs = len(routing.token_N)
+    index = PairIndex(
+        row_L=routing.token_N,
+        offsets_e1=F.pad(routing.counts_E.cumsum(0, dtype=torch.int32), (1, 0)),
+        by_row_L=routing.by_token_N,
+        row_offsets_R1=routing.token_offsets_T1,
+    )
+    block = Block(
+        source=0,
+        rows=slice(0, routing.num_tokens),
+        pairs_in_source=None,
+        pairs_in_L=None,
+        runs=Runs.of_all(index),
+        ready=[0],
+    )
+    return DispatchPlan(
+        rank=0,
+        num_ranks=1,
+        num_tokens=routing.num_tokens,
+        token=routing.token_N[:0],
+        rows_to=[slice(0, 0)],
+        pairs_to=[slice(0, num_pairs)],
+        blocks=[block],
+        index=index,
+        score_L=routing.score_N.detach(),
+    )
+
+
 def slices_of(counts: IntArray) -> list[slice]:
     """Consecutive slices of the given lengths."""
     ends = np.cumsum(counts).tolist()
@@ -155,14 +186,16 @@ def build_plan(
     pairs_from: dict[int, tuple[Tensor, Tensor]],
     tile: int,
 ) -> DispatchPlan:
-    """The plan of ``rank``. ``pairs_from[source]``: int32 row and fp32 score of the pairs that the
-    source sends here, sorted by (expert, token); the own pairs among them. ``tile``: M."""
+    """The plan of ``rank`` among two or more. ``pairs_from[source]``: int32 row and fp32 score of
+    the pairs that the source sends here, sorted by (expert, token); the own pairs among them.
+    ``tile``: M."""
     num_ranks, num_experts = sizes.counts_PE.shape
     num_local = num_experts // num_ranks
     own_experts = slice(rank * num_local, (rank + 1) * num_local)
     arrivals = _arrivals(sizes, rank, own_experts, pairs_from)
     counts_be = np.stack([arrival.counts_e for arrival in arrivals])
-    runs, ready = carry_tiles(counts_be, tile)
+    bounds_b2e, ready = carry_tiles(counts_be, tile)
+    runs = _runs_on_device(bounds_b2e, pairs_from[rank][0].device)
     row_ends = np.cumsum([arrival.num_rows for arrival in arrivals])
     pair_ends = np.cumsum(counts_be.sum(1))
     index, score_L, place_L = _sort_by_expert(arrivals, row_ends)
@@ -172,7 +205,7 @@ def build_plan(
         blocks.append(
             Block(
                 source=arrival.source,
-                rows=RowBlock(int(row_begin), int(row_ends[i]), int(pair_begin), int(pair_ends[i])),
+                rows=slice(int(row_begin), int(row_ends[i])),
                 pairs_in_source=arrival.pairs_in_source,
                 pairs_in_L=place_L[int(pair_begin) : int(pair_ends[i])],
                 runs=runs[i],
@@ -201,8 +234,6 @@ def _arrivals(
     own_rows = int(sizes.unique_PP[rank, rank])
     own_counts = sizes.counts_PE[rank, own_experts]
     row, score = pairs_from[rank]
-    if num_ranks == 1:
-        return [_Arrival(rank, own_rows, own_counts, row, score)]
     first_rows = own_rows - own_rows // 2
     expert = torch.from_numpy(np.repeat(np.arange(len(own_counts)), own_counts)).to(row.device)
     halves = []
@@ -222,8 +253,9 @@ def _arrivals(
     return [halves[0], *peers, halves[1]]
 
 
-def carry_tiles(counts_be: IntArray, tile: int) -> tuple[list[list[Run]], list[list[int]]]:
-    """Which pairs run after each block, and which blocks are finished then.
+def carry_tiles(counts_be: IntArray, tile: int) -> tuple[IntArray, list[list[int]]]:
+    """Which pairs run after each block, [blocks, 2, e] first pair and pair after the last one of
+    each expert, and which blocks are finished then.
 
     ``counts_be[b, i]``: pairs of local expert i in block b. An expert's pairs lie in order of
     arrival. After block b it has run its whole tiles, and its ragged rest only if no pair is
@@ -233,29 +265,27 @@ def carry_tiles(counts_be: IntArray, tile: int) -> tuple[list[list[Run]], list[l
     arrived_be = counts_be.cumsum(0)
     total_e = arrived_be[-1]
     done_be = np.where(arrived_be == total_e, total_e, arrived_be // tile * tile)
-    offset_e = np.concatenate([[0], total_e.cumsum()])
-    runs: list[list[Run]] = []
+    offset_e = np.concatenate([[0], total_e.cumsum()[:-1]])
+    before_be = np.concatenate([np.zeros_like(done_be[:1]), done_be[:-1]])
     ready: list[list[int]] = []
-    before_e = np.zeros_like(total_e)
     finished = 0
-    for done_e in done_be:
-        runs.append(
-            [
-                Run(int(i), int(offset_e[i] + before_e[i]), int(offset_e[i] + done_e[i]))
-                for i in np.flatnonzero(done_e > before_e)
-            ]
-        )
+    for arrived, done_e in enumerate(done_be, start=1):
         now: list[int] = []
-        arrived_blocks = len(runs)
-        while finished < arrived_blocks:
+        while finished < arrived:
             needed_e = np.where(counts_be[finished] > 0, arrived_be[finished], 0)
             if (done_e < needed_e).any():
                 break
             now.append(finished)
             finished += 1
         ready.append(now)
-        before_e = done_e
-    return runs, ready
+    return np.stack([before_be, done_be], axis=1) + offset_e, ready
+
+
+def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
+    """One copy to the device for the ranges of all blocks."""
+    pairs_b = (bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1).tolist()
+    on_device = torch.from_numpy(bounds_b2e.astype(np.int32)).to(device)
+    return [Runs(bounds, max_pairs=pairs) for bounds, pairs in zip(on_device, pairs_b, strict=True)]
 
 
 def _sort_by_expert(
@@ -276,11 +306,10 @@ def _sort_by_expert(
     num_rows = int(row_ends[-1])
     row_offsets_R1 = torch.zeros(num_rows + 1, dtype=torch.int64, device=device)
     row_offsets_R1[1:] = torch.bincount(row_L, minlength=num_rows).cumsum(0)
-    offsets_host = tuple([0, *np.cumsum(counts_be.sum(0)).tolist()])
+    offsets = [0, *np.cumsum(counts_be.sum(0)).tolist()]
     index = PairIndex(
         row_L=row_L.int(),
-        offsets_e1=torch.tensor(offsets_host, dtype=torch.int32, device=device),
-        offsets_host=offsets_host,
+        offsets_e1=torch.tensor(offsets, dtype=torch.int32, device=device),
         by_row_L=torch.argsort(row_L, stable=True).int(),
         row_offsets_R1=row_offsets_R1.int(),
     )

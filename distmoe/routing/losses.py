@@ -6,7 +6,12 @@ from torch import Tensor
 
 
 def load_balance_loss(
-    prob_TE: Tensor, freq_E: Tensor, *, freq_tokens: int, num_tokens: int, top_k: int
+    prob_TE: Tensor,
+    freq_E: Tensor,
+    *,
+    freq_tokens: int | Tensor,
+    num_tokens: int | Tensor,
+    top_k: int,
 ) -> Tensor:
     """E * sum_e (f_e / (T' K)) * (sum over local tokens of p_te) / T, fp32 scalar.
 
@@ -17,9 +22,10 @@ def load_balance_loss(
     """
     num_experts = prob_TE.shape[1]
     share_E = freq_E.float() / (freq_tokens * top_k)
-    return num_experts * (share_E * prob_TE.sum(0)).sum() / num_tokens
+    loss: Tensor = num_experts * (share_E * prob_TE.sum(0)).sum() / num_tokens
+    return loss
 
 
-def z_loss(logits_TE: Tensor, *, num_tokens: int) -> Tensor:
+def z_loss(logits_TE: Tensor, *, num_tokens: int | Tensor) -> Tensor:
     """This rank's share of the mean of logsumexp(logits)^2 (ST-MoE, arXiv 2202.08906)."""
     return logits_TE.float().logsumexp(1).square().sum() / num_tokens

@@ -11,6 +11,7 @@ from torch import Tensor
 from distmoe.comm import Exchange, make_exchange
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, SELECTIONS
+from distmoe.routing.rounding import Rule
 from distmoe.routing.routers import Scores, scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -18,26 +19,31 @@ from distmoe.routing.routing import Routing
 @dataclass(frozen=True)
 class Rounded:
     """``selected_TE`` bool: this rank's pairs. ``freq_E``, ``target_E`` int64: pairs per expert
-    over the group, under top-k and after rounding. ``num_tokens``: tokens of the group."""
+    over the group, under top-k and after rounding. ``num_tokens``: tokens of the group.
+    ``max_pairs``: a bound on this rank's pairs, where the host has one without waiting."""
 
     selected_TE: Tensor
     freq_E: Tensor
     target_E: Tensor
     num_tokens: int
+    max_pairs: int | None
 
 
 @torch.no_grad()
 def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> Rounded:
-    """Round over all tokens of the group of ``exchange``; collective, two small all-gathers."""
-    num_tokens, num_experts = scores.chosen_TE.shape
-    counts = torch.cat(
-        [scores.chosen_TE.sum(0), torch.tensor([num_tokens], device=scores.chosen_TE.device)]
-    )
-    total = exchange.all_gather(counts.int()).long().sum(0)
-    freq_E, group_tokens = total[:num_experts], int(total[-1])
+    """Round over all tokens of the group of ``exchange``; collective, two small all-gathers.
+
+    With one rank nothing waits for the device.
+    """
+    freq_E, group_tokens = _group_counts(scores, exchange)
+    rule: Rule = ROUNDING_RULES.load(rounding.rule)
+    max_pairs = None
+    if exchange.size == 1:
+        num_experts = scores.chosen_TE.shape[1]
+        max_pairs = group_tokens * scores.top_k + rule.most_added(num_experts, rounding.tile)
     if rounding.rule == "none":
-        return Rounded(scores.chosen_TE, freq_E, freq_E, group_tokens)
-    target_E = ROUNDING_RULES.load(rounding.rule)(
+        return Rounded(scores.chosen_TE, freq_E, freq_E, group_tokens, max_pairs)
+    target_E = rule(
         freq_E,
         tile=rounding.tile,
         num_tokens=group_tokens,
@@ -46,7 +52,18 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
     selected_TE = SELECTIONS.load(rounding.selection)(
         scores, freq_E, target_E, tile=rounding.tile, exchange=exchange
     )
-    return Rounded(selected_TE, freq_E, target_E, group_tokens)
+    return Rounded(selected_TE, freq_E, target_E, group_tokens, max_pairs)
+
+
+def _group_counts(scores: Scores, exchange: Exchange) -> tuple[Tensor, int]:
+    """Top-k pairs per expert, int64, and tokens of the group."""
+    num_tokens, num_experts = scores.chosen_TE.shape
+    own_E = scores.chosen_TE.sum(0)
+    if exchange.size == 1:
+        return own_E, num_tokens
+    counts = torch.cat([own_E, own_E.new_full((1,), num_tokens)])
+    total = exchange.all_gather(counts.int()).long().sum(0)
+    return total[:num_experts], int(total[-1])
 
 
 def round_tokens(

@@ -6,10 +6,13 @@ Flat, because after rounding the number of experts of a token varies.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from distmoe.kernels.routing_index import routing_index
+from distmoe.routing.pick_pairs import pick_pairs
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Routing:
     ``counts_E`` int32. ``by_token_N`` int32 lists the pairs by (token, expert), which fixes the
     order of sums over a token's pairs; token t owns
     by_token_N[token_offsets_T1[t]:token_offsets_T1[t + 1]].
+
+    Arrays over pairs may be longer than the pairs there are, token_offsets_T1[-1], which then only
+    the device knows. Nobody reads what lies behind.
     """
 
     token_N: Tensor
@@ -32,27 +38,38 @@ class Routing:
     num_experts: int
 
     @staticmethod
-    def from_mask(selected_TE: Tensor, weight_TE: Tensor) -> Routing:
-        """From the selected pairs [T, E] bool and the weight of every pair [T, E] fp32."""
+    def from_mask(
+        selected_TE: Tensor, weight_TE: Tensor, *, max_pairs: int | None = None
+    ) -> Routing:
+        """From the selected pairs [T, E] bool and the weight of every pair [T, E] fp32.
+
+        ``max_pairs``: the length of the arrays, a bound that the host knows; None: as many as
+        there are, which waits for the device.
+        """
         num_tokens, num_experts = selected_TE.shape
-        expert_N, token_N = selected_TE.T.nonzero(as_tuple=True)
-        per_token_T = selected_TE.sum(1)
-        token_offsets_T1 = torch.zeros(num_tokens + 1, dtype=torch.int32, device=selected_TE.device)
-        token_offsets_T1[1:] = per_token_T.cumsum(0)
+        length = int(selected_TE.sum()) if max_pairs is None else max_pairs
+        index = routing_index(selected_TE, max_pairs=length)
         return Routing(
-            token_N=token_N.int(),
-            expert_N=expert_N.int(),
-            score_N=weight_TE[token_N, expert_N],
-            counts_E=selected_TE.sum(0, dtype=torch.int32),
-            by_token_N=torch.argsort(token_N, stable=True).int(),
-            token_offsets_T1=token_offsets_T1,
+            **vars(index),
+            score_N=pick_pairs(weight_TE, index),
             num_tokens=num_tokens,
             num_experts=num_experts,
         )
 
+    def trimmed(self) -> Routing:
+        """Without what lies behind the last pair; waits for the device."""
+        pairs = slice(int(self.token_offsets_T1[-1]))
+        return replace(
+            self,
+            token_N=self.token_N[pairs],
+            expert_N=self.expert_N[pairs],
+            score_N=self.score_N[pairs],
+            by_token_N=self.by_token_N[pairs],
+        )
+
     def validate(self) -> None:
         """AssertionError that names the first broken promise of this type; waits for the device."""
-        for promise, kept in self._promises():
+        for promise, kept in self.trimmed()._promises():
             if not kept:
                 raise AssertionError(f"broken routing: {promise}")
 
@@ -79,9 +96,7 @@ class Routing:
 
     def with_scores(self, weight_TE: Tensor) -> Routing:
         """The same pairs with weights taken from ``weight_TE``."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        values["score_N"] = weight_TE[self.token_N.long(), self.expert_N.long()]
-        return Routing(**values)
+        return replace(self, score_N=pick_pairs(weight_TE, self))
 
 
 def _within(index: Tensor, bound: int) -> bool:

@@ -2,51 +2,65 @@
 
 For expert i and each of its pairs l, with row r = row_L[l] and weight s = score_L[l]:
 
-    z = x_RH[r] W_in[i]^T      [G], gate then up, G = 2I
-    a = silu(z[:I]) * z[I:]    [I]
+    z = x_RH[r] W_in[i]^T      [G]; gated activations have gate, then up, G = 2I; others G = I
+    a = act(z)                 [I]; gated: act(gate) * up
     y = a W_out[i]^T           [H]
     y_RH[r] = sum of s * y over the pairs of row r, in fp32, experts in ascending order
 
 Backward from dy_RH (SonicMoE, arXiv 2512.14080, algorithm 3), with da' = dy_RH[r] W_out[i]:
 
     dscore = <da', a>          needs no y: the rank that sent the row never sees y either
-    dz = dswiglu(s * da', z);  a_scaled = s * a
+    dz = dact(s * da', z);     a_scaled = s * a
     dx = dz W_in[i];           dx_RH[r] = sum over the pairs of row r
     dW_out[i] = dy_RH[r]^T a_scaled;  dW_in[i] = dz^T x_RH[r], summed over the pairs of expert i
 
-Kept for the backward: x_RH, z_LG, scores and indices: 2RH + 4LI bytes in 16-bit types. a, y and
+Kept for the backward: x_RH, z_LG, scores and indices: 2RH + 2LG bytes in 16-bit types. a, y and
 gathered rows are transient. Every backend implements `MoeMlp`; `reference` is the specification.
+
+How many pairs an expert has is known on the device only: nothing here needs it on the host. Arrays
+over pairs may be longer than the pairs there are; what lies behind the last pair is never read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
+from distmoe.kernels.backends import fused_kernels_run_on
 from distmoe.registry import MOE_MLP_BACKENDS
 
 
 @dataclass(frozen=True)
 class PairIndex:
-    """The (row, expert) pairs that a rank computes, sorted by expert.
+    """The (row, expert) pairs that a rank computes, sorted by expert. All int32.
 
-    ``row_L`` int32; ``offsets_e1`` int32, expert i owns pairs offsets[i] to offsets[i+1], the same
-    numbers on the host in ``offsets_host``;
-    ``by_row_L`` int32 lists the pairs sorted by (row, expert), which fixes the order of sums;
-    ``row_offsets_R1`` int32, row r owns by_row_L[row_offsets[r]:row_offsets[r+1]].
+    ``row_L``; ``offsets_e1``: expert i owns pairs offsets[i] to offsets[i + 1], and offsets[e] is
+    the number of pairs, at most L. ``by_row_L`` lists the pairs sorted by (row, expert), which
+    fixes the order of sums; row r owns by_row_L[row_offsets[r]:row_offsets[r + 1]].
     """
 
     row_L: Tensor
     offsets_e1: Tensor
-    offsets_host: tuple[int, ...]
     by_row_L: Tensor
     row_offsets_R1: Tensor
 
     @property
     def num_rows(self) -> int:
         return self.row_offsets_R1.numel() - 1
+
+    @property
+    def num_experts(self) -> int:
+        return self.offsets_e1.numel() - 1
+
+    @cached_property
+    def offsets_host(self) -> list[int]:
+        """``offsets_e1`` for backends that loop on the host; waits for the device."""
+        offsets: list[int] = self.offsets_e1.tolist()
+        return offsets
 
 
 @dataclass(frozen=True)
@@ -59,17 +73,35 @@ class Run:
 
 
 @dataclass(frozen=True)
-class RowBlock:
-    """Consecutive rows of x_RH and the stretch of ``by_row_L`` that holds their pairs."""
+class Runs:
+    """The pairs that one call computes: a range of consecutive pairs of every expert.
 
-    row_begin: int
-    row_end: int
-    pair_begin: int
-    pair_end: int
+    ``bounds_2e`` int32: first pair, and pair after the last, of each expert; equal for an expert
+    that has nothing to do. ``max_pairs``: a bound on their number, known on the host, from which
+    grids are launched. ``derived``: what a backend makes of the ranges and keeps for the next call.
+    """
+
+    bounds_2e: Tensor
+    max_pairs: int
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @staticmethod
+    def of_all(index: PairIndex) -> Runs:
+        """Every pair of ``index``."""
+        bounds_2e = torch.stack([index.offsets_e1[:-1], index.offsets_e1[1:]])
+        return Runs(bounds_2e, max_pairs=index.row_L.numel())
+
+    @cached_property
+    def on_host(self) -> list[Run]:
+        """The ranges that are not empty, for backends with host loops; waits for the device."""
+        begins, ends = self.bounds_2e.tolist()
+        bounds = zip(begins, ends, strict=True)
+        return [Run(i, begin, end) for i, (begin, end) in enumerate(bounds) if end > begin]
 
 
 class MoeMlp(Protocol):
-    """One backend. Outputs are written into the given buffers, at the given pairs or rows only."""
+    """One backend, made for one activation. Outputs are written into the given buffers, at the
+    given pairs or rows only."""
 
     def forward(
         self,
@@ -78,11 +110,13 @@ class MoeMlp(Protocol):
         w_out_eHI: Tensor,
         *,
         index: PairIndex,
-        runs: list[Run],
+        runs: Runs,
         z_LG: Tensor,
+        a_LI: Tensor,
         y_LH: Tensor,
     ) -> None:
-        """Up-projection, activation and down-projection of the pairs in ``runs``."""
+        """Up-projection, activation and down-projection of the pairs in ``runs``. ``a_LI`` is
+        scratch."""
         ...
 
     def row_sum(
@@ -90,11 +124,11 @@ class MoeMlp(Protocol):
         v_LH: Tensor,
         *,
         index: PairIndex,
-        block: RowBlock,
+        rows: slice,
         score_L: Tensor | None,
         out_RH: Tensor,
     ) -> None:
-        """out_RH[r] = sum of (score *) v over the pairs of r, fp32, for the rows of ``block``."""
+        """out_RH[r] = sum of (score *) v over the pairs of r, fp32, for r in ``rows``."""
         ...
 
     def dgrad(
@@ -106,7 +140,7 @@ class MoeMlp(Protocol):
         w_out_eHI: Tensor,
         *,
         index: PairIndex,
-        runs: list[Run],
+        runs: Runs,
         dz_LG: Tensor,
         a_LI: Tensor,
         dx_LH: Tensor,
@@ -122,7 +156,14 @@ class MoeMlp(Protocol):
         ...
 
 
-def load_backend(name: str) -> MoeMlp:
-    """The backend called ``name``; ``auto`` is the fastest one for the machine."""
-    backend: MoeMlp = MOE_MLP_BACKENDS.load("torch" if name == "auto" else name)()
+def backend_for(name: str, device: torch.device) -> str:
+    """The name of a backend; ``auto`` is the fused kernels where they run, matrix products else."""
+    if name != "auto":
+        return name
+    return "triton" if fused_kernels_run_on(device) else "torch"
+
+
+def load_backend(name: str, activation: str = "swiglu") -> MoeMlp:
+    """The backend called ``name`` for ``activation``, a name in `activations.ACTIVATIONS`."""
+    backend: MoeMlp = MOE_MLP_BACKENDS.load(name)(activation)
     return backend

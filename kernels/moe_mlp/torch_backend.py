@@ -1,20 +1,24 @@
 """moe_mlp by one matrix product per run or expert: the default without a GPU.
 
-The same saved tensors and the same order of sums as the fused kernels, with the derivative of
-SwiGLU written out, so that nothing but x, z, scores and indices outlives the forward.
+The same saved tensors and the same order of sums as the fused kernels, with the derivative of the
+activation written out, so that nothing but x, z, scores and indices outlives the forward. Loops on
+the host, so on a GPU it waits for the counts.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from distmoe.kernels.moe_mlp import PairIndex, RowBlock, Run
+from distmoe.kernels.moe_mlp import PairIndex, Runs
+from distmoe.kernels.moe_mlp.activations import activation_called
 
 
 class TorchMoeMlp:
     """Backend of plain matrix products; any device, any floating dtype."""
+
+    def __init__(self, activation: str) -> None:
+        self.act = activation_called(activation)
 
     def forward(
         self,
@@ -23,35 +27,35 @@ class TorchMoeMlp:
         w_out_eHI: Tensor,
         *,
         index: PairIndex,
-        runs: list[Run],
+        runs: Runs,
         z_LG: Tensor,
+        a_LI: Tensor,
         y_LH: Tensor,
     ) -> None:
-        for run in runs:
+        for run in runs.on_host:
             pairs = slice(run.begin, run.end)
             z = z_LG[pairs]
             torch.mm(x_RH.index_select(0, index.row_L[pairs]), w_in_eGH[run.expert].T, out=z)
-            gate, up = z.float().chunk(2, dim=-1)
-            a = (F.silu(gate) * up).to(z.dtype)
-            torch.mm(a, w_out_eHI[run.expert].T, out=y_LH[pairs])
+            torch.mm(self.act(z), w_out_eHI[run.expert].T, out=y_LH[pairs])
 
     def row_sum(
         self,
         v_LH: Tensor,
         *,
         index: PairIndex,
-        block: RowBlock,
+        rows: slice,
         score_L: Tensor | None,
         out_RH: Tensor,
     ) -> None:
-        pair = index.by_row_L[block.pair_begin : block.pair_end]
+        offsets = index.row_offsets_R1[rows.start : rows.stop + 1]
+        begin, end = int(offsets[0]), int(offsets[-1])
+        pair = index.by_row_L[begin:end]
         v = v_LH.index_select(0, pair).float()
         if score_L is not None:
             v *= score_L.index_select(0, pair).float()[:, None]
-        offsets = index.row_offsets_R1[block.row_begin : block.row_end + 1] - block.pair_begin
         # Sums every segment front to back: the same order, and so the same bits, on every run.
-        out_RH[block.row_begin : block.row_end] = torch.segment_reduce(
-            v, "sum", offsets=offsets.long(), axis=0, initial=0.0
+        out_RH[rows] = torch.segment_reduce(
+            v, "sum", offsets=(offsets - begin).long(), axis=0, initial=0.0
         )
 
     def dgrad(
@@ -63,27 +67,22 @@ class TorchMoeMlp:
         w_out_eHI: Tensor,
         *,
         index: PairIndex,
-        runs: list[Run],
+        runs: Runs,
         dz_LG: Tensor,
         a_LI: Tensor,
         dx_LH: Tensor,
         dscore_L: Tensor,
     ) -> None:
-        for run in runs:
+        for run in runs.on_host:
             pairs = slice(run.begin, run.end)
             dy = dy_RH.index_select(0, index.row_L[pairs])
             da = (dy @ w_out_eHI[run.expert]).float()
-            gate, up = z_LG[pairs].float().chunk(2, dim=-1)
-            sigmoid = torch.sigmoid(gate)
-            silu = gate * sigmoid
             # Rounded as in the forward: dscore and dW_out belong to the value that was used.
-            a = (silu * up).to(z_LG.dtype).float()
+            a = self.act(z_LG[pairs]).float()
             score = score_L[pairs].float()[:, None]
             dscore_L[pairs] = (da * a).sum(-1)
             a_LI[pairs] = score * a
-            da *= score
-            dgate = da * up * (sigmoid + silu * (1 - sigmoid))
-            dz_LG[pairs] = torch.cat([dgate, da * silu], dim=-1)
+            dz_LG[pairs] = self.act.backward(score * da, z_LG[pairs])
             torch.mm(dz_LG[pairs], w_in_eGH[run.expert], out=dx_LH[pairs])
 
     def wgrad(

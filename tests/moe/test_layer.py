@@ -14,7 +14,6 @@ from torch import Tensor
 from distmoe import MoE, MoEConfig
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
-from distmoe.moe.layer import routing_mask
 from distmoe.moe.reference import moe_reference
 from distmoe.routing.routers import scores_from_probabilities
 from distmoe.routing.routing import Routing
@@ -108,7 +107,8 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
         balance_groups=groups,
     )
     scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
-    mask_TE = routing_mask(rounded)
+    mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)
+    mask_TE[rounded.token_N.long(), rounded.expert_N.long()] = True
     routing = Routing.from_mask(mask_TE, scores.weight(mask_TE))
     out_TH = moe_reference(x_TH, routing, w["w_in"], w["w_out"])
     counts_E = scores.chosen_TE.sum(0)

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distmoe.kernels.moe_mlp import Run
-from distmoe.moe.plan import carry_tiles
+from distmoe.moe.plan import carry_tiles as carry_bounds
+
+
+def carry_tiles(counts_be: np.ndarray, tile: int) -> tuple[list[list[Run]], list[list[int]]]:
+    """With the ranges of each block as runs, without the empty ones."""
+    bounds_b2e, ready = carry_bounds(counts_be, tile)
+    runs = [
+        [Run(i, begin, end) for i, (begin, end) in enumerate(bounds_2e.T.tolist()) if end > begin]
+        for bounds_2e in bounds_b2e
+    ]
+    return runs, ready
 
 
 def test_tiles_are_carried_to_the_block_that_completes_them() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.routing.losses import load_balance_loss, z_loss
-from distmoe.routing.routers import choose_top_k, integer_keys
 
 T, E, K = 37, 6, 2
 CUTS = [20, 0, 17]

@@ -13,10 +13,10 @@ from ranks import run_ranks
 from torch import Tensor
 
 from distmoe.comm import make_exchange
+from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing import Routing, round_tokens
 from distmoe.routing.rounding.reference import select_reference, top_k_reference
-from distmoe.routing.routers import choose_top_k, integer_keys
 
 RULES = [rule for rule in ROUNDING_RULES if rule != "none"]
 PLENTY = settings(

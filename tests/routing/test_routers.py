@@ -8,15 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.registry import ROUTERS
 from distmoe.routing.rounding.reference import top_k_reference
-from distmoe.routing.routers import (
-    choose_top_k,
-    integer_keys,
-    make_router,
-    scores_from_probabilities,
-)
+from distmoe.routing.routers import make_router, scores_from_probabilities
 
 
 def make_logits(num_tokens: int, num_experts: int, *, seed: int = 0) -> Tensor:

@@ -6,6 +6,8 @@ See docs/design.md, "Token rounding".
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from distmoe.comm import Exchange
 from distmoe.routing.routers import Scores
 
 
-class Rule(Protocol):
+class Targets(Protocol):
     """f_E -> n_E, int64, by integer arithmetic that is the same on every rank.
 
     ``tile``: M. ``num_tokens``: tokens of the population, which no expert can exceed.
@@ -22,6 +24,18 @@ class Rule(Protocol):
     """
 
     def __call__(self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``targets``, and ``most_added(num_experts, tile)``: a bound on sum(n_E) - sum(f_E) that
+    needs no counts, from which buffers are sized without waiting for a device."""
+
+    targets: Targets
+    most_added: Callable[[int, int], int]
+
+    def __call__(self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
+        return self.targets(freq_E, tile=tile, num_tokens=num_tokens, groups=groups)
 
 
 class Selection(Protocol):

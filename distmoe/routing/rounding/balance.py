@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.routing.rounding import may_round_up
+from distmoe.routing.rounding import Rule, may_round_up
 
 
 def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
@@ -44,10 +44,16 @@ def _fill(rest_E: Tensor, may_E: Tensor, cap_r: Tensor, wanted: Tensor, groups: 
     num_experts = len(rest_E)
     order = torch.argsort(torch.where(may_E, -rest_E, 1), stable=True)
     group_of = torch.arange(num_experts, device=rest_E.device) // (num_experts // groups)
-    in_group = torch.nn.functional.one_hot(group_of[order], groups) * may_E[order, None]
+    # Compared, because one_hot would ask the device for the largest index.
+    every_group = torch.arange(groups, device=rest_E.device)
+    in_group = (group_of[order, None] == every_group) & may_E[order, None]
     place_in_group = in_group.cumsum(0).gather(1, group_of[order, None]).squeeze(1)
     allowed = may_E[order] & (place_in_group <= cap_r[group_of[order]])
     allowed &= allowed.cumsum(0) <= wanted
     up_E = torch.zeros_like(may_E)
     up_E[order] = allowed
     return up_E
+
+
+# The experts that round up are sum(rest) / M, rounded, or fewer.
+RULE = Rule(targets, most_added=lambda num_experts, tile: tile // 2)

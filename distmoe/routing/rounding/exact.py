@@ -1,8 +1,9 @@
 """The exact global selection: bit for bit the rule on the concatenated tokens of all ranks.
 
 An expert moves by less than a tile, so the pairs that change lie in the union of each rank's M - 1
-best candidates in the one direction that the expert moves. One all-gather of candidate keys lets
-every rank merge them; a rank's accepted candidates are a prefix of its sorted list.
+best candidates in the one direction that the expert moves. One all-gather of candidate priorities
+lets every rank merge them; a rank's accepted candidates are a prefix of its sorted list. One rank
+has nothing to merge: it takes as many as the expert has to change.
 
 Order: an add takes the largest key first and, among equal keys, the lowest global token; a drop
 takes the smallest key first and, among equal keys, the highest. Tokens are numbered rank by rank.
@@ -14,10 +15,8 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.routing.routers import KEY_SCALE, Scores
-
-# Priority of a place that holds no candidate: below every key.
-NOTHING = -(KEY_SCALE + 2)
+from distmoe.kernels.round_select import load_round_select
+from distmoe.routing.routers import Scores
 
 
 @torch.no_grad()
@@ -27,33 +26,12 @@ def select(
     """This rank's pairs [T, E] bool after rounding; collective when a tile is above 1."""
     if tile == 1:
         return scores.chosen_TE
-    delta_E = target_E - freq_E
-    adds_E = delta_E > 0
-    priority_EC, token_EC = _candidates(scores, adds_E, num=tile - 1)
-    accepted_E = _accepted(exchange, priority_EC, adds_E, delta_E.abs())
-    changed_EC = torch.arange(priority_EC.shape[1], device=delta_E.device) < accepted_E[:, None]
-    changed_ET = torch.zeros_like(scores.chosen_TE.T, dtype=torch.bool)
-    width = token_EC.shape[1]
-    changed_ET.scatter_(1, token_EC, changed_EC[:, :width])
-    return scores.chosen_TE ^ changed_ET.T
-
-
-def _candidates(scores: Scores, adds_E: Tensor, *, num: int) -> tuple[Tensor, Tensor]:
-    """Priorities [E, num] int32, best first, and the tokens behind the first min(num, T)."""
-    num_tokens = len(scores.key_TE)
-    key_ET, eligible_ET = scores.key_TE.T.long(), scores.chosen_TE.T ^ adds_E[:, None]
-    token_T = torch.arange(num_tokens, device=key_ET.device)
-    sign_E1 = torch.where(adds_E, 1, -1)[:, None]
-    # By key, then by the lower token; a drop turns both round. No two are equal, which leaves
-    # nothing to the order of an unstable partial sort.
-    distinct_ET = (key_ET * num_tokens - token_T) * sign_E1
-    distinct_ET.masked_fill_(~eligible_ET, NOTHING * num_tokens)
-    width = min(num, num_tokens)
-    token_EC = distinct_ET.topk(width, dim=1).indices
-    signed_EC = key_ET.gather(1, token_EC) * sign_E1
-    priority_EC = torch.full((len(key_ET), num), NOTHING, dtype=torch.int32, device=key_ET.device)
-    priority_EC[:, :width] = torch.where(eligible_ET.gather(1, token_EC), signed_EC, NOTHING)
-    return priority_EC, token_EC
+    round_select = load_round_select(scores.key_TE)
+    adds_E, amount_E = target_E > freq_E, (target_E - freq_E).abs()
+    priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
+    if exchange.size > 1:
+        amount_E = _accepted(exchange, round_select.best(priority_ET, tile - 1), adds_E, amount_E)
+    return round_select.take(scores.chosen_TE, priority_ET, amount_E, adds_E, most=tile - 1)
 
 
 def _accepted(exchange: Exchange, priority_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:

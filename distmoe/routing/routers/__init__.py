@@ -13,9 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from distmoe.kernels.router_topk import route_top_k
 from distmoe.registry import ROUTERS
-
-KEY_SCALE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,15 @@ def make_router(name: str, *, top_k: int, renormalize: str) -> Router:
     return router
 
 
-@torch.no_grad()
-def integer_keys(score_TE: Tensor) -> Tensor:
-    """floor(score * 2^24) as int32, in 0..2^24; the product is exact, a power of two."""
-    # A diverged run has NaN scores: any key in range keeps the counts aligned until the loss is
-    # found to be NaN and the step is skipped.
-    return (score_TE.nan_to_num(0.0).clamp(0.0, 1.0) * KEY_SCALE).floor().to(torch.int32)
-
-
-@torch.no_grad()
-def choose_top_k(key_TE: Tensor, top_k: int) -> Tensor:
-    """[T, E] bool: the ``top_k`` largest keys of a token, ties to the lower expert id."""
-    num_experts = key_TE.shape[1]
-    descending_E = torch.arange(num_experts - 1, -1, -1, device=key_TE.device)
-    # Distinct numbers, so that the order of equal keys is not left to the sort.
-    distinct_TE = key_TE.long() * num_experts + descending_E
-    chosen_TK = distinct_TE.topk(top_k, dim=1).indices
-    return torch.zeros_like(key_TE, dtype=torch.bool).scatter_(1, chosen_TK, True)
+def scores_from_logits(
+    logits_TE: Tensor, *, activation: str, top_k: int, renormalize: str
+) -> Scores:
+    """Scores, keys and the top-k choice; ``activation`` softmax, sigmoid, or none for logits that
+    are scores in [0, 1] already."""
+    choice = route_top_k(logits_TE, top_k=top_k, activation=activation)
+    return Scores(choice.score_TE, choice.key_TE, choice.chosen_TE, top_k, renormalize)
 
 
 def scores_from_probabilities(score_TE: Tensor, *, top_k: int, renormalize: str) -> Scores:
     """Keys and the top-k choice for given scores in [0, 1]."""
-    key_TE = integer_keys(score_TE)
-    return Scores(score_TE, key_TE, choose_top_k(key_TE, top_k), top_k, renormalize)
+    return scores_from_logits(score_TE, activation="none", top_k=top_k, renormalize=renormalize)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distmoe.routing.routers import Scores, scores_from_probabilities
+from distmoe.routing.routers import Scores, scores_from_logits
 
 
 class SoftmaxTopK:
@@ -14,6 +14,6 @@ class SoftmaxTopK:
         self.top_k, self.renormalize = top_k, renormalize
 
     def __call__(self, logits_TE: Tensor) -> Scores:
-        return scores_from_probabilities(
-            logits_TE.softmax(dim=1), top_k=self.top_k, renormalize=self.renormalize
+        return scores_from_logits(
+            logits_TE, activation="softmax", top_k=self.top_k, renormalize=self.renormalize
         )

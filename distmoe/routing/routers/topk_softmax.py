@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distmoe.routing.routers import Scores, scores_from_probabilities
+from distmoe.routing.routers import Scores, scores_from_logits
 
 
 class TopKSoftmax:
@@ -19,6 +19,6 @@ class TopKSoftmax:
         self.top_k = top_k
 
     def __call__(self, logits_TE: Tensor) -> Scores:
-        return scores_from_probabilities(
-            logits_TE.softmax(dim=1), top_k=self.top_k, renormalize="topk"
+        return scores_from_logits(
+            logits_TE, activation="softmax", top_k=self.top_k, renormalize="topk"
         )

@@ -1,0 +1,105 @@
+"""Time of one call, with cold caches."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+# Larger than any L2 or L3 cache in use.
+CPU_FLUSH_BYTES = 32 << 20
+GPU_FLUSH_BYTES = 256 << 20
+# The device is busy with them for about a millisecond, in which the host queues the launches of
+# the timed call: what is measured is then the device, unless the call itself waits for the device.
+GPU_FLUSHES = 10
+
+
+class Clock(Protocol):
+    """Milliseconds of ``work``; caches are flushed before it starts."""
+
+    def __call__(self, work: Callable[[], object]) -> float: ...
+
+
+class CpuClock:
+    """Wall time."""
+
+    def __init__(self) -> None:
+        self.flushed = torch.empty(CPU_FLUSH_BYTES, dtype=torch.uint8)
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        self.flushed.zero_()
+        began = time.perf_counter()
+        work()
+        return 1e3 * (time.perf_counter() - began)
+
+
+class CudaClock:
+    """Time between two events on the current stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.flushed = torch.empty(GPU_FLUSH_BYTES, dtype=torch.uint8, device=device)
+        self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        for _ in range(GPU_FLUSHES):
+            self.flushed.zero_()
+        self.begin.record()
+        work()
+        self.end.record()
+        self.end.synchronize()
+        return float(self.begin.elapsed_time(self.end))
+
+
+def make_clock(device: torch.device) -> Clock:
+    """The clock for ``device``."""
+    return CpuClock() if device.type == "cpu" else CudaClock(device)
+
+
+@dataclass
+class Samples:
+    """Milliseconds of repeated calls."""
+
+    ms: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """The first and the third."""
+        if len(self.ms) < 2:
+            return self.ms[0], self.ms[0]
+        first, _, third = statistics.quantiles(self.ms, method="inclusive")
+        return first, third
+
+    def summary(self) -> dict[str, float | list[float]]:
+        """For JSON: median, least, quartiles and every sample."""
+        first, third = self.quartiles
+        return {
+            "median_ms": self.median,
+            "min_ms": min(self.ms),
+            "q1_ms": first,
+            "q3_ms": third,
+            "samples_ms": self.ms,
+        }
+
+
+def round_robin(
+    calls: dict[str, Callable[[], object]], *, rounds: int, clock: Clock
+) -> dict[str, Samples]:
+    """Time independent calls, in turn, so that a drift of the device's clock meets all alike."""
+    samples = {name: Samples() for name in calls}
+    order = list(calls)
+    for call in calls.values():
+        call()
+    for _ in range(rounds):
+        for name in order:
+            samples[name].ms.append(clock(calls[name]))
+        order.append(order.pop(0))
+    return samples

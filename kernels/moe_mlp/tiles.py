@@ -1,0 +1,140 @@
+"""Tile configurations: which the kernels ship with, and which one a problem gets.
+
+Nothing is tuned while a job runs: a rank that tunes stalls its peers' collectives, and ranks that
+tune apart end with different kernels. `tools/bench_moe.py --tune` times the candidates of a list;
+the first is the default. All of them are compiled ahead of time by the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """BLAS letters: a program computes m x n of the result in steps of k.
+
+    ``chunks``: parts in which an epilogue handles its n columns, to keep registers few.
+    ``max_registers`` of a thread on sm_90, so that two programs share a multiprocessor; newer
+    hardware keeps accumulators elsewhere.
+    ``tma``: contiguous operands come by TMA descriptors, else by pointers.
+    """
+
+    m: int
+    n: int
+    k: int
+    num_warps: int
+    num_stages: int
+    chunks: int = 1
+    max_registers: int | None = None
+    tma: bool = True
+
+    def __str__(self) -> str:
+        chunks = f" c{self.chunks}" if self.chunks > 1 else ""
+        limit = f" r{self.max_registers}" if self.max_registers else ""
+        pointers = "" if self.tma else " ptr"
+        tile = f"{self.m}x{self.n}x{self.k} w{self.num_warps} s{self.num_stages}"
+        return tile + chunks + limit + pointers
+
+    def fit(self, columns: int) -> TileConfig:
+        """With n no wider than the power of two that holds ``columns``, and at least 16."""
+        n = min(self.n, max(16, 1 << (columns - 1).bit_length()))
+        chunks = max(1, min(self.chunks, n // 16))
+        return self if n == self.n else replace(self, n=n, chunks=chunks)
+
+
+# Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over
+# weights m and n are both of the weight, and k is rows. An index that is loaded in the loop takes
+# every other stage of the weight gradients, so s5 gives 3 buffers and s7 gives 4.
+CANDIDATES: dict[str, list[TileConfig]] = {
+    "up": [
+        TileConfig(128, 128, 64, 8, 3),
+        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(128, 64, 64, 4, 3),
+        TileConfig(64, 128, 64, 4, 3),
+    ],
+    "down": [
+        TileConfig(128, 128, 64, 4, 3),
+        TileConfig(128, 256, 64, 8, 3),
+        TileConfig(128, 256, 64, 8, 4),
+        TileConfig(128, 128, 64, 8, 4),
+    ],
+    "dgrad": [
+        TileConfig(128, 128, 64, 8, 3, chunks=4, max_registers=128),
+        TileConfig(128, 128, 64, 8, 4, chunks=2),
+        TileConfig(64, 128, 64, 4, 3, chunks=4, max_registers=128),
+        TileConfig(128, 64, 64, 4, 4, chunks=4),
+    ],
+    "dx": [
+        TileConfig(128, 256, 64, 8, 4),
+        TileConfig(128, 256, 64, 8, 3),
+        TileConfig(128, 128, 64, 4, 3),
+        TileConfig(128, 128, 64, 8, 4),
+    ],
+    "wgrad_in": [
+        TileConfig(128, 256, 64, 8, 5),
+        TileConfig(128, 256, 64, 8, 7),
+        TileConfig(256, 128, 64, 8, 5),
+        TileConfig(128, 128, 64, 4, 5),
+    ],
+    "wgrad_out": [
+        TileConfig(128, 256, 64, 8, 5),
+        TileConfig(128, 256, 64, 8, 7),
+        TileConfig(256, 128, 64, 8, 5),
+        TileConfig(128, 128, 64, 4, 5),
+    ],
+}
+
+# Without TMA: Ampere and Ada, AMD, and widths that are no multiple of 16 bytes.
+POINTER_CONFIGS: dict[str, TileConfig] = {
+    "up": TileConfig(128, 64, 32, 8, 3, tma=False),
+    "down": TileConfig(128, 128, 32, 8, 3, tma=False),
+    "dgrad": TileConfig(128, 64, 32, 8, 3, chunks=4, tma=False),
+    "dx": TileConfig(128, 128, 32, 8, 3, tma=False),
+    "wgrad_in": TileConfig(128, 128, 32, 8, 5, tma=False),
+    "wgrad_out": TileConfig(128, 128, 32, 8, 5, tma=False),
+}
+
+# fp32 multiplies in fp32, without tensor cores: for parity tests on a GPU, not for speed.
+FP32_CONFIG = TileConfig(32, 32, 32, 4, 2, tma=False)
+
+_overrides: dict[str, TileConfig] = {}
+
+
+@contextmanager
+def override(kernel: str, config: TileConfig) -> Iterator[None]:
+    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
+    if kernel not in CANDIDATES:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
+    before = dict(_overrides)
+    _overrides[kernel] = config
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(before)
+
+
+def with_register_limit(config: TileConfig, activation: str) -> TileConfig:
+    """``config`` as it is for swiglu; the epilogues of other activations spill at its limit."""
+    return config if activation == "swiglu" else replace(config, max_registers=None)
+
+
+def config_for(kernel: str, *, dtype: torch.dtype, columns: int, has_tma: bool) -> TileConfig:
+    """The configuration of ``kernel`` for operands of ``dtype`` and ``columns`` of the result.
+
+    ``has_tma``: the device has it, and every row of the operands is a multiple of 16 bytes.
+    """
+    if kernel in _overrides:
+        config = _overrides[kernel]
+    elif dtype == torch.float32:
+        config = FP32_CONFIG
+    else:
+        config = CANDIDATES[kernel][0] if has_tma else POINTER_CONFIGS[kernel]
+    if config.tma and not has_tma:
+        config = replace(config, tma=False)
+    return config.fit(columns)

@@ -1,0 +1,256 @@
+"""moe_mlp by fused Triton kernels: the default on a GPU.
+
+Gathers happen on load, the activation and its derivative in epilogues, and only z outlives the
+forward. Every launch is from bounds that the host knows, so nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from distmoe.kernels.moe_mlp import PairIndex, Runs
+from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.kernels.moe_mlp.tiles import TileConfig, config_for, with_register_limit
+from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
+from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
+from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
+from distmoe.kernels.moe_mlp.triton_rows import rows_kernel
+from distmoe.kernels.moe_mlp.triton_tile_list import tile_list_kernel
+from distmoe.kernels.moe_mlp.triton_up import up_kernel
+from distmoe.kernels.moe_mlp.triton_wgrad import wgrad_kernel
+
+# Slots times experts that one program of the tile list compares.
+TILE_LIST_COMPARISONS = 8192
+ROW_SUM_COLUMNS = 1024
+MOST_UNROLLED = 8
+
+
+class TritonMoeMlp:
+    """Backend of the fused kernels; CUDA with compute capability 8.0 or newer, ROCm, and the
+    interpreter. bf16 and fp16 accumulate in fp32; fp32 multiplies in fp32."""
+
+    def __init__(self, activation: str) -> None:
+        self.act = activation_called(activation)
+
+    def forward(
+        self,
+        x_RH: Tensor,
+        w_in_eGH: Tensor,
+        w_out_eHI: Tensor,
+        *,
+        index: PairIndex,
+        runs: Runs,
+        z_LG: Tensor,
+        a_LI: Tensor,
+        y_LH: Tensor,
+    ) -> None:
+        if not runs.max_pairs:
+            return
+        self.up(x_RH, w_in_eGH, index=index, runs=runs, z_LG=z_LG, a_LI=a_LI)
+        _rows_times_weight("down", a_LI, w_out_eHI, runs=runs, out_LN=y_LH, transposed=True)
+
+    def up(
+        self, x_RH: Tensor, w_in_eGH: Tensor, *, index: PairIndex, runs: Runs,
+        z_LG: Tensor, a_LI: Tensor,
+    ) -> None:  # fmt: skip
+        """The first half of `forward`: z and a of the pairs in ``runs``."""
+        H, I = x_RH.shape[1], a_LI.shape[1]
+        config = _config("up", x_RH, widths=(H, I), columns=I)
+        tiles = _tile_list(runs, config.m)
+        up_kernel[(tiles.shape[1] * triton.cdiv(I, config.n),)](
+            x_RH, index.row_L, _weight(w_in_eGH, config, rows=config.n, cols=config.k),
+            z_LG, a_LI, tiles, tiles.shape[1],
+            H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
+            TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config, tiles.device),
+        )  # fmt: skip
+
+    def row_sum(
+        self,
+        v_LH: Tensor,
+        *,
+        index: PairIndex,
+        rows: slice,
+        score_L: Tensor | None,
+        out_RH: Tensor,
+    ) -> None:
+        num_rows, H = rows.stop - rows.start, v_LH.shape[1]
+        if not num_rows:
+            return
+        block = min(ROW_SUM_COLUMNS, triton.next_power_of_2(H))
+        mean_pairs = triton.cdiv(v_LH.shape[0], index.num_rows)
+        row_sum_kernel[(num_rows, triton.cdiv(H, block))](
+            v_LH, v_LH if score_L is None else score_L, index.by_row_L, index.row_offsets_R1,
+            out_RH, rows.start,
+            H=H, SCORED=score_L is not None,
+            UNROLL=min(MOST_UNROLLED, triton.next_power_of_2(max(mean_pairs, 1))),
+            BH=block, num_warps=4,
+        )  # fmt: skip
+
+    def dgrad(
+        self,
+        dy_RH: Tensor,
+        score_L: Tensor,
+        z_LG: Tensor,
+        w_in_eGH: Tensor,
+        w_out_eHI: Tensor,
+        *,
+        index: PairIndex,
+        runs: Runs,
+        dz_LG: Tensor,
+        a_LI: Tensor,
+        dx_LH: Tensor,
+        dscore_L: Tensor,
+    ) -> None:
+        if not runs.max_pairs:
+            return
+        self.da(
+            dy_RH, score_L, z_LG, w_out_eHI,
+            index=index, runs=runs, dz_LG=dz_LG, a_LI=a_LI, dscore_L=dscore_L,
+        )  # fmt: skip
+        _rows_times_weight("dx", dz_LG, w_in_eGH, runs=runs, out_LN=dx_LH, transposed=False)
+
+    def da(
+        self, dy_RH: Tensor, score_L: Tensor, z_LG: Tensor, w_out_eHI: Tensor,
+        *, index: PairIndex, runs: Runs, dz_LG: Tensor, a_LI: Tensor, dscore_L: Tensor,
+    ) -> None:  # fmt: skip
+        """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
+        H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
+        config = _config("dgrad", dy_RH, widths=(H, I), columns=I)
+        config = with_register_limit(config, self.act.name)
+        tiles = _tile_list(runs, config.m)
+        num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
+        partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
+        dgrad_kernel[(num_tiles * num_blocks,)](
+            dy_RH, index.row_L, _weight(w_out_eHI, config, rows=config.k, cols=config.n),
+            score_L, z_LG, dz_LG, a_LI, partial, tiles, num_tiles, L,
+            H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
+            TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, CHUNKS=config.chunks,
+            **_launch(config, tiles.device),
+        )  # fmt: skip
+        dscore_kernel[(num_tiles,)](
+            partial, dscore_L, tiles, num_tiles, L, BLOCKS=num_blocks, BM=config.m, num_warps=4
+        )
+
+    def wgrad(
+        self, x_RH: Tensor, dy_RH: Tensor, dz_LG: Tensor, a_LI: Tensor, *, index: PairIndex
+    ) -> tuple[Tensor, Tensor]:
+        e, H, G, I = index.num_experts, x_RH.shape[1], dz_LG.shape[1], a_LI.shape[1]
+        if not len(index.row_L) or not len(x_RH):
+            return x_RH.new_zeros(e, G, H), x_RH.new_zeros(e, H, I)
+        dw_in_eGH, dw_out_eHI = x_RH.new_empty(e, G, H), x_RH.new_empty(e, H, I)
+        _weight_gradient("wgrad_out", dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
+        _weight_gradient("wgrad_in", x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
+        return dw_in_eGH, dw_out_eHI
+
+
+def _config(kernel: str, operand: Tensor, *, widths: tuple[int, ...], columns: int) -> TileConfig:
+    bytes_fit = all(width * operand.element_size() % 16 == 0 for width in widths)
+    return config_for(
+        kernel, dtype=operand.dtype, columns=columns, has_tma=bytes_fit and _has_tma(operand.device)
+    )
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """Of an NVIDIA GPU; (9, 0) in the interpreter, which reads descriptors like the hardware."""
+    if device.type != "cuda":
+        return 9, 0
+    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+def _has_tma(device: torch.device) -> bool:
+    return _capability(device) >= (9, 0)
+
+
+def _launch(config: TileConfig, device: torch.device) -> dict[str, int]:
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    if config.max_registers and device.type == "cuda" and _capability(device)[0] == 9:
+        options["maxnreg"] = config.max_registers
+    return options
+
+
+def tile_list_slots(padded_experts: int) -> int:
+    """Tiles that one program of the tile list finds, 1 to 32."""
+    return max(1, min(32, TILE_LIST_COMPARISONS // padded_experts))
+
+
+def _tile_list(runs: Runs, m: int) -> Tensor:
+    """int32 [3, tiles] of `tile_list_kernel`, made once per ranges and tile height."""
+    if ("tiles", m) not in runs.derived:
+        num_experts = runs.bounds_2e.shape[1]
+        # Every expert may have a ragged tile beside its whole ones.
+        num_tiles = triton.cdiv(runs.max_pairs, m) + min(num_experts, runs.max_pairs)
+        tiles = runs.bounds_2e.new_empty(3, num_tiles)
+        padded = triton.next_power_of_2(num_experts)
+        slots = tile_list_slots(padded)
+        tile_list_kernel[(triton.cdiv(num_tiles, slots),)](
+            runs.bounds_2e, tiles, num_tiles,
+            E=num_experts, E_POW2=padded, BM=m, SLOTS=slots, num_warps=4,
+        )  # fmt: skip
+        runs.derived["tiles", m] = tiles
+    tile_list: Tensor = runs.derived["tiles", m]
+    return tile_list
+
+
+def _weight(
+    w_eXY: Tensor, config: TileConfig, *, rows: int, cols: int
+) -> Tensor | TensorDescriptor:
+    if not config.tma:
+        return w_eXY
+    return TensorDescriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
+
+
+def _ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor | TensorDescriptor:
+    """Rows of which a range can be read with zeros behind it.
+
+    Four dimensions: the first two wrap around 2^64 bytes so that (2^30, end, 2^30 - length + row)
+    is the address of row end - length + row, and the third runs out of bounds where the range does.
+    """
+    if not config.tma:
+        return v_LN
+    most, stride = RAGGED_ROWS, v_LN.stride(0)
+    return TensorDescriptor(
+        v_LN,
+        [0x7FFF0000, 0x7FFF0000, most, v_LN.shape[1]],
+        [2**34 - stride, stride, stride, 1],
+        [1, 1, rows, cols],
+    )
+
+
+def _rows_times_weight(
+    kernel: str, v_LK: Tensor, w: Tensor, *, runs: Runs, out_LN: Tensor, transposed: bool
+) -> None:
+    K, N = v_LK.shape[1], out_LN.shape[1]
+    config = _config(kernel, v_LK, widths=(K, N), columns=N)
+    tiles = _tile_list(runs, config.m)
+    rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
+    rows_kernel[(tiles.shape[1] * triton.cdiv(N, config.n),)](
+        _ragged(v_LK, config, rows=config.m, cols=config.k),
+        _weight(w, config, rows=rows, cols=cols),
+        out_LN, tiles, tiles.shape[1],
+        K=K, N=N, TRANSPOSED=transposed,
+        TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config, tiles.device),
+    )  # fmt: skip
+
+
+def _weight_gradient(
+    kernel: str, gathered_RH: Tensor, v_LW: Tensor, index: PairIndex, dw: Tensor,
+    *, gathered_first: bool,
+) -> None:  # fmt: skip
+    H, W = gathered_RH.shape[1], v_LW.shape[1]
+    m, n = (H, W) if gathered_first else (W, H)
+    config = _config(kernel, v_LW, widths=(W,), columns=n)
+    bh, bw = (config.m, config.n) if gathered_first else (config.n, config.m)
+    blocks = triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
+    wgrad_kernel[(index.num_experts * blocks,)](
+        gathered_RH, index.row_L, _ragged(v_LW, config, rows=config.k, cols=bw),
+        index.offsets_e1, dw,
+        H=H, W=W, GATHERED_FIRST=gathered_first,
+        TMA=config.tma, BH=bh, BW=bw, BK=config.k, STAGES=config.num_stages,
+        num_warps=config.num_warps,
+    )  # fmt: skip

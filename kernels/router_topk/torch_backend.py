@@ -1,0 +1,56 @@
+"""The router's choice in plain PyTorch, on any device and floating dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distmoe.kernels.router_topk import BIASED_LIMIT, KEY_SCALE
+
+
+class TorchRouterTopK:
+    """The specification."""
+
+    def forward(
+        self, logits_TE: Tensor, *, top_k: int, activation: str, bias_E: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        score_TE = _score(logits_TE, activation)
+        key_TE = integer_keys(score_TE, bias_E)
+        return score_TE, key_TE, choose_top_k(key_TE, top_k)
+
+    def backward(self, dscore_TE: Tensor, score_TE: Tensor, *, activation: str) -> Tensor:
+        if activation == "softmax":
+            total_T1 = (dscore_TE * score_TE).sum(1, keepdim=True)
+            return score_TE * (dscore_TE - total_T1)
+        if activation == "sigmoid":
+            return dscore_TE * score_TE * (1 - score_TE)
+        return dscore_TE
+
+
+def _score(logits_TE: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return logits_TE.softmax(dim=1)
+    if activation == "sigmoid":
+        return logits_TE.sigmoid()
+    return logits_TE.clone()
+
+
+@torch.no_grad()
+def integer_keys(score_TE: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """int32 keys of the module's formula; the product is exact, a power of two."""
+    if bias_E is None:
+        bounded_TE = score_TE.nan_to_num(0.0).clamp(0.0, 1.0)
+    else:
+        bounded_TE = (score_TE + bias_E).nan_to_num(0.0).clamp(-BIASED_LIMIT, BIASED_LIMIT)
+    return (bounded_TE * KEY_SCALE).floor().to(torch.int32)
+
+
+@torch.no_grad()
+def choose_top_k(key_TE: Tensor, top_k: int) -> Tensor:
+    """[T, E] bool: the ``top_k`` largest keys of a token, ties to the lower expert id."""
+    num_experts = key_TE.shape[1]
+    descending_E = torch.arange(num_experts - 1, -1, -1, device=key_TE.device)
+    # Distinct numbers, so that the order of equal keys is not left to the sort.
+    distinct_TE = key_TE.long() * num_experts + descending_E
+    chosen_TK = distinct_TE.topk(top_k, dim=1).indices
+    return torch.zeros_like(key_TE, dtype=torch.bool).scatter_(1, chosen_TK, True)

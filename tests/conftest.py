@@ -1,0 +1,16 @@
+"""Without a GPU, Triton kernels run in Triton's interpreter. Set before any kernel is imported."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    # Small matrices by the thousand: threads cost more than they give.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+    from triton_interpreter import patch_bfloat16
+
+    patch_bfloat16()

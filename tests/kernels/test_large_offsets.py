@@ -1,0 +1,75 @@
+"""Offsets beyond 2^31 elements: buffers that large, of which only the last rows are touched.
+
+Memory that nobody touches costs nothing, so this runs wherever 5 GB can be reserved. 32-bit
+arithmetic in an address would wrap and read or write somewhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import torch
+from torch import Tensor
+
+from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
+from distmoe.kernels.moe_mlp.tiles import CANDIDATES, TileConfig, override
+from distmoe.kernels.testing import assert_as_good_as
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PAIRS = 40
+H, I = 16, 512
+
+
+@pytest.fixture(autouse=True, params=["tma", "pointers"])
+def _small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    config = TileConfig(16, 64, 16, 4, 2, tma=request.param == "tma")
+    with ExitStack() as stack:
+        for kernel in CANDIDATES:
+            stack.enter_context(override(kernel, config))
+        yield
+
+
+def normal(*shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator).to(DEVICE, torch.float16)
+
+
+def pieces(L: int, R: int, x: Tensor, dy: Tensor, row: Tensor, w_in: Tensor, w_out: Tensor):
+    """All pieces for the last PAIRS of L pairs, of rows among the last of R."""
+    mlp = load_backend("triton")
+    row_L = torch.empty(L, dtype=torch.int32, device=DEVICE)
+    row_L[-PAIRS:] = row
+    bounds = torch.tensor([L - PAIRS, L], dtype=torch.int32, device=DEVICE)
+    index = PairIndex(row_L, bounds, row_L, torch.empty(R + 1, dtype=torch.int32, device=DEVICE))
+    runs = Runs(bounds[:, None].contiguous(), max_pairs=PAIRS)
+    new = x.new_empty
+    z, dz, a, da, y, dx = (new(L, n) for n in (2 * I, 2 * I, I, I, H, H))
+    score, dscore = torch.ones(2, L, device=DEVICE).unbind()
+    mlp.forward(x, w_in, w_out, index=index, runs=runs, z_LG=z, a_LI=a, y_LH=y)
+    mlp.dgrad(
+        dy, score, z, w_in, w_out,
+        index=index, runs=runs, dz_LG=dz, a_LI=da, dx_LH=dx, dscore_L=dscore,
+    )  # fmt: skip
+    dw_in, dw_out = mlp.wgrad(x, dy, dz, da, index=index)
+    return [v[-PAIRS:].clone() for v in (z, a, dz, da, y, dx, dscore)] + [dw_in, dw_out]
+
+
+@pytest.mark.parametrize("large", ["pairs", "rows"])
+def test_the_end_of_a_large_buffer_is_like_a_small_one(large: str) -> None:
+    w_in, w_out = normal(1, 2 * I, H), normal(1, H, I)
+    row = (torch.arange(PAIRS, dtype=torch.int32, device=DEVICE) * 7) % 12
+    x, dy = normal(12, H), normal(12, H) * 0.1
+    small = pieces(PAIRS, 12, x, dy, row, w_in, w_out)
+    if large == "pairs":
+        L = 2**31 // (2 * I) + 2 * PAIRS
+        result = pieces(L, 12, x, dy, row, w_in, w_out)
+    else:
+        R = 2**31 // H + 24
+        large_x, large_dy = x.new_empty(R, H), x.new_empty(R, H)
+        large_x[0], large_dy[0] = 0, 0
+        large_x[-12:], large_dy[-12:] = x, dy
+        result = pieces(PAIRS, R, large_x, large_dy, row + (R - 12), w_in, w_out)
+    for i, (got, want) in enumerate(zip(result, small, strict=True)):
+        assert_as_good_as(got, want, want.float(), f"result {i}")

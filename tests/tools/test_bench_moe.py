@@ -1,0 +1,166 @@
+"""The kernel bench as its users run it: a process, its JSON, its exit code."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
+
+ROOT = Path(__file__).parents[2]
+TOOL = str(ROOT / "tools/bench_moe.py")
+WRONG = {
+    "shape": (["--shapes", "9B"], "unknown shape '9B'; known: 1.4B, 7B"),
+    "backend": (["--backends", "torch,x"], "--backends: unknown 'x'; known: bound, grouped_mm"),
+    "mode": (["--mode", "sideways"], "--mode: unknown 'sideways'; known: forward, backward, both"),
+    "rule": (["--rounding", "x"], "--rounding: unknown 'x'; known: none, nearest, balance"),
+    "rounds": (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
+    "dtype": (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+    "folder": (["--json", "no/such/folder/file"], "there is no folder"),
+    "tune": (["--tune", "--backends", "torch"], "--tune needs triton among --backends"),
+    "option": (["--speed"], "unrecognized arguments: --speed"),
+}
+
+
+def bench(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TOOL, "--device", "cpu", *options]
+    # One thread: threads of several test runs wait for each other.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("bench")
+    done = bench(
+        *("--shapes", "tiny", "--rounds", "3", "--rounding", "none,balance", "--profile"),
+        *("--backends", "bound,torch,reference,grouped_mm,scattermoe,sonicmoe-layer"),
+        *("--json", str(folder / "bench.json"), "--picture", str(folder / "bench.png")),
+    )
+    assert done.returncode == 0, done.stderr
+    content = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    return done.stdout, content, folder
+
+
+@pytest.mark.processes
+def test_figures_are_there(run: tuple[str, dict[str, Any], Path]) -> None:
+    _, content, folder = run
+    assert content["versions"]["torch"]
+    assert "tools/bench_moe.py" in content["command"]
+    assert [result["rounding"] for result in content["results"]] == ["none", "balance"]
+    for result in content["results"]:
+        assert result["checked_tokens"] == 64
+        for name in ("bound", "torch", "reference", "grouped_mm"):
+            backend = result["backends"][name]
+            assert backend["why_not"] is None
+            assert list(backend["modes"]) == ["forward", "backward", "both"]
+            for figures in backend["modes"].values():
+                check_figures(figures, is_bound=name == "bound")
+    assert (folder / "bench.png").stat().st_size > 10_000
+
+
+def check_figures(figures: dict[str, Any], *, is_bound: bool) -> None:
+    assert len(figures["samples_ms"]) == 3
+    assert figures["min_ms"] <= figures["q1_ms"] <= figures["median_ms"] <= figures["q3_ms"]
+    assert figures["tflops"] > 0
+    assert (figures["of_bound"] == 1) == is_bound
+    # The speed of this CPU is not in the table.
+    assert figures["of_floor"] is None
+
+
+@pytest.mark.processes
+def test_rates_count_model_flops(run: tuple[str, dict[str, Any], Path]) -> None:
+    result = run[1]["results"][0]
+    figures = result["backends"]["torch"]["modes"]["both"]
+    flops = 18 * result["pairs"] * result["shape"]["H"] * result["shape"]["I"]
+    assert figures["tflops"] == pytest.approx(flops / figures["median_ms"] / 1e9)
+
+
+@pytest.mark.processes
+def test_rounding_fills_the_tiles(run: tuple[str, dict[str, Any], Path]) -> None:
+    top_k, balance = run[1]["results"]
+    assert top_k["pairs"] == 128 < top_k["padded_pairs"]
+    assert balance["pairs"] == balance["padded_pairs"]
+    for result in (top_k, balance):
+        router = result["router"]
+        parts = [router[name]["median_ms"] for name in ("top_k", "rounding", "index", "backward")]
+        assert router["total_ms"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.processes
+def test_missing_peers_are_one_line_with_the_reason(
+    run: tuple[str, dict[str, Any], Path],
+) -> None:
+    stdout, content, _ = run
+    for name in ("scattermoe", "sonicmoe-layer"):
+        assert content["results"][0]["backends"][name]["why_not"] == "runs on a GPU only"
+        assert f"{name}: no time. runs on a GPU only\n" in stdout
+
+
+@pytest.mark.processes
+def test_pieces_and_profile_are_there(run: tuple[str, dict[str, Any], Path]) -> None:
+    stdout, content, _ = run
+    result = content["results"][0]
+    pieces = result["pieces"]["torch"]
+    assert list(pieces) == ["forward", "sum_y", "dgrad", "sum_dx", "wgrad"]
+    assert all(figures["ms"] > 0 and figures["gb_per_s"] > 0 for figures in pieces.values())
+    assert "aten::mm" in {kernel["name"] for kernel in result["profiles"]["torch"]}
+    assert "pairs/s against top-k" in stdout
+
+
+@pytest.fixture(scope="module")
+def main() -> Callable[[], int]:
+    """The tool in this process, which saves the start of one for every wrong argument."""
+    main: Callable[[], int] = runpy.run_path(TOOL)["main"]
+    return main
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_exit_with_2(
+    options: list[str],
+    message: str,
+    main: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", [TOOL, "--device", "cpu", *options])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert message in stderr.splitlines()[-1]
+
+
+def test_cuda_is_refused_where_there_is_none(
+    main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", [TOOL, "--device", "cuda"])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    assert "there is no CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_exit_code_of_the_process_is_that_of_main() -> None:
+    assert bench("--rounds", "none").returncode == 2
+
+
+def test_wrong_results_exit_with_1(
+    main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TorchMoeMlp, "row_sum", lambda *_, out_RH, **__: out_RH.zero_())
+    monkeypatch.setattr(
+        sys, "argv", [TOOL, "--device", "cpu", "--backends", "torch", "--rounds", "1"]
+    )
+    assert main() == 1
+    stdout = capsys.readouterr().out
+    assert "torch: no time. wrong: y: relative error" in stdout
+    assert "forward" not in stdout
