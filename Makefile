@@ -18,7 +18,7 @@ help:
 train: .venv/.installed $(SHAKESPEARE)
 	$(BIN)/distmoe train configs/quickstart.toml $(ARGS)
 
-test: lint
+test: lint .triton36/.installed
 	$(BIN)/pytest $(ARGS)
 
 lint: .venv/.installed
@@ -27,10 +27,15 @@ lint: .venv/.installed
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .triton36 build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(SHAKESPEARE): | .venv/.installed
 	$(BIN)/distmoe data prepare --builtin shakespeare --out data/shakespeare
+
+# The Triton of the GPU machines: kernels are compiled with it ahead of time, and never run.
+.triton36/.installed: | .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton36 triton==3.6.0
+	@touch $@
 
 .venv/.installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }

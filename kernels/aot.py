@@ -226,8 +226,8 @@ def _disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [TOOLS / "nvdisasm", "-c", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        command = [str(TOOLS / "nvdisasm"), "-c", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _amd_report(case: AotCase, target: Target, compiled: Any) -> Report:

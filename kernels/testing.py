@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def assert_as_good_as(
@@ -50,3 +51,36 @@ def poisoned_empty() -> Iterator[None]:
     finally:
         torch.empty, torch.empty_like = empty, empty_like
         Tensor.new_empty = new_empty  # type: ignore[method-assign]
+
+
+# Operators whose result has a size, or a value, that the host has to ask the device for.
+HOST_SYNCS = (
+    "aten._local_scalar_dense",
+    "aten.nonzero",
+    "aten.masked_select",
+    "aten.bincount",
+    "aten._unique2",
+    "aten.unique_dim",
+    "aten.unique_consecutive",
+    "aten.repeat_interleave.Tensor",
+    "aten.equal",
+    "aten.is_nonzero",
+    "aten.one_hot",
+)
+
+
+class NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises at an operator that would make the host wait for a GPU. Works on a CPU, too, where
+    nothing waits: copies to the host are the one thing that it cannot see there."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        indices = args[1] if str(func).startswith("aten.index") and len(args) > 1 else ()
+        by_mask = any(
+            isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+            for index in (indices if isinstance(indices, list | tuple) else ())
+        )
+        if by_mask or str(func).startswith(HOST_SYNCS):
+            raise AssertionError(f"{func} makes the host wait for the device")
+        return func(*args, **(kwargs or {}))

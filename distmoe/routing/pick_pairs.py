@@ -5,24 +5,11 @@ Indexing would accumulate its gradient, by a sort or by atomics, for pairs that 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-
-class Pairs(Protocol):
-    """Pairs of a routing or of its index; see `Routing`."""
-
-    @property
-    def token_N(self) -> Tensor: ...
-
-    @property
-    def expert_N(self) -> Tensor: ...
-
-    @property
-    def token_offsets_T1(self) -> Tensor: ...
 
 
 class _PickPairs(torch.autograd.Function):
@@ -46,11 +33,14 @@ class _PickPairs(torch.autograd.Function):
         return flat[:-1].view(num_tokens, num_experts), None
 
 
-def pick_pairs(weight_TE: Tensor, pairs: Pairs) -> Tensor:
-    """[N] weights of ``pairs``, differentiable in ``weight_TE``."""
+def pick_pairs(
+    weight_TE: Tensor, *, token_N: Tensor, expert_N: Tensor, num_pairs: Tensor
+) -> Tensor:
+    """[N] weights of the pairs, differentiable in ``weight_TE``; the first ``num_pairs`` (0-d, on
+    the device) are pairs, what lies behind has any value and no gradient."""
     num_tokens, num_experts = weight_TE.shape
-    place_N = torch.arange(len(pairs.token_N), device=weight_TE.device)
-    flat_N = pairs.token_N.long() * num_experts + pairs.expert_N
-    flat_N = torch.where(place_N < pairs.token_offsets_T1[-1], flat_N, num_tokens * num_experts)
+    place_N = torch.arange(len(token_N), device=weight_TE.device)
+    flat_N = token_N.long() * num_experts + expert_N
+    flat_N = torch.where(place_N < num_pairs, flat_N, num_tokens * num_experts)
     weight_N: Tensor = _PickPairs.apply(weight_TE, flat_N)  # type: ignore[no-untyped-call]
     return weight_N

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from distmoe.kernels.routing_index import routing_index
+from distmoe.kernels.routing_index import RoutingIndex, routing_index
 from distmoe.routing.pick_pairs import pick_pairs
 
 
@@ -51,7 +51,7 @@ class Routing:
         index = routing_index(selected_TE, max_pairs=length)
         return Routing(
             **vars(index),
-            score_N=pick_pairs(weight_TE, index),
+            score_N=_weights(weight_TE, index),
             num_tokens=num_tokens,
             num_experts=num_experts,
         )
@@ -96,7 +96,16 @@ class Routing:
 
     def with_scores(self, weight_TE: Tensor) -> Routing:
         """The same pairs with weights taken from ``weight_TE``."""
-        return replace(self, score_N=pick_pairs(weight_TE, self))
+        return replace(self, score_N=_weights(weight_TE, self))
+
+
+def _weights(weight_TE: Tensor, pairs: RoutingIndex | Routing) -> Tensor:
+    return pick_pairs(
+        weight_TE,
+        token_N=pairs.token_N,
+        expert_N=pairs.expert_N,
+        num_pairs=pairs.token_offsets_T1[-1],
+    )
 
 
 def _within(index: Tensor, bound: int) -> bool:

@@ -50,8 +50,9 @@ def _silu_slope(z: Tensor) -> Tensor:
 
 def _gelu_slope(z: Tensor) -> Tensor:
     """Of z * Phi(z) with the exact error function: Phi(z) + z * phi(z)."""
-    phi = torch.exp(-0.5 * z.square()) * (2 * torch.pi) ** -0.5
-    return 0.5 * (1 + torch.erf(z * 2**-0.5)) + z * phi
+    phi: Tensor = torch.exp(-0.5 * z.square()) * (2 * torch.pi) ** -0.5
+    below = 0.5 * (1 + torch.erf(z * 2**-0.5))
+    return below + z * phi
 
 
 def _relu_slope(z: Tensor) -> Tensor:
