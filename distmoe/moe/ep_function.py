@@ -220,6 +220,8 @@ class ExpertParallelFunction(torch.autograd.Function):
                 ep.mlp.row_sum(dx_LH, index=plan.index, rows=done.rows, score_L=None, out_RH=dx_RH)
                 if done.source != plan.rank:
                     rows.send_home(j, dx_RH[done.rows], dscore_L[done.pairs_in_L])
+        # Its rows are summed: the weight gradients may take its memory.
+        del dx_LH
         dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)
         dx_TH = rows.finish(dx_RH)
         return dx_TH, _score_gradient(rows, dscore_L), dw_in_eGH, dw_out_eHI, None

@@ -1,0 +1,55 @@
+"""The formula of what a layer keeps and holds, against a real layer with the fused kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distmoe import MoE, MoEConfig
+from distmoe.config import RoundingConfig
+from distmoe.planner.activation_memory import LayerShape, Measured, keeps, measure, transient
+from distmoe.registry import ROUNDING_RULES
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+T, H, I, E, K, TILE = 512, 192, 32, 4, 2, 32
+
+
+def measured(rule: str, activation: str = "swiglu") -> tuple[LayerShape, Measured]:
+    config = MoEConfig(
+        hidden_size=H,
+        intermediate_size=I,
+        num_experts=E,
+        top_k=K,
+        kernel="triton",
+        activation=activation,
+        rounding=RoundingConfig(rule, tile=TILE),
+    )
+    layer = MoE(config).half().to(DEVICE)
+    x, dout = (torch.randn(T, H, device=DEVICE).half() for _ in range(2))
+    result = measure(layer, x.requires_grad_(), dout)
+    width = layer.experts.w_in_eGH.shape[1]
+    pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
+    return LayerShape(T=T, H=H, I=I, E=E, K=K, G=width, pairs=pairs), result
+
+
+@pytest.mark.parametrize("rule", ["none", "balance"])
+def test_formula(rule: str) -> None:
+    shape, result = measured(rule)
+    kept = sum(keeps(shape).values()) - keeps(shape)["x"]
+    assert result.kept == pytest.approx(kept, rel=0.02)
+    for name, want in transient(shape).items():
+        assert getattr(result, name) == pytest.approx(want, rel=0.05)
+
+
+def test_autograd_is_given_x_and_z_and_nothing_else_of_their_size() -> None:
+    shape, result = measured("balance")
+    x, z = ("float16", (T, H)), ("float16", (shape.pairs, 2 * I))
+    assert result.saved[x] == keeps(shape)["x"]
+    assert result.saved[z] == keeps(shape)["z"]
+    others = {kind: size for kind, size in result.saved.items() if kind not in (x, z)}
+    assert max(others.values()) < keeps(shape)["x"] / 3
+
+
+def test_an_activation_without_a_gate_keeps_half_of_z() -> None:
+    shape, result = measured("none", "relu2")
+    assert result.saved["float16", (shape.pairs, I)] == keeps(shape)["z"]

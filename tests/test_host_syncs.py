@@ -1,0 +1,39 @@
+"""The files that may make the host wait for a device, each for a reason; no others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "distmoe"
+ROOMS = ("comm", "kernels", "model", "moe", "routing")
+WAITS = re.compile(r"\.(item|tolist|cpu|numpy)\(\)|\.nonzero\(|torch\.cuda\.synchronize")
+
+MAY_WAIT = {
+    "kernels/moe_mlp/__init__.py": "ranges on the host, for backends with host loops",
+    "kernels/moe_mlp/reference.py": "a specification",
+    "moe/plan.py": "the sizes of what arrives from other ranks",
+    "routing/rounding/reference.py": "a specification",
+}
+
+
+def waiting_files() -> set[str]:
+    files = [path for room in ROOMS for path in (PACKAGE / room).resolve().rglob("*.py")]
+    roots = {(PACKAGE / room).resolve(): room for room in ROOMS}
+    found = set()
+    for path in files:
+        room = next(root for root in roots if path.is_relative_to(root))
+        if WAITS.search(path.read_text()):
+            found.add(f"{roots[room]}/{path.relative_to(room)}")
+    return found
+
+
+def test_only_these_files_wait() -> None:
+    assert waiting_files() == set(MAY_WAIT)
+
+
+@pytest.mark.parametrize("text", ["x.item()", "counts.tolist()", "x.cpu()", "mask.nonzero()"])
+def test_a_wait_is_recognised(text: str) -> None:
+    assert WAITS.search(text)

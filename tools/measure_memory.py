@@ -1,0 +1,121 @@
+"""What one MoE layer keeps for its backward, and holds at the most: the formula and a measurement.
+
+    python tools/measure_memory.py [--json FILE]
+
+Runs the fused kernels, in Triton's interpreter where there is no GPU: allocations are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    # Before a kernel is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# T, H, I, E, K, rounding rule: top-k alone, rounded, finer experts of the same width together.
+SHAPES = (
+    (1024, 256, 128, 8, 2, "none"),
+    (1024, 256, 128, 8, 2, "balance"),
+    (1024, 256, 64, 16, 4, "balance"),
+    (1024, 256, 32, 32, 8, "balance"),
+)
+MIB = 1 << 20
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="file for every number")
+    arguments = parser.parse_args(argv)
+    rows = [measure_shape(*shape) for shape in SHAPES]
+    print_table(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**machine(), "layers": rows}, indent=1) + "\n")
+    return 0
+
+
+def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str, Any]:
+    """Formula and measurement in bytes, for fp16."""
+    from distmoe import MoE, MoEConfig
+    from distmoe.config import RoundingConfig
+    from distmoe.planner.activation_memory import LayerShape, keeps, measure, transient
+    from distmoe.registry import ROUNDING_RULES
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    rounding = RoundingConfig(rule, tile=64)
+    config = MoEConfig(
+        hidden_size=H, intermediate_size=I, num_experts=E, top_k=K, kernel="triton",
+        rounding=rounding,
+    )  # fmt: skip
+    layer = MoE(config).half().to(device)
+    x, dout = torch.randn(2, T, H, device=device).half().unbind()
+    pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, rounding.tile)
+    shape = LayerShape(T=T, H=H, I=I, E=E, K=K, G=2 * I, pairs=pairs)
+    measured = measure(layer, x.clone().requires_grad_(), dout.clone())
+    return {
+        "shape": {"T": T, "H": H, "I": I, "E": E, "K": K, "rounding": rule},
+        "formula": {"kept": keeps(shape), **transient(shape)},
+        "expert_weights": 2 * E * 3 * I * H,
+        "measured": {
+            "saved": {f"{d} {list(s)}": size for (d, s), size in measured.saved.items()},
+            "kept": measured.kept,
+            "forward": measured.forward,
+            "backward": measured.backward,
+        },
+    }
+
+
+def machine() -> dict[str, str]:
+    import triton
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, interpreter"
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "device": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="MiB of one layer: formula / measured", box=None)
+    for name in ("T H I E K rounding", "kept, x apart", "with x", "+ expert weights"):
+        table.add_column(name, justify="right")
+    for name in ("forward adds", "backward adds"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        formula, measured = row["formula"], row["measured"]
+        x = formula["kept"]["x"]
+        kept = sum(formula["kept"].values()) - x
+        with_x = (kept + x, measured["kept"] + x)
+        table.add_row(
+            " ".join(map(str, row["shape"].values())),
+            _pair(kept, measured["kept"]),
+            _pair(*with_x),
+            _pair(*(value + row["expert_weights"] for value in with_x)),
+            _pair(formula["forward"], measured["forward"]),
+            _pair(formula["backward"], measured["backward"]),
+        )
+    Console(width=None if sys.stdout.isatty() else 130).print(table)
+
+
+def _pair(formula: int, measured: int) -> str:
+    return f"{formula / MIB:.2f} / {measured / MIB:.2f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
