@@ -16,6 +16,7 @@ from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.sampler import GlobalBatchSampler
 from distmoe.data.tokens import TokenSplit
 from distmoe.engines import compute_dtype, make_engine
+from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.reporter import Reporter
 from distmoe.registry import SCHEDULES
@@ -99,17 +100,16 @@ class Trainer:
     def _facts(self, mesh: Mesh | None, resumed_from: Path | None) -> list[tuple[str, str]]:
         config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
         dtype = str(compute_dtype(config, device)).removeprefix("torch.")
-        layers = self.engine.model.moe_layers()
-        kinds = {(type(m.exchange).__name__, type(m.mlp).__name__) for m in layers}
+        kernel = backend_for(config.moe.kernel, device)
+        picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
+        exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
         tokens = config.train.global_batch_size * config.data.seq_len
         return [
             ("mesh", mesh.describe() if mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
             ("engine", config.parallel.engine),
-            (
-                "experts run by",
-                ", ".join(f"{mlp} over {exchange}" for exchange, mlp in sorted(kinds)) or "none",
-            ),
+            ("expert kernels", kernel + picked),
+            ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
             ("state", f"resumed from {resumed_from}" if resumed_from else "new run"),

@@ -75,10 +75,11 @@ CANDIDATES: dict[str, list[TileConfig]] = {
         TileConfig(128, 128, 64, 4, 3),
         TileConfig(128, 128, 64, 8, 4),
     ],
+    # The gathered operand is the narrow side: it costs more instructions than TMA does.
     "wgrad_in": [
-        TileConfig(128, 256, 64, 8, 5),
-        TileConfig(128, 256, 64, 8, 7),
         TileConfig(256, 128, 64, 8, 5),
+        TileConfig(256, 128, 64, 8, 7),
+        TileConfig(128, 256, 64, 8, 5),
         TileConfig(128, 128, 64, 4, 5),
     ],
     "wgrad_out": [
