@@ -71,6 +71,13 @@ MOE_MLP_BACKENDS = Registry(
         "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
     },
 )
+ROUTER_LOGITS_BACKENDS = Registry(
+    "router_logits backend",
+    {
+        "torch": "distmoe.kernels.router_logits.reference:TorchRouterLogits",
+        "triton": "distmoe.kernels.router_logits.triton_backend:TritonRouterLogits",
+    },
+)
 ROUTER_TOPK_BACKENDS = Registry(
     "router_topk backend",
     {

@@ -15,7 +15,11 @@ from distmoe.kernels.moe_mlp.tiles import (
     TileConfig,
     with_register_limit,
 )
-from distmoe.kernels.moe_mlp.triton_backend import tile_list_slots
+from distmoe.kernels.moe_mlp.triton_backend import (
+    ROW_SUM_COLUMNS_OF_A_WARP,
+    row_sum_columns,
+    tile_list_slots,
+)
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
 from distmoe.kernels.moe_mlp.triton_rows import rows_kernel
@@ -223,8 +227,9 @@ def _blocks(config: TileConfig) -> dict[str, object]:
 
 def _others() -> Iterator[AotCase]:
     for scored in (True, False):
-        for H, block in ((1536, 1024), (768, 1024), (4096, 1024), (1045, 1024)):
+        for H in (1536, 768, 4096, 1044):
             for unroll in (1, 8):
+                block = row_sum_columns(H)
                 yield _plain(
                     f"row_sum H{H} scored={scored} u{unroll}",
                     row_sum_kernel,
@@ -237,6 +242,7 @@ def _others() -> Iterator[AotCase]:
                         "first_row": "i32",
                     },
                     {"H": H, "SCORED": scored, "UNROLL": unroll, "BH": block},
+                    num_warps=max(1, block // ROW_SUM_COLUMNS_OF_A_WARP),
                 )
     yield _plain(
         "dscore 2 blocks",
@@ -265,14 +271,19 @@ def _others() -> Iterator[AotCase]:
 
 
 def _plain(
-    name: str, kernel: object, signature: dict[str, str], constexprs: dict[str, object]
+    name: str,
+    kernel: object,
+    signature: dict[str, str],
+    constexprs: dict[str, object],
+    *,
+    num_warps: int = 4,
 ) -> AotCase:
     return AotCase(
         name=name,
         kernel=kernel,
         signature=signature,
         constexprs=constexprs,
-        num_warps=4,
+        num_warps=num_warps,
         num_stages=3,
         gemm=False,
         targets=ALL_TARGETS,

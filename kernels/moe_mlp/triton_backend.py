@@ -26,7 +26,9 @@ from distmoe.kernels.moe_mlp.triton_wgrad import wgrad_kernel
 
 # Slots times experts that one program of the tile list compares.
 TILE_LIST_COMPARISONS = 8192
+# Columns of a row sum's program at the most, and those of a warp: 16 bytes a thread.
 ROW_SUM_COLUMNS = 1024
+ROW_SUM_COLUMNS_OF_A_WARP = 256
 MOST_UNROLLED = 8
 
 
@@ -81,14 +83,14 @@ class TritonMoeMlp:
         num_rows, H = rows.stop - rows.start, v_LH.shape[1]
         if not num_rows:
             return
-        block = min(ROW_SUM_COLUMNS, triton.next_power_of_2(H))
+        block = row_sum_columns(H)
         mean_pairs = triton.cdiv(v_LH.shape[0], index.num_rows)
         row_sum_kernel[(num_rows, triton.cdiv(H, block))](
             v_LH, v_LH if score_L is None else score_L, index.by_row_L, index.row_offsets_R1,
             out_RH, rows.start,
             H=H, SCORED=score_L is not None,
             UNROLL=min(MOST_UNROLLED, triton.next_power_of_2(max(mean_pairs, 1))),
-            BH=block, num_warps=4,
+            BH=block, num_warps=max(1, block // ROW_SUM_COLUMNS_OF_A_WARP),
         )  # fmt: skip
 
     def dgrad(
@@ -172,6 +174,14 @@ def _launch(config: TileConfig, device: torch.device) -> dict[str, int]:
     if config.max_registers and device.type == "cuda" and _capability(device)[0] == 9:
         options["maxnreg"] = config.max_registers
     return options
+
+
+def row_sum_columns(H: int) -> int:
+    """The largest power of two that divides H, so that no load is half empty, unless it is small."""
+    dividing = min(ROW_SUM_COLUMNS, H & -H)
+    if dividing >= ROW_SUM_COLUMNS_OF_A_WARP:
+        return dividing
+    return min(ROW_SUM_COLUMNS, triton.next_power_of_2(H))
 
 
 def tile_list_slots(padded_experts: int) -> int:

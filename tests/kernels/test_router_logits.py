@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from distmoe.kernels.router_logits import router_logits
-from distmoe.kernels.testing import assert_as_good_as
+from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
+from distmoe.registry import ROUTER_LOGITS_BACKENDS
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -63,7 +64,7 @@ def test_threads_and_neighbours_change_no_bit(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounded_once(dtype: torch.dtype) -> None:
+def test_the_reference_rounds_once(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(3)
     x_TH = torch.randn(64, 300, generator=generator).to(dtype)
     w_EH = torch.randn(12, 300, generator=generator).to(dtype)
@@ -72,15 +73,58 @@ def test_rounded_once(dtype: torch.dtype) -> None:
     assert ((router_logits(x_TH, w_EH).double() - exact).abs() <= half_ulp).all()
 
 
-def test_saves_the_tokens_in_their_own_dtype() -> None:
+@pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
+def test_saves_the_tokens_in_their_own_dtype(backend: str) -> None:
     x_TH, w_EH = (torch.randn(n, 20).bfloat16().requires_grad_() for n in (30, 6))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.dtype), lambda t: t):
-        router_logits(x_TH, w_EH)
+        router_logits(x_TH, w_EH, backend=backend)
     assert saved == [torch.bfloat16] * 2
 
 
-def test_no_tokens() -> None:
-    x_TH, w_EH = torch.zeros(0, 20), torch.ones(6, 20, requires_grad=True)
-    router_logits(x_TH, w_EH).sum().backward()
-    assert torch.equal(w_EH.grad, torch.zeros(6, 20))
+@pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
+def test_no_tokens(backend: str) -> None:
+    x_TH = torch.zeros(0, 20).bfloat16()
+    w_EH = torch.ones(6, 20).bfloat16().requires_grad_()
+    router_logits(x_TH, w_EH, backend=backend).sum().backward()
+    assert torch.equal(w_EH.grad, torch.zeros(6, 20).bfloat16())
+
+
+# Tokens, H, E: more than a tile of each and no multiple of one, more than a slice of tokens.
+SHAPES = [(30, 20, 6), (150, 136, 70), (1100, 64, 64), (1, 200, 1)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
+def test_bf16_logits_and_gradients(backend: str, shape: tuple[int, int, int]) -> None:
+    num_tokens, H, E = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+    inputs = [torch.randn(n, H, generator=generator).bfloat16() for n in (num_tokens, E)]
+    dlogits = torch.randn(num_tokens, E, generator=generator)
+
+    def results(dtype: torch.dtype, function: object) -> list[torch.Tensor]:
+        x, w = (t.to(dtype).requires_grad_() for t in inputs)
+        out = function(x, w)  # type: ignore[operator]
+        return [out.detach(), *torch.autograd.grad(out, (x, w), dlogits.to(out.dtype))]
+
+    with poisoned_empty():
+        got = results(torch.bfloat16, lambda x, w: router_logits(x, w, backend=backend))
+    same = results(torch.bfloat16, lambda x, w: x @ w.T)
+    want = results(torch.float64, lambda x, w: x @ w.T)
+    for name, *three in zip(("logits", "dx", "dw"), got, same, want, strict=True):
+        assert_as_good_as(three[0], three[1], three[2].float(), name)
+    # Far better than bf16 logits: as good as an fp32 product of the same numbers.
+    in_fp32 = inputs[0].float() @ inputs[1].float().T
+    assert_as_good_as(got[0], in_fp32, want[0].float(), "logits against fp32")
+
+
+@pytest.mark.gpu
+def test_the_kernel_is_batch_invariant() -> None:
+    """On tensor cores; the interpreter multiplies by a BLAS, which treats rows by their place."""
+    generator = torch.Generator().manual_seed(5)
+    x_TH = torch.randn(150, 136, generator=generator).bfloat16().cuda()
+    w_EH = torch.randn(70, 136, generator=generator).bfloat16().cuda()
+    whole = router_logits(x_TH, w_EH, backend="triton")
+    for rows in (1, 33, 64, 100):
+        parts = [router_logits(part, w_EH, backend="triton") for part in x_TH.split(rows)]
+        assert torch.equal(torch.cat(parts), whole)

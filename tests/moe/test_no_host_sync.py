@@ -19,7 +19,7 @@ CONFIG = MoEConfig(hidden_size=32, intermediate_size=16, num_experts=8, top_k=2,
 @pytest.fixture(autouse=True)
 def _fused_router(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of a GPU, in the interpreter where there is none."""
-    for op in ("router_topk", "round_select", "routing_index"):
+    for op in ("router_logits", "router_topk", "round_select", "routing_index"):
         monkeypatch.setattr(f"distmoe.kernels.{op}.fused_or_torch", lambda device: "triton")
 
 
@@ -30,8 +30,8 @@ def step(layer: MoE, x: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("rule", list(ROUNDING_RULES))
 def test_layer(rule: str) -> None:
-    layer = MoE(replace(CONFIG, rounding=RoundingConfig(rule, tile=16))).to(DEVICE)
-    x = torch.randn(70, 32, device=DEVICE)
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig(rule, tile=16))).to(DEVICE).bfloat16()
+    x = torch.randn(70, 32, device=DEVICE).bfloat16()
     step(layer, x)
     with NoHostSync():
         step(layer, x)
