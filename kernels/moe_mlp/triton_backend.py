@@ -177,11 +177,12 @@ def _launch(config: TileConfig, device: torch.device) -> dict[str, int]:
 
 
 def row_sum_columns(H: int) -> int:
-    """The largest power of two that divides H, so that no load is half empty, unless it is small."""
+    """The largest power of two that divides H, so that no load is half empty; else one over H."""
     dividing = min(ROW_SUM_COLUMNS, H & -H)
     if dividing >= ROW_SUM_COLUMNS_OF_A_WARP:
         return dividing
-    return min(ROW_SUM_COLUMNS, triton.next_power_of_2(H))
+    padded: int = triton.next_power_of_2(H)
+    return min(ROW_SUM_COLUMNS, padded)
 
 
 def tile_list_slots(padded_experts: int) -> int:
