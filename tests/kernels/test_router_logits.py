@@ -128,3 +128,13 @@ def test_the_kernel_is_batch_invariant() -> None:
     for rows in (1, 33, 64, 100):
         parts = [router_logits(part, w_EH, backend="triton") for part in x_TH.split(rows)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
+def test_small_differences_of_the_gradient_survive(backend: str) -> None:
+    """1 + 2^-10 is 1 in bf16: what is left of it after a subtraction is not."""
+    x_TH, w_EH = (torch.ones(2, 8).bfloat16().requires_grad_() for _ in range(2))
+    dlogits_TE = torch.tensor([[1 + 2**-10, -1.0], [-1.0, 1.0]])
+    router_logits(x_TH, w_EH, backend=backend).backward(dlogits_TE)
+    assert x_TH.grad.tolist() == [[2**-10] * 8, [0.0] * 8]
+    assert w_EH.grad.tolist() == [[2**-10] * 8, [0.0] * 8]
