@@ -47,11 +47,17 @@ ROUNDING_RULES = Registry(
         "none": "distmoe.routing.rounding.none:RULE",
         "nearest": "distmoe.routing.rounding.nearest:RULE",
         "balance": "distmoe.routing.rounding.balance:RULE",
+        "up": "distmoe.routing.rounding.up:RULE",
+        "down": "distmoe.routing.rounding.down:RULE",
+        "stochastic": "distmoe.routing.rounding.stochastic:RULE",
     },
 )
 SELECTIONS = Registry(
     "rounding selection",
-    {"exact": "distmoe.routing.rounding.exact:select"},
+    {
+        "exact": "distmoe.routing.rounding.exact:select",
+        "quota": "distmoe.routing.rounding.quota:select",
+    },
 )
 EXCHANGES = Registry(
     "exchange",

@@ -64,6 +64,7 @@ RANGES = {
     "moe.z_loss_coef": NOT_NEGATIVE,
     "moe.rounding.tile": COUNT,
     "moe.rounding.balance_groups": COUNT_OR_UNSET,
+    "moe.rounding.seed": Range(0, 2**63 - 1),
     "parallel.dp_replicate": COUNT,
     "parallel.dp_shard": COUNT_OR_UNSET,
     "parallel.ep": COUNT,

@@ -69,13 +69,16 @@ class RoundingConfig:
     """Token rounding: each expert's token count becomes a multiple of the tile."""
 
     rule: str = "balance"
-    """Which experts round up: none, nearest or balance."""
+    """Which experts round up: balance, nearest, up, down or stochastic; none: no rounding."""
     tile: int = 128
     """M, rows of a GEMM tile."""
     selection: str = "exact"
-    """Which pairs are dropped or added."""
+    """Which pairs are dropped or added. exact: those that one process would choose. quota: each
+    rank's share of them, without a round of communication."""
     balance_groups: int = 0
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
+    seed: int = 0
+    """Seed of the rule stochastic."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from distmoe.comm import Exchange, make_exchange
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, SELECTIONS
-from distmoe.routing.rounding import Rule
+from distmoe.routing.rounding import Population, Rule
 from distmoe.routing.routers import Scores, scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -35,7 +35,8 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
 
     With one rank nothing waits for the device.
     """
-    freq_E, group_tokens = _group_counts(scores, exchange)
+    population, group_tokens = _population(scores, exchange)
+    freq_E = population.freq_E
     rule: Rule = ROUNDING_RULES.load(rounding.rule)
     max_pairs = None
     if exchange.size == 1:
@@ -48,22 +49,23 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         tile=rounding.tile,
         num_tokens=group_tokens,
         groups=rounding.balance_groups or exchange.size,
+        seed=rounding.seed,
     )
     selected_TE = SELECTIONS.load(rounding.selection)(
-        scores, freq_E, target_E, tile=rounding.tile, exchange=exchange
+        scores, population, target_E, tile=rounding.tile, exchange=exchange
     )
     return Rounded(selected_TE, freq_E, target_E, group_tokens, max_pairs)
 
 
-def _group_counts(scores: Scores, exchange: Exchange) -> tuple[Tensor, int]:
-    """Top-k pairs per expert, int64, and tokens of the group."""
+def _population(scores: Scores, exchange: Exchange) -> tuple[Population, int]:
+    """Counts of all ranks, and the tokens of the group."""
     num_tokens, num_experts = scores.chosen_TE.shape
     own_E = scores.chosen_TE.sum(0)
-    if exchange.size == 1:
-        return own_E, num_tokens
     counts = torch.cat([own_E, own_E.new_full((1,), num_tokens)])
-    total = exchange.all_gather(counts.int()).long().sum(0)
-    return total[:num_experts], int(total[-1])
+    gathered = exchange.all_gather(counts.int()).long()
+    population = Population(gathered[:, :num_experts], gathered[:, num_experts])
+    group_tokens = num_tokens if exchange.size == 1 else int(population.tokens_P.sum())
+    return population, group_tokens
 
 
 def round_tokens(
@@ -76,13 +78,15 @@ def round_tokens(
     group: dist.ProcessGroup | None = None,
     balance_groups: int | None = None,
     renormalize: str = "topk",
+    seed: int = 0,
     exchange: Exchange | None = None,
 ) -> Routing:
     """Top-k routing whose per-expert counts, summed over ``group``, are multiples of ``tile``.
 
     ``scores_TE`` fp32 in [0, 1], [T, E]: the router's probabilities of this rank's tokens; T may
     differ between ranks. ``group`` None: this rank alone. ``balance_groups``: equal runs of
-    experts over which ``balance`` levels the tiles; by default the ranks of the group.
+    experts over which ``balance`` levels the tiles; by default the ranks of the group. ``seed``:
+    of the rules that draw.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
@@ -101,7 +105,7 @@ def round_tokens(
     ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
     scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
     rounding = RoundingConfig(
-        rule, tile=tile, selection=selection, balance_groups=balance_groups or 0
+        rule, tile=tile, selection=selection, balance_groups=balance_groups or 0, seed=seed
     )
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -16,14 +17,30 @@ from distmoe.comm import Exchange
 from distmoe.routing.routers import Scores
 
 
+@dataclass(frozen=True)
+class Population:
+    """Top-k pairs of every rank and expert, int64 [P, E], and tokens of every rank, int64 [P]."""
+
+    counts_PE: Tensor
+    tokens_P: Tensor
+
+    @cached_property
+    def freq_E(self) -> Tensor:
+        """int64: f_E, top-k pairs per expert over all ranks."""
+        return self.counts_PE.sum(0)
+
+
 class Targets(Protocol):
     """f_E -> n_E, int64, by integer arithmetic that is the same on every rank.
 
     ``tile``: M. ``num_tokens``: tokens of the population, which no expert can exceed.
-    ``groups``: equal runs of experts over which ``balance`` levels the tiles.
+    ``groups``: equal runs of experts over which ``balance`` levels the tiles. ``seed``: of rules
+    that draw.
     """
 
-    def __call__(self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor: ...
+    def __call__(
+        self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int
+    ) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -34,15 +51,23 @@ class Rule:
     targets: Targets
     most_added: Callable[[int, int], int]
 
-    def __call__(self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
-        return self.targets(freq_E, tile=tile, num_tokens=num_tokens, groups=groups)
+    def __call__(
+        self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int = 0
+    ) -> Tensor:
+        return self.targets(freq_E, tile=tile, num_tokens=num_tokens, groups=groups, seed=seed)
 
 
 class Selection(Protocol):
     """The pairs of this rank [T, E] bool, whose counts over the group are ``target_E``."""
 
     def __call__(
-        self, scores: Scores, freq_E: Tensor, target_E: Tensor, *, tile: int, exchange: Exchange
+        self,
+        scores: Scores,
+        population: Population,
+        target_E: Tensor,
+        *,
+        tile: int,
+        exchange: Exchange,
     ) -> Tensor: ...
 
 

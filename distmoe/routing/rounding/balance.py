@@ -15,7 +15,7 @@ from torch import Tensor
 from distmoe.routing.rounding import Rule, may_round_up
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
+def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
     """Integer arithmetic throughout, so that every rank finds the same targets.
 
     ValueError if ``groups`` does not divide the number of experts.

@@ -16,17 +16,19 @@ from torch import Tensor
 
 from distmoe.comm import Exchange
 from distmoe.kernels.round_select import load_round_select
+from distmoe.routing.rounding import Population
 from distmoe.routing.routers import Scores
 
 
 @torch.no_grad()
 def select(
-    scores: Scores, freq_E: Tensor, target_E: Tensor, *, tile: int, exchange: Exchange
+    scores: Scores, population: Population, target_E: Tensor, *, tile: int, exchange: Exchange
 ) -> Tensor:
     """This rank's pairs [T, E] bool after rounding; collective when a tile is above 1."""
     if tile == 1:
         return scores.chosen_TE
     round_select = load_round_select(scores.key_TE)
+    freq_E = population.freq_E
     adds_E, amount_E = target_E > freq_E, (target_E - freq_E).abs()
     priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
     if exchange.size > 1:

@@ -7,7 +7,7 @@ from torch import Tensor
 from distmoe.routing.rounding import Rule
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int) -> Tensor:
+def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
     """n_e = f_e."""
     return freq_E
 

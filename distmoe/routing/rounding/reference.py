@@ -84,8 +84,44 @@ def balance(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[
     return [tiles * tile for tiles in tiles_E]
 
 
+def up(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:
+    """Up wherever there are as many tokens."""
+    return [min(-(-freq // tile), max(num_tokens // tile, freq // tile)) * tile for freq in freq_E]
+
+
+def down(freq_E: list[int], tile: int, num_tokens: int, groups: int) -> list[int]:
+    """Whole tiles only."""
+    return [freq - freq % tile for freq in freq_E]
+
+
+def stochastic(
+    freq_E: list[int], tile: int, num_tokens: int, groups: int, seed: int = 0
+) -> list[int]:
+    """Up if splitmix64 of the counts draws below the rest."""
+    golden = 0x9E3779B97F4A7C15
+    counts = sum(splitmix64((e + 1) * golden + freq) for e, freq in enumerate(freq_E))
+    state = splitmix64(counts + seed * golden)
+    target_E = []
+    for e, freq in enumerate(freq_E):
+        drawn = splitmix64(state + (e + 1) * golden) % 2**62 % tile
+        goes_up = drawn < freq % tile and (freq // tile + 1) * tile <= num_tokens
+        target_E.append((freq // tile + goes_up) * tile)
+    return target_E
+
+
+def splitmix64(x: int) -> int:
+    """The mixing function of the generator, modulo 2^64."""
+    x %= 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
 RULES: dict[str, Callable[[list[int], int, int, int], list[int]]] = {
     "none": none,
     "nearest": nearest,
     "balance": balance,
+    "up": up,
+    "down": down,
+    "stochastic": stochastic,
 }

@@ -1,0 +1,48 @@
+"""A selection without a round of its own: every rank changes its share of an expert's pairs.
+
+The share of a rank is in proportion to its eligible pairs (those it could drop, or could add), cut
+to integers by the largest remainder, ties to the lower rank. All ranks compute all shares from the
+counts that they have. Alignment and balance are exact; which pairs change is not what one process
+would choose, and depends on how the tokens are spread.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distmoe.comm import Exchange
+from distmoe.kernels.round_select import load_round_select
+from distmoe.routing.rounding import Population
+from distmoe.routing.routers import Scores
+
+
+@torch.no_grad()
+def select(
+    scores: Scores, population: Population, target_E: Tensor, *, tile: int, exchange: Exchange
+) -> Tensor:
+    """This rank's pairs [T, E] bool after rounding; no communication."""
+    if tile == 1:
+        return scores.chosen_TE
+    freq_E = population.freq_E
+    adds_E, amount_E = target_E > freq_E, (target_E - freq_E).abs()
+    counts_PE = population.counts_PE
+    eligible_PE = torch.where(adds_E, population.tokens_P[:, None] - counts_PE, counts_PE)
+    share_E = shares(eligible_PE, amount_E)[exchange.rank]
+    round_select = load_round_select(scores.key_TE)
+    priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
+    return round_select.take(scores.chosen_TE, priority_ET, share_E, adds_E, most=tile - 1)
+
+
+def shares(eligible_PE: Tensor, amount_E: Tensor) -> Tensor:
+    """int64 [P, E] that sum to ``amount_E`` over the ranks, none above its eligible pairs."""
+    num_ranks = len(eligible_PE)
+    total_E = eligible_PE.sum(0).clamp(min=1)
+    wanted_PE = eligible_PE * amount_E
+    floor_PE, rest_PE = wanted_PE // total_E, wanted_PE % total_E
+    left_E = amount_E - floor_PE.sum(0)
+    rank_P1 = torch.arange(num_ranks, device=amount_E.device)[:, None]
+    # Distinct numbers, so that the order of equal remainders is not left to the sort.
+    order_PE = (rest_PE * num_ranks + (num_ranks - 1 - rank_P1)).argsort(0, descending=True)
+    more_PE = torch.zeros_like(floor_PE).scatter_(0, order_PE, (rank_P1 < left_E).long())
+    return floor_PE + more_PE

@@ -1,0 +1,50 @@
+"""Up with probability (f mod M) / M, so that the expected count is f (SR-f of SonicMoE).
+
+The draw is a hash of the seed, the expert and the counts of all experts. Every rank draws the same,
+a resumed run draws what the unbroken one would, and no state has to be kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from distmoe.routing.rounding import Rule, may_round_up
+
+# splitmix64 (Steele, Lea, Flood, OOPSLA 2014), in arithmetic modulo 2^64 on signed numbers.
+GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
+SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
+
+
+def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+    """Up iff a number drawn from 0..M-1 is below f mod M, and there are as many tokens."""
+    may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
+    up_E = may_E & (draw(freq_E, seed) % tile < freq_E % tile)
+    return (freq_E // tile + up_E) * tile
+
+
+def draw(freq_E: Tensor, seed: int) -> Tensor:
+    """int64 [E] in 0..2^62-1, one independent number per expert for every seed and counts."""
+    stream_E = torch.arange(1, len(freq_E) + 1, device=freq_E.device) * GOLDEN
+    state = _mix(_mix(stream_E + freq_E).sum() + _signed(seed * GOLDEN))
+    return _mix(state + stream_E) & ((1 << 62) - 1)
+
+
+def _signed(x: int) -> int:
+    """x modulo 2^64, as a signed number of 64 bits."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * FIRST_FACTOR
+    x = (x ^ _shift(x, 27)) * SECOND_FACTOR
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """To the right, with zeros from the left."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+RULE = Rule(targets, most_added=lambda num_experts, tile: num_experts * (tile - 1))

@@ -1,0 +1,15 @@
+"""Every started tile is filled."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distmoe.routing.rounding import Rule, may_round_up
+
+
+def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+    """Up wherever there are as many tokens; else down."""
+    return (freq_E // tile + may_round_up(freq_E, tile=tile, num_tokens=num_tokens)) * tile
+
+
+RULE = Rule(targets, most_added=lambda num_experts, tile: num_experts * (tile - 1))
