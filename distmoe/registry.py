@@ -50,6 +50,7 @@ ROUNDING_RULES = Registry(
         "up": "distmoe.routing.rounding.up:RULE",
         "down": "distmoe.routing.rounding.down:RULE",
         "stochastic": "distmoe.routing.rounding.stochastic:RULE",
+        "score": "distmoe.routing.rounding.score:RULE",
     },
 )
 SELECTIONS = Registry(

@@ -69,7 +69,8 @@ class RoundingConfig:
     """Token rounding: each expert's token count becomes a multiple of the tile."""
 
     rule: str = "balance"
-    """Which experts round up: balance, nearest, up, down or stochastic; none: no rounding."""
+    """Which experts round up: balance, nearest, up, down, stochastic or score; none: no
+    rounding."""
     tile: int = 128
     """M, rows of a GEMM tile."""
     selection: str = "exact"
@@ -78,7 +79,7 @@ class RoundingConfig:
     balance_groups: int = 0
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
     seed: int = 0
-    """Seed of the rule stochastic."""
+    """Seed of the rules that draw, stochastic and score."""
 
 
 @dataclass(frozen=True)

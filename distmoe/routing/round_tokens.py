@@ -12,6 +12,7 @@ from distmoe.comm import Exchange, make_exchange
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, SELECTIONS
 from distmoe.routing.rounding import Population, Rule
+from distmoe.routing.rounding.border import key_sums
 from distmoe.routing.routers import Scores, scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -50,6 +51,7 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         num_tokens=group_tokens,
         groups=rounding.balance_groups or exchange.size,
         seed=rounding.seed,
+        key_sums=lambda: key_sums(scores, population, tile=rounding.tile, exchange=exchange),
     )
     selected_TE = SELECTIONS.load(rounding.selection)(
         scores, population, target_E, tile=rounding.tile, exchange=exchange

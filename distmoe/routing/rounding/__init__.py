@@ -30,16 +30,31 @@ class Population:
         return self.counts_PE.sum(0)
 
 
+# Collective, and called by the rules that need it only.
+KeySums = Callable[[], tuple[Tensor, Tensor]]
+
+
+def _no_key_sums() -> tuple[Tensor, Tensor]:
+    raise ValueError("this rule weighs scores: it cannot be applied to counts alone")
+
+
 class Targets(Protocol):
     """f_E -> n_E, int64, by integer arithmetic that is the same on every rank.
 
     ``tile``: M. ``num_tokens``: tokens of the population, which no expert can exceed.
     ``groups``: equal runs of experts over which ``balance`` levels the tiles. ``seed``: of rules
-    that draw.
+    that draw. ``key_sums``: for rules that weigh what they move; see `border.key_sums`.
     """
 
     def __call__(
-        self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int
+        self,
+        freq_E: Tensor,
+        *,
+        tile: int,
+        num_tokens: int,
+        groups: int,
+        seed: int,
+        key_sums: KeySums,
     ) -> Tensor: ...
 
 
@@ -52,9 +67,23 @@ class Rule:
     most_added: Callable[[int, int], int]
 
     def __call__(
-        self, freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int = 0
+        self,
+        freq_E: Tensor,
+        *,
+        tile: int,
+        num_tokens: int,
+        groups: int,
+        seed: int = 0,
+        key_sums: KeySums | None = None,
     ) -> Tensor:
-        return self.targets(freq_E, tile=tile, num_tokens=num_tokens, groups=groups, seed=seed)
+        return self.targets(
+            freq_E,
+            tile=tile,
+            num_tokens=num_tokens,
+            groups=groups,
+            seed=seed,
+            key_sums=key_sums or _no_key_sums,
+        )
 
 
 class Selection(Protocol):

@@ -12,10 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.routing.rounding import Rule, may_round_up
+from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+def targets(
+    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+) -> Tensor:
     """Integer arithmetic throughout, so that every rank finds the same targets.
 
     ValueError if ``groups`` does not divide the number of experts.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distmoe.routing.rounding import Rule
+from distmoe.routing.rounding import KeySums, Rule
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+def targets(
+    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+) -> Tensor:
     """floor(f / M) * M."""
     return freq_E // tile * tile
 

@@ -18,7 +18,10 @@ def round_all_tokens(
     rows = [[int(score * 2**24) for score in row] for row in score_TE.tolist()]
     key_TE = torch.tensor(rows, dtype=torch.int32).view(score_TE.shape)
     chosen_TE = top_k_reference(key_TE, top_k)
-    target_E = RULES[rule](chosen_TE.sum(0).tolist(), tile, len(rows), groups)
+    if rule == "score":
+        target_E = score(key_TE, chosen_TE, tile)
+    else:
+        target_E = RULES[rule](chosen_TE.sum(0).tolist(), tile, len(rows), groups)
     return chosen_TE, select_reference(key_TE, chosen_TE, torch.tensor(target_E))
 
 
@@ -106,6 +109,25 @@ def stochastic(
         drawn = splitmix64(state + (e + 1) * golden) % 2**62 % tile
         goes_up = drawn < freq % tile and (freq // tile + 1) * tile <= num_tokens
         target_E.append((freq // tile + goes_up) * tile)
+    return target_E
+
+
+def score(key_TE: Tensor, chosen_TE: Tensor, tile: int, seed: int = 0) -> list[int]:
+    """Up if the draw of `stochastic` falls into the share of what rounding down would lose."""
+    golden = 0x9E3779B97F4A7C15
+    freq_E = chosen_TE.sum(0).tolist()
+    counts = sum(splitmix64((e + 1) * golden + freq) for e, freq in enumerate(freq_E))
+    state = splitmix64(counts + seed * golden)
+    target_E = []
+    for e, freq in enumerate(freq_E):
+        chosen = sorted(key_TE[chosen_TE[:, e], e].tolist())
+        others = sorted(key_TE[~chosen_TE[:, e], e].tolist(), reverse=True)
+        rest = freq % tile
+        lost = sum(chosen[:rest])
+        total = max(lost + (sum(others[: tile - rest]) if rest else 0), 1)
+        goes_up = splitmix64(state + (e + 1) * golden) % 2**62 % total < lost
+        fits = (freq // tile + 1) * tile <= len(key_TE)
+        target_E.append((freq // tile + (goes_up and fits and rest > 0)) * tile)
     return target_E
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.routing.rounding import Rule, may_round_up
+from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 # splitmix64 (Steele, Lea, Flood, OOPSLA 2014), in arithmetic modulo 2^64 on signed numbers.
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
@@ -17,7 +17,9 @@ FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+def targets(
+    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+) -> Tensor:
     """Up iff a number drawn from 0..M-1 is below f mod M, and there are as many tokens."""
     may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
     up_E = may_E & (draw(freq_E, seed) % tile < freq_E % tile)

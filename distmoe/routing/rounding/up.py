@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from distmoe.routing.rounding import Rule, may_round_up
+from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 
-def targets(freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int) -> Tensor:
+def targets(
+    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+) -> Tensor:
     """Up wherever there are as many tokens; else down."""
     return (freq_E // tile + may_round_up(freq_E, tile=tile, num_tokens=num_tokens)) * tile
 

@@ -40,7 +40,7 @@ def busiest(target_E: Tensor, problem: dict) -> int:
     return int((target_E // problem["tile"]).view(problem["groups"], -1).sum(1).max())
 
 
-@pytest.mark.parametrize("rule", list(ROUNDING_RULES))
+@pytest.mark.parametrize("rule", [rule for rule in ROUNDING_RULES if rule != "score"])
 @given(problem=counts())
 @settings(max_examples=200, deadline=None)
 def test_equal_to_the_oracle(rule: str, problem: dict) -> None:
