@@ -49,6 +49,12 @@ class Routing:
         num_tokens, num_experts = selected_TE.shape
         length = int(selected_TE.sum()) if max_pairs is None else max_pairs
         index = routing_index(selected_TE, max_pairs=length)
+        if max_pairs is not None:
+            # A bound that is too small would let others read past the arrays. Asked on the device.
+            torch._assert_async(
+                index.token_offsets_T1[-1] <= max_pairs,
+                f"more than max_pairs ({max_pairs}) pairs are selected",
+            )
         return Routing(
             **vars(index),
             score_N=_weights(weight_TE, index),

@@ -9,10 +9,10 @@ import triton.language as tl
 
 
 @triton.jit
-def scores_of(logits, inside, ACTIVATION: tl.constexpr):
-    """fp32 scores of whole rows; 0 outside."""
+def scores_of(logits, expert, E: tl.constexpr, ACTIVATION: tl.constexpr):
+    """fp32 scores of whole rows."""
     if ACTIVATION == "softmax":
-        logits = tl.where(inside, logits, -float("inf"))
+        logits = tl.where((expert < E)[None, :], logits, -float("inf"))
         # Of a row without a number the largest is -inf, and the difference is NaN as in PyTorch.
         exponential = tl.exp(logits - tl.max(logits, axis=1)[:, None])
         score = exponential / tl.sum(exponential, axis=1)[:, None]
@@ -35,7 +35,7 @@ def router_topk_kernel(
     inside = (token < T)[:, None] & (expert < E)[None, :]
     place = token.to(tl.int64)[:, None] * E + expert[None, :]
     logits = tl.load(logits_ptr + place, mask=inside, other=0.0)
-    score = scores_of(logits, inside, ACTIVATION)
+    score = scores_of(logits, expert, E, ACTIVATION)
     tl.store(score_ptr + place, score, mask=inside)
     bounded = score
     if BIASED:

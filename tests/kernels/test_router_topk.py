@@ -10,6 +10,9 @@ from distmoe.kernels.router_topk import ACTIVATIONS, Choice, route_top_k
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.registry import ROUTER_TOPK_BACKENDS
 
+# The sigmoid of a very small number, on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 # Tokens, experts and top-k: no power of two, all chosen, one expert, more than a program's rows.
@@ -101,6 +104,7 @@ def test_a_row_does_not_depend_on_its_neighbours(backend: str) -> None:
         assert torch.equal(torch.cat([p.chosen_TE for p in parts]), whole.chosen_TE)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")
 @pytest.mark.parametrize("backend", list(ROUTER_TOPK_BACKENDS))
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_a_diverged_row_still_chooses_as_many_experts(backend: str, activation: str) -> None:

@@ -74,3 +74,28 @@ def test_validate_names_the_broken_promise(promise: str) -> None:
     routing = random_routing(7, 4, seed=0, share=1.0)
     with pytest.raises(AssertionError, match=promise):
         BREAKS[promise](routing).validate()
+
+
+@pytest.mark.parametrize("spare", [0, 5])
+def test_a_tail_behind_the_pairs(spare: int) -> None:
+    """The same routing, in longer arrays; gradients reach the pairs and nothing else."""
+    generator = torch.Generator().manual_seed(7)
+    selected_TE = torch.rand(30, 6, generator=generator) < 0.4
+    weight_TE = torch.rand(30, 6, generator=generator).requires_grad_()
+    exact = Routing.from_mask(selected_TE, weight_TE)
+    longer = Routing.from_mask(selected_TE, weight_TE, max_pairs=len(exact.token_N) + spare)
+    longer.validate()
+    trimmed = longer.trimmed()
+    for name in ("token_N", "expert_N", "score_N", "counts_E", "by_token_N", "token_offsets_T1"):
+        assert torch.equal(getattr(trimmed, name), getattr(exact, name)), name
+    for routing in (exact, longer, longer.with_scores(weight_TE)):
+        # What lies behind may hold anything, and so may its gradient.
+        dscore_N = torch.full_like(routing.score_N, float("nan"))
+        dscore_N[: len(exact.token_N)] = 2.0
+        (gradient,) = torch.autograd.grad(routing.score_N, weight_TE, dscore_N)
+        assert torch.equal(gradient, 2.0 * selected_TE)
+
+
+def test_a_bound_that_is_too_small_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"more than max_pairs \(5\) pairs are selected"):
+        Routing.from_mask(torch.ones(3, 2, dtype=torch.bool), torch.ones(3, 2), max_pairs=5)

@@ -11,6 +11,9 @@ from torch import Tensor
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.rounding import may_round_up, reference
 
+# All but the one that weighs scores, which has tests of its own.
+ON_COUNTS = [rule for rule in ROUNDING_RULES if rule != "score"]
+
 
 @st.composite
 def counts(draw: st.DrawFn, max_experts: int = 24) -> dict:
@@ -40,7 +43,7 @@ def busiest(target_E: Tensor, problem: dict) -> int:
     return int((target_E // problem["tile"]).view(problem["groups"], -1).sum(1).max())
 
 
-@pytest.mark.parametrize("rule", [rule for rule in ROUNDING_RULES if rule != "score"])
+@pytest.mark.parametrize("rule", ON_COUNTS)
 @given(problem=counts())
 @settings(max_examples=200, deadline=None)
 def test_equal_to_the_oracle(rule: str, problem: dict) -> None:
@@ -49,6 +52,30 @@ def test_equal_to_the_oracle(rule: str, problem: dict) -> None:
     arguments = [problem[name] for name in ("freq_E", "tile", "num_tokens", "groups")]
     want_E = reference.RULES[rule](*arguments)
     assert got_E.tolist() == want_E
+
+
+@pytest.mark.parametrize("rule", ON_COUNTS)
+@given(problem=counts())
+@settings(max_examples=200, deadline=None)
+def test_no_rule_adds_more_pairs_than_it_says(rule: str, problem: dict) -> None:
+    """Buffers are that long; a pair beyond them would be lost."""
+    most = ROUNDING_RULES.load(rule).most_added(len(problem["freq_E"]), problem["tile"])
+    assert int(targets(rule, problem).sum()) - sum(problem["freq_E"]) <= most
+
+
+@pytest.mark.parametrize("tile", [1, 2, 3, 8, 9])
+@pytest.mark.parametrize("rule", ["nearest", "balance", "up"])
+def test_the_bound_on_added_pairs_is_reached(rule: str, tile: int) -> None:
+    """By experts that each lack as much as the rule ever fills; half a tile in all for balance."""
+    rest_E = {
+        "nearest": [tile // 2 + 1] * 4,
+        "balance": [(tile + 1) // 2],
+        "up": [1] * 4,
+    }[rule]
+    freq_E = [rest % tile for rest in rest_E]
+    problem = {"freq_E": freq_E, "tile": tile, "num_tokens": 2 * tile, "groups": 1}
+    most = ROUNDING_RULES.load(rule).most_added(len(freq_E), tile)
+    assert int(targets(rule, problem).sum()) - sum(freq_E) == most
 
 
 @given(problem=counts())
