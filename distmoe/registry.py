@@ -60,6 +60,13 @@ SELECTIONS = Registry(
         "quota": "distmoe.routing.rounding.quota:select",
     },
 )
+ROUNDING_TRANSPORTS = Registry(
+    "rounding transport",
+    {
+        "all_gather": "distmoe.routing.rounding.transports:by_all_gather",
+        "owner": "distmoe.routing.rounding.transports:by_owner",
+    },
+)
 EXCHANGES = Registry(
     "exchange",
     {

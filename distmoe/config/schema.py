@@ -80,6 +80,9 @@ class RoundingConfig:
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
     seed: int = 0
     """Seed of the rules that draw, stochastic and score."""
+    transport: str = "auto"
+    """How `exact` compares candidates: on every rank, or on the owner of each expert. auto: owner
+    above 16 ranks."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distmoe.comm import Exchange, make_exchange
 from distmoe.config import RoundingConfig
-from distmoe.registry import ROUNDING_RULES, SELECTIONS
+from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
 from distmoe.routing.rounding import Population, Rule
 from distmoe.routing.rounding.border import key_sums
 from distmoe.routing.routers import Scores, scores_from_probabilities
@@ -54,7 +54,12 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         key_sums=lambda: key_sums(scores, population, tile=rounding.tile, exchange=exchange),
     )
     selected_TE = SELECTIONS.load(rounding.selection)(
-        scores, population, target_E, tile=rounding.tile, exchange=exchange
+        scores,
+        population,
+        target_E,
+        tile=rounding.tile,
+        exchange=exchange,
+        transport=rounding.transport,
     )
     return Rounded(selected_TE, freq_E, target_E, group_tokens, max_pairs)
 
@@ -81,6 +86,7 @@ def round_tokens(
     balance_groups: int | None = None,
     renormalize: str = "topk",
     seed: int = 0,
+    transport: str = "auto",
     exchange: Exchange | None = None,
 ) -> Routing:
     """Top-k routing whose per-expert counts, summed over ``group``, are multiples of ``tile``.
@@ -88,7 +94,8 @@ def round_tokens(
     ``scores_TE`` fp32 in [0, 1], [T, E]: the router's probabilities of this rank's tokens; T may
     differ between ranks. ``group`` None: this rank alone. ``balance_groups``: equal runs of
     experts over which ``balance`` levels the tiles; by default the ranks of the group. ``seed``:
-    of the rules that draw.
+    of the rules that draw. ``transport``: of the candidates of ``exact``; see
+    `rounding.transports`.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
@@ -105,9 +112,16 @@ def round_tokens(
         raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
     # Before the first collective, so that a wrong name leaves no peer waiting.
     ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
+    if transport != "auto":
+        ROUNDING_TRANSPORTS.load(transport)
     scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
     rounding = RoundingConfig(
-        rule, tile=tile, selection=selection, balance_groups=balance_groups or 0, seed=seed
+        rule,
+        tile=tile,
+        selection=selection,
+        balance_groups=balance_groups or 0,
+        seed=seed,
+        transport=transport,
     )
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))

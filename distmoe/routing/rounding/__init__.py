@@ -87,7 +87,10 @@ class Rule:
 
 
 class Selection(Protocol):
-    """The pairs of this rank [T, E] bool, whose counts over the group are ``target_E``."""
+    """The pairs of this rank [T, E] bool, whose counts over the group are ``target_E``.
+
+    ``transport``: of selections that compare the candidates of all ranks; see `transports`.
+    """
 
     def __call__(
         self,
@@ -97,6 +100,7 @@ class Selection(Protocol):
         *,
         tile: int,
         exchange: Exchange,
+        transport: str,
     ) -> Tensor: ...
 
 

@@ -19,7 +19,13 @@ from distmoe.routing.routers import Scores
 
 @torch.no_grad()
 def select(
-    scores: Scores, population: Population, target_E: Tensor, *, tile: int, exchange: Exchange
+    scores: Scores,
+    population: Population,
+    target_E: Tensor,
+    *,
+    tile: int,
+    exchange: Exchange,
+    transport: str,
 ) -> Tensor:
     """This rank's pairs [T, E] bool after rounding; no communication."""
     if tile == 1:

@@ -1,0 +1,79 @@
+"""Two ways to merge the candidates of all ranks, with the same result.
+
+`all_gather`: every rank receives all candidates and merges for itself; 4 E (M - 1) bytes from every
+rank to every rank. `owner`: a rank sends an expert's candidates to the rank that owns the expert,
+which answers with one integer; 4 E (M - 1) bytes from every rank in all, whatever their number, and
+one more short round. Worth it where many ranks share the experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from distmoe.comm import Exchange
+from distmoe.registry import ROUNDING_TRANSPORTS
+
+# Up to here the bytes of an all-gather are cheaper than a second round.
+MOST_RANKS_OF_ALL_GATHER = 16
+
+Transport = Callable[[Exchange, Tensor, Tensor, Tensor], Tensor]
+
+
+def transport_for(name: str, exchange: Exchange, *, num_experts: int) -> Transport:
+    """``auto`` or a name; ValueError for another name, or where the experts have no owners."""
+    divisible = num_experts % exchange.size == 0
+    if name == "auto":
+        name = "owner" if divisible and exchange.size > MOST_RANKS_OF_ALL_GATHER else "all_gather"
+    if name == "owner" and not divisible:
+        raise ValueError(
+            f"transport is 'owner'; the {exchange.size} ranks must divide the {num_experts} experts"
+        )
+    transport: Transport = ROUNDING_TRANSPORTS.load(name)
+    return transport
+
+
+def by_all_gather(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+    """[E] int64: this rank's candidates among the best ``amount_E`` of the group.
+
+    ``best_EC`` int32: its priorities, descending. Collective.
+    """
+    return accepted(exchange.all_gather(best_EC), adds_E, amount_E)[exchange.rank]
+
+
+def by_owner(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+    """The same, merged by the owner of each expert."""
+    num_local = len(best_EC) // exchange.size
+    own = slice(exchange.rank * num_local, (exchange.rank + 1) * num_local)
+    candidates_PeC = _swap(exchange, "candidates", best_EC.view(exchange.size, num_local, -1))
+    answers_Pe = accepted(candidates_PeC, adds_E[own], amount_E[own]).int()
+    return _swap(exchange, "accepted", answers_Pe).view(-1).long()
+
+
+def _swap(exchange: Exchange, kind: str, parts: Tensor) -> Tensor:
+    """parts[p] goes to rank p, and the result's [p] came from it."""
+    received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    received[exchange.rank] = parts[exchange.rank]
+    peers = [peer for peer in range(exchange.size) if peer != exchange.rank]
+    transfer = exchange.post_recv(kind, {peer: received[peer] for peer in peers})
+    exchange.post_send(transfer, {peer: parts[peer].contiguous() for peer in peers})
+    exchange.wait_recv(transfer)
+    exchange.wait_send(transfer)
+    return received
+
+
+def accepted(best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+    """[P, E] int64: how many of each rank's candidates are among the best ``amount_E``."""
+    num_ranks, num_experts, num = best_PEC.shape
+    merged_EPC = best_PEC.transpose(0, 1).long()
+    # Equal keys: lower ranks win an add, higher ranks lose a drop first.
+    rank_P = torch.arange(num_ranks, device=amount_E.device)
+    before_EP = torch.where(adds_E[:, None], num_ranks - 1 - rank_P, rank_P)
+    distinct_EPC = merged_EPC * num_ranks + before_EP[:, :, None]
+    # Inside a rank equal keys keep the rank's own order: a stable sort of lists that are sorted.
+    order = distinct_EPC.reshape(num_experts, -1).argsort(dim=1, descending=True, stable=True)
+    taken = torch.arange(num_ranks * num, device=amount_E.device) < amount_E[:, None]
+    taken_EX = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, taken)
+    return taken_EX.view(num_experts, num_ranks, num).sum(2).T
