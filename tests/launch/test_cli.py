@@ -34,7 +34,10 @@ WRONG = {
     "top_k": (["--moe.top_k=17"], "moe.top_k is 17; it must be in 1..moe.num_experts (16)"),
     "tile": (["--moe.rounding.tile=5000"], "moe.rounding.tile is 5000; it must be at most"),
     "data": (["--data.path=no/data"], "data.path is 'no/data'; no manifest.json there"),
-    "rule": (["--moe.rounding.rule=balanced"], "none, nearest, balance; did you mean balance?"),
+    "rule": (
+        ["--moe.rounding.rule=balanced"],
+        "none, nearest, balance, up, down, stochastic, score; did you mean balance?",
+    ),
     "resume": (["--resume", "no/checkpoint"], "checkpoint.resume is no/checkpoint; it must be"),
     "batch": (
         ["--launch.nproc=2", "--train.global_batch_size=15"],
