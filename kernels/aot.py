@@ -11,8 +11,9 @@ import io
 import re
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +21,6 @@ from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from distmoe.kernels.aot_sass import MainLoop, main_loop
@@ -39,7 +39,6 @@ class Target:
     warp_size: int
     shared_limit: int
     shared_per_sm: int = 0
-    ptxas_arch: str = ""
 
 
 # Limits of shared memory of one program and of a multiprocessor: CUDA programming guide, table of
@@ -47,9 +46,9 @@ class Target:
 TARGETS = {
     target.name: target
     for target in (
-        Target("sm_80", "cuda", 80, 32, 163 * 1024, 164 * 1024, "sm_80"),
-        Target("sm_90", "cuda", 90, 32, 227 * 1024, 228 * 1024, "sm_90a"),
-        Target("sm_100", "cuda", 100, 32, 227 * 1024, 228 * 1024, "sm_100a"),
+        Target("sm_80", "cuda", 80, 32, 163 * 1024, 164 * 1024),
+        Target("sm_90", "cuda", 90, 32, 227 * 1024, 228 * 1024),
+        Target("sm_100", "cuda", 100, 32, 227 * 1024, 228 * 1024),
         Target("gfx942", "hip", "gfx942", 64, 64 * 1024),
     )
 }
@@ -63,7 +62,7 @@ class AotCase:
     64]>"; ":16" says divisible by 16, as launches find aligned pointers to be. ``gemm``: has to
     use tensor cores. ``pipelined``: has to load asynchronously and keep products running, which
     takes more than one step and rows of whole 16 bytes. ``targets``: names in `TARGETS`;
-    descriptors need sm_90 or newer. ``max_registers``: of a thread, on sm_90.
+    descriptors need sm_90 or newer.
     """
 
     name: str
@@ -74,7 +73,6 @@ class AotCase:
     num_stages: int
     gemm: bool
     targets: tuple[str, ...] = tuple(TARGETS)
-    max_registers: int | None = None
     pipelined: bool = True
 
 
@@ -82,7 +80,8 @@ class AotCase:
 class Report:
     """What the compiler made of a case. Registers of a thread; ``spills`` and ``shared`` in bytes;
     ``tensor_core``: instructions in the code; ``serialised``: ptxas says that it made every wgmma
-    wait; ``in_flight``: the most wgmma groups that a loop leaves running."""
+    wait; ``in_flight``: the most wgmma groups that a loop leaves running; ``seconds`` to compile.
+    """
 
     case: str
     target: str
@@ -92,11 +91,14 @@ class Report:
     num_warps: int
     programs_per_sm: int
     tensor_core: dict[str, int]
+    wgmma_shapes: tuple[str, ...]
     async_copies: int
     tma_loads: int
+    tma_stores: int
     serialised: bool
     in_flight: int
     loop: MainLoop
+    seconds: float
 
     @property
     def num_tensor_core(self) -> int:
@@ -117,11 +119,12 @@ def compile_case(case: AotCase, target: Target) -> Report:
     """RuntimeError with the compiler's words where it fails, or if kernels are interpreted."""
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET")
-    compiled = _compile(case, target)
+    start = time.perf_counter()
+    compiled, log = _compile(case, target)
+    seconds = round(time.perf_counter() - start, 2)
     if target.backend == "hip":
-        return _amd_report(case, target, compiled)
-    log = _assemble(compiled.asm["ptx"], target)
-    return _nvidia_report(case, target, compiled, log)
+        return _amd_report(case, target, compiled, seconds)
+    return _nvidia_report(case, target, compiled, log, seconds)
 
 
 def problems(report: Report, case: AotCase, target: Target) -> list[str]:
@@ -147,7 +150,8 @@ def problems(report: Report, case: AotCase, target: Target) -> list[str]:
     return [words for wrong, words in found if wrong]
 
 
-def _compile(case: AotCase, target: Target) -> Any:
+def _compile(case: AotCase, target: Target) -> tuple[Any, str]:
+    """The compiled kernel, and what the assembler said while it made it."""
     types: dict[str, str] = {}
     constexprs = dict(case.constexprs)
     attributes = {}
@@ -159,29 +163,24 @@ def _compile(case: AotCase, target: Target) -> Any:
         if divisor:
             attributes[(i,)] = [["tt.divisibility", int(divisor)]]
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    if case.max_registers and target.name == "sm_90":
-        options["maxnreg"] = case.max_registers
     source = ASTSource(case.kernel, types, constexprs, attributes)
     hardware = GPUTarget(target.backend, target.arch, target.warp_size)
     words = io.StringIO()
     try:
-        with redirect_stdout(words), redirect_stderr(words):
-            return triton.compile(source, target=hardware, options=options)
+        with _assembler_heard(), redirect_stdout(words), redirect_stderr(words):
+            return triton.compile(source, target=hardware, options=options), words.getvalue()
     except Exception as error:
         raise RuntimeError(f"{case.name} for {target.name}: {error}") from error
 
 
-def _assemble(ptx: str, target: Target) -> str:
-    """What ptxas says of registers and spills."""
-    ptxas = get_ptxas(target.arch).path
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.ptx"
-        path.write_text(ptx)
-        command = [ptxas, "-v", f"--gpu-name={target.ptxas_arch}", path, "-o", f"{path}.o"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"ptxas for {target.name}: {done.stderr.strip()}")
-    return done.stderr
+@contextmanager
+def _assembler_heard() -> Iterator[None]:
+    """Registers and spills depend on the assembler's options, which differ between versions of
+    Triton: only the log of the run that made the code tells its own. A cached kernel has none."""
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope():
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.compilation.always_compile = True
+        yield
 
 
 def _number(pattern: str, text: str) -> int:
@@ -189,7 +188,12 @@ def _number(pattern: str, text: str) -> int:
     return int(found.group(1)) if found else 0
 
 
-def _nvidia_report(case: AotCase, target: Target, compiled: Any, log: str) -> Report:
+def _nvidia_report(
+    case: AotCase, target: Target, compiled: Any, log: str, seconds: float
+) -> Report:
+    # Without it there would be no spills to see.
+    if "Used" not in log:
+        raise RuntimeError(f"{case.name} for {target.name}: the assembler said nothing")
     ptx, ttgir = compiled.asm["ptx"], str(compiled.asm["ttgir"])
     registers, shared = _number(r"Used (\d+) registers", log), compiled.metadata.shared
     counts = {
@@ -207,11 +211,15 @@ def _nvidia_report(case: AotCase, target: Target, compiled: Any, log: str) -> Re
         num_warps=compiled.metadata.num_warps,
         programs_per_sm=_programs_per_sm(target, registers, shared, compiled.metadata.num_warps),
         tensor_core={name: count for name, count in counts.items() if count},
+        wgmma_shapes=tuple(sorted(set(re.findall(r"wgmma\.mma_async.*?\.(m\d+n\d+k\d+)", ptx)))),
         async_copies=len(re.findall(r"cp\.async\.c[ag]\.shared", ptx)),
         tma_loads=len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.shared", ptx)),
+        tma_stores=len(re.findall(r"cp\.async\.bulk\.tensor\.\dd\.global", ptx)),
         serialised="wgmma" in log and "serializ" in log,
         in_flight=max(waits, default=0),
-        loop=main_loop(_disassemble(compiled.asm["cubin"])),
+        # It is found by its tensor-core instructions, and disassembling takes long.
+        loop=main_loop(_disassemble(compiled.asm["cubin"])) if any(counts.values()) else MainLoop(),
+        seconds=seconds,
     )
 
 
@@ -226,11 +234,12 @@ def _disassemble(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(TOOLS / "nvdisasm"), "-c", file.name]
+        # Code alone, and no analysis of its data flow.
+        command = [str(TOOLS / "nvdisasm"), "-c", "-ndf", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _amd_report(case: AotCase, target: Target, compiled: Any) -> Report:
+def _amd_report(case: AotCase, target: Target, compiled: Any, seconds: float) -> Report:
     code = compiled.asm["amdgcn"]
     mfma = len(re.findall(r"\bv_mfma", code))
     return Report(
@@ -242,9 +251,12 @@ def _amd_report(case: AotCase, target: Target, compiled: Any) -> Report:
         num_warps=compiled.metadata.num_warps,
         programs_per_sm=0,
         tensor_core={"mfma": mfma} if mfma else {},
+        wgmma_shapes=(),
         async_copies=0,
         tma_loads=0,
+        tma_stores=0,
         serialised=False,
         in_flight=0,
         loop=MainLoop(),
+        seconds=seconds,
     )

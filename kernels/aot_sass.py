@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 TENSOR_CORE = ("HGMMA", "HMMA", "UTCHMMA")
@@ -18,24 +19,32 @@ class MainLoop:
     tensor_core: int = 0
     local_memory: int = 0
 
+    @property
+    def density(self) -> float:
+        return self.tensor_core / max(self.instructions, 1)
+
 
 def main_loop(sass: str) -> MainLoop:
-    """The backward branch over most tensor-core instructions, the shortest of equals; nothing if
-    there is none."""
+    """The backward branch over the densest tensor-core instructions; nothing if there is none, as
+    where a loop of few steps is unrolled.
+
+    Not the one over most: waits that are retried at the end of the code jump back over nearly all.
+    """
+    loops = (
+        MainLoop(len(body), _count(body, TENSOR_CORE), _count(body, LOCAL_MEMORY))
+        for body in _loops(sass)
+    )
+    best = max(loops, key=lambda loop: loop.density, default=MainLoop())
+    return best if best.tensor_core else MainLoop()
+
+
+def _loops(sass: str) -> Iterator[list[str]]:
+    """From where a branch goes back to, to the branch."""
     instructions, labels = _parse(sass)
-    best: list[str] = []
     for end, text in enumerate(instructions):
         target = re.search(r"BRA(?:\.\w+)*\s+.*?`\((\.L\w+)\)", text)
-        begin = labels.get(target.group(1), end + 1) if target else end + 1
-        body = instructions[begin : end + 1]
-        rank = (_count(body, TENSOR_CORE), -len(body))
-        if (
-            begin <= end
-            and rank[0]
-            and (not best or rank > (_count(best, TENSOR_CORE), -len(best)))
-        ):
-            best = body
-    return MainLoop(len(best), _count(best, TENSOR_CORE), _count(best, LOCAL_MEMORY))
+        if target and labels.get(target.group(1), end + 1) <= end:
+            yield instructions[labels[target.group(1)] : end + 1]
 
 
 def _parse(sass: str) -> tuple[list[str], dict[str, int]]:

@@ -13,7 +13,6 @@ from distmoe.kernels.moe_mlp.tiles import (
     FP32_CONFIG,
     POINTER_CONFIGS,
     TileConfig,
-    with_register_limit,
 )
 from distmoe.kernels.moe_mlp.triton_backend import (
     ROW_SUM_COLUMNS_OF_A_WARP,
@@ -90,8 +89,7 @@ def cases() -> Iterator[AotCase]:
     for kernel in ("up", "dgrad"):
         for activation in ACTIVATIONS:
             for config in (*CANDIDATES[kernel], POINTER_CONFIGS[kernel]):
-                limited = with_register_limit(config, activation)
-                yield _gemm(kernel, Shape(activation=activation), limited)
+                yield _gemm(kernel, Shape(activation=activation), config)
     yield from _others()
 
 
@@ -115,7 +113,6 @@ def _gemm(kernel: str, shape: Shape, config: TileConfig) -> AotCase:
         num_stages=config.num_stages,
         gemm=shape.dtype != "fp32",
         targets=TMA_TARGETS if config.tma else ALL_TARGETS,
-        max_registers=config.max_registers,
         pipelined=shape.aligned and shape.reduction(kernel) > config.k,
     )
 

@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.kernels.moe_mlp.tiles import TileConfig, config_for, with_register_limit
+from distmoe.kernels.moe_mlp.tiles import TileConfig, config_for
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
@@ -68,7 +68,7 @@ class TritonMoeMlp:
             x_RH, index.row_L, _weight(w_in_eGH, config, rows=config.n, cols=config.k),
             z_LG, a_LI, tiles, tiles.shape[1],
             H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
-            TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config, tiles.device),
+            TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config),
         )  # fmt: skip
 
     def row_sum(
@@ -123,7 +123,6 @@ class TritonMoeMlp:
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
         config = _config("dgrad", dy_RH, widths=(H, I), columns=I)
-        config = with_register_limit(config, self.act.name)
         tiles = _tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
@@ -132,7 +131,7 @@ class TritonMoeMlp:
             score_L, z_LG, dz_LG, a_LI, partial, tiles, num_tiles, L,
             H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
             TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, CHUNKS=config.chunks,
-            **_launch(config, tiles.device),
+            **_launch(config),
         )  # fmt: skip
         dscore_kernel[(num_tiles,)](
             partial, dscore_L, tiles, num_tiles, L, BLOCKS=num_blocks, BM=config.m, num_warps=4
@@ -158,22 +157,15 @@ def _config(kernel: str, operand: Tensor, *, widths: tuple[int, ...], columns: i
 
 
 @cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    """Of an NVIDIA GPU; (9, 0) in the interpreter, which reads descriptors like the hardware."""
-    if device.type != "cuda":
-        return 9, 0
-    return (0, 0) if torch.version.hip else torch.cuda.get_device_capability(device)
-
-
 def _has_tma(device: torch.device) -> bool:
-    return _capability(device) >= (9, 0)
+    if device.type != "cuda":
+        # The interpreter reads descriptors like the hardware does.
+        return True
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _launch(config: TileConfig, device: torch.device) -> dict[str, int]:
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if config.max_registers and device.type == "cuda" and _capability(device)[0] == 9:
-        options["maxnreg"] = config.max_registers
-    return options
+def _launch(config: TileConfig) -> dict[str, int]:
+    return {"num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
 def row_sum_columns(H: int) -> int:
@@ -245,7 +237,7 @@ def _rows_times_weight(
         _weight(w, config, rows=rows, cols=cols),
         out_LN, tiles, tiles.shape[1],
         K=K, N=N, TRANSPOSED=transposed,
-        TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config, tiles.device),
+        TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config),
     )  # fmt: skip
 
 
