@@ -56,8 +56,8 @@ ROUNDING_RULES = Registry(
 SELECTIONS = Registry(
     "rounding selection",
     {
-        "exact": "distmoe.routing.rounding.exact:select",
-        "quota": "distmoe.routing.rounding.quota:select",
+        "exact": "distmoe.routing.rounding.exact:amounts",
+        "quota": "distmoe.routing.rounding.quota:amounts",
     },
 )
 ROUNDING_TRANSPORTS = Registry(

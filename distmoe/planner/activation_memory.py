@@ -20,14 +20,13 @@ from distmoe.moe.layer import MoE
 
 @dataclass(frozen=True)
 class LayerShape:
-    """T tokens, H, I, E experts and K of one layer on one rank, with ``pairs`` computed pairs and
-    G the width of z. ``itemsize``: bytes of an activation."""
+    """T tokens, H, I and E experts of one layer on one rank, with ``pairs`` computed pairs and G
+    the width of z. ``itemsize``: bytes of an activation."""
 
     T: int
     H: int
     I: int
     E: int
-    K: int
     G: int
     pairs: int
     itemsize: int = 2

@@ -13,6 +13,7 @@ from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
 from distmoe.routing.rounding import Population, Rule
 from distmoe.routing.rounding.border import key_sums
+from distmoe.routing.rounding.selection import select
 from distmoe.routing.routers import Scores, scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -53,7 +54,8 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         seed=rounding.seed,
         key_sums=lambda: key_sums(scores, population, tile=rounding.tile, exchange=exchange),
     )
-    selected_TE = SELECTIONS.load(rounding.selection)(
+    selected_TE = select(
+        rounding.selection,
         scores,
         population,
         target_E,

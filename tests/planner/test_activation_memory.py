@@ -29,7 +29,7 @@ def measured(rule: str, activation: str = "swiglu") -> tuple[LayerShape, Measure
     result = measure(layer, x.requires_grad_(), dout)
     width = layer.experts.w_in_eGH.shape[1]
     pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
-    return LayerShape(T=T, H=H, I=I, E=E, K=K, G=width, pairs=pairs), result
+    return LayerShape(T=T, H=H, I=I, E=E, G=width, pairs=pairs), result
 
 
 @pytest.mark.parametrize("rule", ["none", "balance"])

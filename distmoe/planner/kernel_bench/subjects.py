@@ -78,7 +78,31 @@ class Workspace:
         )
 
 
-class ContractSubject:
+class TwoPasses:
+    """A subject made of a forward and a backward that can run alone."""
+
+    def prepare(self, mode: str) -> None:
+        self.release()
+        if mode == "backward":
+            self._forward()
+
+    def run(self, mode: str) -> None:
+        if mode != "backward":
+            self._forward()
+        if mode != "forward":
+            self._backward()
+
+    def release(self) -> None:
+        raise NotImplementedError
+
+    def _forward(self) -> None:
+        raise NotImplementedError
+
+    def _backward(self) -> None:
+        raise NotImplementedError
+
+
+class ContractSubject(TwoPasses):
     """A backend of `distmoe.kernels.moe_mlp`, called as the layer calls it on one rank."""
 
     checked = True
@@ -100,12 +124,6 @@ class ContractSubject:
             output.fill_(float("nan"))
         if mode == "backward":
             self._forward()
-
-    def run(self, mode: str) -> None:
-        if mode != "backward":
-            self._forward()
-        if mode != "forward":
-            self._backward()
 
     def results(self, mode: str) -> dict[str, Tensor]:
         space = self.space
@@ -192,7 +210,7 @@ class ContractSubject:
 Layer = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-class AutogradSubject:
+class AutogradSubject(TwoPasses):
     """A whole layer that is differentiated by autograd.
 
     ``order``: pair of every place of its scores (None: the problem's order). ``score_shape``: of
@@ -220,18 +238,6 @@ class AutogradSubject:
         self.y_RH: Tensor | None = None
         self.gradients: tuple[Tensor, ...] = ()
 
-    def prepare(self, mode: str) -> None:
-        self.release()
-        if mode == "backward":
-            self._forward()
-
-    def run(self, mode: str) -> None:
-        if mode != "backward":
-            self._forward()
-        if mode != "forward":
-            assert self.y_RH is not None
-            self.gradients = torch.autograd.grad(self.y_RH, self.inputs, self.problem.dy_RH)
-
     def results(self, mode: str) -> dict[str, Tensor]:
         assert self.y_RH is not None
         found = {"y": self.y_RH.detach()}
@@ -249,3 +255,7 @@ class AutogradSubject:
     def _forward(self) -> None:
         with torch.enable_grad():
             self.y_RH = self.layer(*self.inputs)
+
+    def _backward(self) -> None:
+        assert self.y_RH is not None
+        self.gradients = torch.autograd.grad(self.y_RH, self.inputs, self.problem.dy_RH)

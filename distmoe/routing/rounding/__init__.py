@@ -14,7 +14,6 @@ from typing import Protocol
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.routing.routers import Scores
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,25 @@ class Rule:
         )
 
 
+@dataclass(frozen=True)
+class Change:
+    """``amount_E`` int64 pairs of each expert change over the group; ``adds_E`` bool: they are
+    added, else dropped. ``best()``: int32 [E, M - 1], this rank's best candidates, see
+    `RoundSelect.best`."""
+
+    population: Population
+    adds_E: Tensor
+    amount_E: Tensor
+    best: Callable[[], Tensor]
+
+
 class Selection(Protocol):
-    """The pairs of this rank [T, E] bool, whose counts over the group are ``target_E``.
+    """[E] int64: how many pairs of each expert this rank changes; they are its best ones.
 
     ``transport``: of selections that compare the candidates of all ranks; see `transports`.
     """
 
-    def __call__(
-        self,
-        scores: Scores,
-        population: Population,
-        target_E: Tensor,
-        *,
-        tile: int,
-        exchange: Exchange,
-        transport: str,
-    ) -> Tensor: ...
+    def __call__(self, change: Change, *, exchange: Exchange, transport: str) -> Tensor: ...
 
 
 def may_round_up(freq_E: Tensor, *, tile: int, num_tokens: int) -> Tensor:

@@ -11,35 +11,16 @@ takes the smallest key first and, among equal keys, the highest. Tokens are numb
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.kernels.round_select import load_round_select
-from distmoe.routing.rounding import Population
+from distmoe.routing.rounding import Change
 from distmoe.routing.rounding.transports import transport_for
-from distmoe.routing.routers import Scores
 
 
-@torch.no_grad()
-def select(
-    scores: Scores,
-    population: Population,
-    target_E: Tensor,
-    *,
-    tile: int,
-    exchange: Exchange,
-    transport: str,
-) -> Tensor:
-    """This rank's pairs [T, E] bool after rounding; collective when a tile is above 1."""
-    if tile == 1:
-        return scores.chosen_TE
-    round_select = load_round_select(scores.key_TE)
-    freq_E = population.freq_E
-    adds_E, amount_E = target_E > freq_E, (target_E - freq_E).abs()
-    priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
-    if exchange.size > 1:
-        accepted = transport_for(transport, exchange, num_experts=len(freq_E))
-        best_EC = round_select.best(priority_ET, tile - 1)
-        amount_E = accepted(exchange, best_EC, adds_E, amount_E)
-    return round_select.take(scores.chosen_TE, priority_ET, amount_E, adds_E, most=tile - 1)
+def amounts(change: Change, *, exchange: Exchange, transport: str) -> Tensor:
+    """[E] int64: this rank's candidates among the best of the group; collective."""
+    if exchange.size == 1:
+        return change.amount_E
+    accepted = transport_for(transport, exchange, num_experts=len(change.amount_E))
+    return accepted(exchange, change.best(), change.adds_E, change.amount_E)

@@ -12,32 +12,14 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.kernels.round_select import load_round_select
-from distmoe.routing.rounding import Population
-from distmoe.routing.routers import Scores
+from distmoe.routing.rounding import Change
 
 
-@torch.no_grad()
-def select(
-    scores: Scores,
-    population: Population,
-    target_E: Tensor,
-    *,
-    tile: int,
-    exchange: Exchange,
-    transport: str,
-) -> Tensor:
-    """This rank's pairs [T, E] bool after rounding; no communication."""
-    if tile == 1:
-        return scores.chosen_TE
-    freq_E = population.freq_E
-    adds_E, amount_E = target_E > freq_E, (target_E - freq_E).abs()
-    counts_PE = population.counts_PE
-    eligible_PE = torch.where(adds_E, population.tokens_P[:, None] - counts_PE, counts_PE)
-    share_E = shares(eligible_PE, amount_E)[exchange.rank]
-    round_select = load_round_select(scores.key_TE)
-    priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
-    return round_select.take(scores.chosen_TE, priority_ET, share_E, adds_E, most=tile - 1)
+def amounts(change: Change, *, exchange: Exchange, transport: str) -> Tensor:
+    """[E] int64: this rank's share; no communication."""
+    counts_PE, tokens_P = change.population.counts_PE, change.population.tokens_P
+    eligible_PE = torch.where(change.adds_E, tokens_P[:, None] - counts_PE, counts_PE)
+    return shares(eligible_PE, change.amount_E)[exchange.rank]
 
 
 def shares(eligible_PE: Tensor, amount_E: Tensor) -> Tensor:

@@ -101,34 +101,35 @@ def stochastic(
     freq_E: list[int], tile: int, num_tokens: int, groups: int, seed: int = 0
 ) -> list[int]:
     """Up if splitmix64 of the counts draws below the rest."""
-    golden = 0x9E3779B97F4A7C15
-    counts = sum(splitmix64((e + 1) * golden + freq) for e, freq in enumerate(freq_E))
-    state = splitmix64(counts + seed * golden)
     target_E = []
-    for e, freq in enumerate(freq_E):
-        drawn = splitmix64(state + (e + 1) * golden) % 2**62 % tile
-        goes_up = drawn < freq % tile and (freq // tile + 1) * tile <= num_tokens
+    for freq, drawn in zip(freq_E, draws(freq_E, seed), strict=True):
+        goes_up = drawn % tile < freq % tile and (freq // tile + 1) * tile <= num_tokens
         target_E.append((freq // tile + goes_up) * tile)
     return target_E
 
 
 def score(key_TE: Tensor, chosen_TE: Tensor, tile: int, seed: int = 0) -> list[int]:
     """Up if the draw of `stochastic` falls into the share of what rounding down would lose."""
-    golden = 0x9E3779B97F4A7C15
     freq_E = chosen_TE.sum(0).tolist()
-    counts = sum(splitmix64((e + 1) * golden + freq) for e, freq in enumerate(freq_E))
-    state = splitmix64(counts + seed * golden)
     target_E = []
-    for e, freq in enumerate(freq_E):
+    for e, (freq, drawn) in enumerate(zip(freq_E, draws(freq_E, seed), strict=True)):
         chosen = sorted(key_TE[chosen_TE[:, e], e].tolist())
         others = sorted(key_TE[~chosen_TE[:, e], e].tolist(), reverse=True)
         rest = freq % tile
         lost = sum(chosen[:rest])
         total = max(lost + (sum(others[: tile - rest]) if rest else 0), 1)
-        goes_up = splitmix64(state + (e + 1) * golden) % 2**62 % total < lost
+        goes_up = drawn % total < lost
         fits = (freq // tile + 1) * tile <= len(key_TE)
         target_E.append((freq // tile + (goes_up and fits and rest > 0)) * tile)
     return target_E
+
+
+def draws(freq_E: list[int], seed: int) -> list[int]:
+    """A number in 0..2^62-1 for every expert, from the seed and all counts."""
+    golden = 0x9E3779B97F4A7C15
+    counts = sum(splitmix64((e + 1) * golden + freq) for e, freq in enumerate(freq_E))
+    state = splitmix64(counts + seed * golden)
+    return [splitmix64(state + (e + 1) * golden) % 2**62 for e in range(len(freq_E))]
 
 
 def splitmix64(x: int) -> int:

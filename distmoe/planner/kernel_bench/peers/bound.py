@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.planner.kernel_bench.problem import Problem
-from distmoe.planner.kernel_bench.subjects import Subject
+from distmoe.planner.kernel_bench.subjects import Subject, TwoPasses
 
 
 def subject(problem: Problem) -> Subject:
@@ -23,7 +23,7 @@ def subject(problem: Problem) -> Subject:
     return Bound(problem)
 
 
-class Bound:
+class Bound(TwoPasses):
     """Computes numbers of its own: nothing to check, and its own number of pairs."""
 
     checked = False
@@ -53,17 +53,6 @@ class Bound:
         self.activate, self.activate_backward, self.weighted_sum = _fused(
             problem.device, _activate, _activate_backward, _weighted_sum
         )
-
-    def prepare(self, mode: str) -> None:
-        self.release()
-        if mode == "backward":
-            self._forward()
-
-    def run(self, mode: str) -> None:
-        if mode != "backward":
-            self._forward()
-        if mode != "forward":
-            self._backward()
 
     def results(self, mode: str) -> dict[str, Tensor]:
         return dict(self.results_now)
