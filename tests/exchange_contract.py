@@ -36,7 +36,7 @@ def exercise(exchange: Exchange) -> None:
         exchange.wait_send(transfer)
     sent = 2 * 4 * sum(rows_for(rank, p).numel() for p in peers)
     assert exchange.traffic.bytes_sent.get("rows", 0) == sent
-    gathered = exchange.all_gather(torch.tensor([rank, 7], dtype=torch.int32))
+    gathered = exchange.all_gather(torch.tensor([rank, 7], dtype=torch.int32), kind="counts")
     assert gathered.tolist() == [[p, 7] for p in range(exchange.size)]
 
 

@@ -21,10 +21,15 @@ from distmoe.registry import EXCHANGES
 
 @dataclass
 class Traffic:
-    """Bytes that this rank has sent to other ranks, by kind of message; own rows never count."""
+    """Bytes that this rank has sent to other ranks, by kind of message; own rows never count.
+    ``rounds``: all-gathers and transfers, in each of which every rank takes part."""
 
     bytes_sent: dict[str, int] = field(default_factory=dict)
     messages_sent: dict[str, int] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+
+    def begin(self, kind: str) -> None:
+        self.rounds[kind] = self.rounds.get(kind, 0) + 1
 
     def add(self, kind: str, rows: Tensor) -> None:
         if rows.numel():
@@ -53,8 +58,9 @@ class Exchange(Protocol):
     size: int
     traffic: Traffic
 
-    def all_gather(self, x: Tensor) -> Tensor:
-        """[P, *x.shape] from x of one shape and dtype on every rank; small integers; blocks."""
+    def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
+        """[P, *x.shape] from x of one shape and dtype on every rank; small integers; blocks.
+        Traffic counts by ``kind``."""
         ...
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:

@@ -43,6 +43,7 @@ class ThreadedExchange(TorchGroup):
         return (self._number, source, target, tag)
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
+        self.traffic.begin(kind)
         self._next_tag += 1
         return Transfer(kind=kind, tag=self._next_tag, recv=recv)
 

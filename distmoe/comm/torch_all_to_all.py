@@ -25,6 +25,7 @@ class AllToAllExchange(TorchGroup):
         self._next_tag = 0
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
+        self.traffic.begin(kind)
         self._next_tag += 1
         return Transfer(kind=kind, tag=self._next_tag, recv=recv)
 

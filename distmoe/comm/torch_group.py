@@ -18,9 +18,10 @@ class TorchGroup:
         self.size = dist.get_world_size(group)
         self.traffic = Traffic()
 
-    def all_gather(self, x: Tensor) -> Tensor:
+    def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
+        self.traffic.begin(kind)
         for _ in range(self.size - 1):
-            self.traffic.add("counts", x)
+            self.traffic.add(kind, x)
         gathered = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(gathered, x.contiguous(), group=self.group)
         return torch.stack(gathered)

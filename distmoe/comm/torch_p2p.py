@@ -27,6 +27,7 @@ class PointToPointExchange(TorchGroup):
         self._next_tag = 0
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
+        self.traffic.begin(kind)
         transfer = Transfer(kind=kind, tag=self._next_tag, recv=recv)
         self._next_tag += 1
         if not self._batched:

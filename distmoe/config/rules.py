@@ -95,15 +95,18 @@ def _balance_groups(config: Config, world: int) -> Iterator[str]:
 
 @_rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep")
 def _tile(config: Config, world: int) -> Iterator[str]:
-    tokens = config.train.micro_batch_size * config.data.seq_len * config.parallel.ep
+    tokens = config.train.micro_batch_size * config.data.seq_len
+    whose, product = "a rank's", "train.micro_batch_size * data.seq_len"
+    if config.moe.rounding.scope == "ep":
+        tokens *= config.parallel.ep
+        whose, product = "an expert-parallel group's", f"{product} * parallel.ep"
     rounds = config.moe.rounding.rule != "none"
     # Without a micro-batch there is another complaint, and no number of tokens.
     if rounds and config.train.micro_batch_size and config.moe.rounding.tile > tokens:
         yield _wrong(
             config,
             "moe.rounding.tile",
-            "be at most the tokens of an expert-parallel group's micro-batch, "
-            f"train.micro_batch_size * data.seq_len * parallel.ep ({tokens})",
+            f"be at most the tokens of {whose} micro-batch, {product} ({tokens})",
         )
 
 

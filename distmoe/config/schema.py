@@ -76,6 +76,9 @@ class RoundingConfig:
     selection: str = "exact"
     """Which pairs are dropped or added. exact: those that one process would choose. quota: each
     rank's share of them, without a round of communication."""
+    scope: Literal["ep", "rank"] = "ep"
+    """Tokens that are rounded together: of all ranks of the ep axis, or of each rank on its own,
+    which is aligned too but moves many more pairs: for comparisons."""
     balance_groups: int = 0
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
     seed: int = 0

@@ -1,8 +1,9 @@
-"""Makes the DispatchPlan of a layer: two small messages, before any row travels."""
+"""Makes the DispatchPlan of a layer: one small message, before any row travels."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.comm import Exchange
@@ -14,19 +15,28 @@ from distmoe.moe.plan import (
     plan_of_one_rank,
     slices_of,
 )
+from distmoe.routing.rounding import owned_part
 from distmoe.routing.routing import Routing
 
 
-def plan_dispatch(routing: Routing, exchange: Exchange, *, tile: int) -> DispatchPlan:
+def plan_dispatch(
+    routing: Routing, exchange: Exchange, *, tile: int, from_ranks_Pe: Tensor | None = None
+) -> DispatchPlan:
     """The plan of this rank; collective over the group of ``exchange``.
 
-    First an all-gather of counts per expert and unique rows per rank, [E + P] int32. Then, to
-    every other rank, 8 bytes a pair: row (int32) and score (fp32); experts follow from the counts.
+    To every other rank go 8 bytes a pair, row (int32) and score (fp32), under a head of 8 bytes
+    with the number of rows; experts follow from the counts. ``from_ranks_Pe``: pairs that every
+    rank has for the experts of this one, as rounding tells; None: they are gathered first.
     """
     if exchange.size == 1:
         return plan_of_one_rank(routing)
+    if from_ranks_Pe is None:
+        counts_PE = exchange.all_gather(routing.counts_E.int(), kind="counts")
+        from_ranks_Pe = owned_part(counts_PE, exchange)
+    if from_ranks_Pe is None:
+        raise AssertionError("the ranks must divide the experts")
     outgoing = OutgoingRows.of(routing, exchange.size)
-    sizes = Sizes.of(exchange.all_gather(outgoing.sizes()), routing.num_experts)
+    sizes = Sizes.of(outgoing, from_ranks_Pe)
     pairs_from = _exchange_pairs(routing, outgoing, sizes, exchange)
     return build_plan(
         outgoing,
@@ -40,20 +50,27 @@ def plan_dispatch(routing: Routing, exchange: Exchange, *, tile: int) -> Dispatc
 
 def _exchange_pairs(
     routing: Routing, outgoing: OutgoingRows, sizes: Sizes, exchange: Exchange
-) -> dict[int, tuple[Tensor, Tensor]]:
-    rank, num_ranks = exchange.rank, exchange.size
-    pairs_PP = sizes.counts_PE.reshape(num_ranks, num_ranks, -1).sum(2)
-    message_N2 = torch.stack(
+) -> dict[int, Tensor]:
+    """From every rank with pairs for this one: int32 [1 + pairs, 2], the head (rows, 0), then
+    (row, score) pair by pair."""
+    rank = exchange.rank
+    pair_N2 = torch.stack(
         [outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
     )
-    to = slices_of(pairs_PP[rank])
-    peers = [p for p in range(num_ranks) if p != rank]
-    buffers = {
-        p: message_N2.new_empty(int(pairs_PP[p, rank]), 2) for p in peers if pairs_PP[p, rank]
+    head_P2 = F.pad(outgoing.unique_P[:, None], (0, 1))
+    to = slices_of(sizes.pairs_to_P)
+    message = {
+        p: torch.cat([head_P2[p : p + 1], pair_N2[to[p]]])
+        for p in range(exchange.size)
+        if sizes.pairs_to_P[p]
     }
-    transfer = exchange.post_recv("pairs", buffers)
-    exchange.post_send(transfer, {p: message_N2[to[p]] for p in peers if pairs_PP[rank, p]})
+    received = {
+        p: pair_N2.new_empty(1 + int(pairs), 2)
+        for p, pairs in enumerate(sizes.pairs_from_P)
+        if pairs and p != rank
+    }
+    transfer = exchange.post_recv("pairs", received)
+    exchange.post_send(transfer, {p: m for p, m in message.items() if p != rank})
     exchange.wait_recv(transfer)
     exchange.wait_send(transfer)
-    received = {p: buffers.get(p, message_N2[:0]) for p in peers} | {rank: message_N2[to[rank]]}
-    return {p: (m[:, 0], m[:, 1].contiguous().view(torch.float32)) for p, m in received.items()}
+    return received | {p: m for p, m in message.items() if p == rank}

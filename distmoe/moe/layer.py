@@ -147,7 +147,9 @@ class MoE(nn.Module):
             scores.weight(rounded.selected_TE),
             max_pairs=rounded.max_pairs,
         )
-        plan = plan_dispatch(routing, self.exchange, tile=rounding.tile)
+        plan = plan_dispatch(
+            routing, self.exchange, tile=rounding.tile, from_ranks_Pe=rounded.from_ranks_Pe
+        )
         changed_TE = rounded.selected_TE ^ scores.chosen_TE
         stats = MoEStats(
             freq_E=rounded.freq_E,

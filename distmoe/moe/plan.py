@@ -55,22 +55,31 @@ class OutgoingRows:
             counts_E=routing.counts_E,
         )
 
-    def sizes(self) -> Tensor:
-        """[E + P] int32: the message from which every rank learns what it will receive."""
-        return torch.cat([self.counts_E, self.unique_P])
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """The size messages of all ranks, on the host. ``counts_PE`` and ``unique_PP`` by source."""
+    """What this rank sends and receives, on the host: ``pairs_to_P``, ``rows_to_P``, and pairs by
+    source and local expert ``from_Pe``."""
 
-    counts_PE: IntArray
-    unique_PP: IntArray
+    pairs_to_P: IntArray
+    rows_to_P: IntArray
+    from_Pe: IntArray
+
+    @property
+    def pairs_from_P(self) -> IntArray:
+        """Pairs that every rank has for this one."""
+        total_P: IntArray = self.from_Pe.sum(1)
+        return total_P
 
     @staticmethod
-    def of(gathered: Tensor, num_experts: int) -> Sizes:
-        host = gathered.cpu().numpy().astype(np.int64)
-        return Sizes(counts_PE=host[:, :num_experts], unique_PP=host[:, num_experts:])
+    def of(outgoing: OutgoingRows, from_ranks_Pe: Tensor) -> Sizes:
+        """Waits for the device, once for all of them."""
+        num_ranks, num_local = from_ranks_Pe.shape
+        pairs_to_P = outgoing.counts_E.view(num_ranks, num_local).sum(1)
+        parts = [pairs_to_P, outgoing.unique_P, from_ranks_Pe.reshape(-1)]
+        host = torch.cat([part.long() for part in parts]).cpu().numpy()
+        pairs_to, rows_to, received = np.split(host, [num_ranks, 2 * num_ranks])
+        return Sizes(pairs_to, rows_to, received.reshape(num_ranks, num_local))
 
 
 @dataclass(frozen=True)
@@ -183,19 +192,16 @@ def build_plan(
     *,
     rank: int,
     num_tokens: int,
-    pairs_from: dict[int, tuple[Tensor, Tensor]],
+    pairs_from: dict[int, Tensor],
     tile: int,
 ) -> DispatchPlan:
-    """The plan of ``rank`` among two or more. ``pairs_from[source]``: int32 row and fp32 score of
-    the pairs that the source sends here, sorted by (expert, token); the own pairs among them.
-    ``tile``: M."""
-    num_ranks, num_experts = sizes.counts_PE.shape
-    num_local = num_experts // num_ranks
-    own_experts = slice(rank * num_local, (rank + 1) * num_local)
-    arrivals = _arrivals(sizes, rank, own_experts, pairs_from)
+    """The plan of ``rank`` among two or more. ``pairs_from[source]``: int32 [1 + pairs, 2] of the
+    pairs that the source sends here, its number of rows, then row and bits of the fp32 score of
+    each, sorted by (expert, token); the own pairs among them. ``tile``: M."""
+    arrivals = _arrivals(sizes, rank, pairs_from, outgoing.row_N.new_empty(0, 2))
     counts_be = np.stack([arrival.counts_e for arrival in arrivals])
     bounds_b2e, ready = carry_tiles(counts_be, tile)
-    runs = _runs_on_device(bounds_b2e, pairs_from[rank][0].device)
+    runs = _runs_on_device(bounds_b2e, outgoing.token.device)
     row_ends = np.cumsum([arrival.num_rows for arrival in arrivals])
     pair_ends = np.cumsum(counts_be.sum(1))
     index, score_L, place_L = _sort_by_expert(arrivals, row_ends)
@@ -212,14 +218,13 @@ def build_plan(
                 ready=ready[i],
             )
         )
-    pairs_P = sizes.counts_PE[rank].reshape(num_ranks, num_local).sum(1)
     return DispatchPlan(
         rank=rank,
-        num_ranks=num_ranks,
+        num_ranks=len(sizes.from_Pe),
         num_tokens=num_tokens,
         token=outgoing.token,
-        rows_to=slices_of(sizes.unique_PP[rank]),
-        pairs_to=slices_of(pairs_P),
+        rows_to=slices_of(sizes.rows_to_P),
+        pairs_to=slices_of(sizes.pairs_to_P),
         blocks=blocks,
         index=index,
         score_L=score_L,
@@ -227,13 +232,23 @@ def build_plan(
 
 
 def _arrivals(
-    sizes: Sizes, rank: int, own_experts: slice, pairs_from: dict[int, tuple[Tensor, Tensor]]
+    sizes: Sizes, rank: int, pairs_from: dict[int, Tensor], no_pairs: Tensor
 ) -> list[_Arrival]:
     """Blocks in the order of work: half of the own rows, peers by distance, the other half."""
-    num_ranks = len(sizes.counts_PE)
-    own_rows = int(sizes.unique_PP[rank, rank])
-    own_counts = sizes.counts_PE[rank, own_experts]
-    row, score = pairs_from[rank]
+    num_ranks = len(sizes.from_Pe)
+    peers = [(rank - distance) % num_ranks for distance in range(1, num_ranks)]
+    rows_from = _rows_from([pairs_from.get(p) for p in peers])
+    blocks = []
+    for source, num_rows in zip(peers, rows_from, strict=True):
+        row, score = _row_and_score(pairs_from.get(source, no_pairs))
+        blocks.append(_Arrival(source, num_rows, sizes.from_Pe[source], row, score))
+    first, second = _own_halves(sizes, rank, pairs_from.get(rank, no_pairs))
+    return [first, *blocks, second]
+
+
+def _own_halves(sizes: Sizes, rank: int, own_pairs: Tensor) -> list[_Arrival]:
+    own_rows, own_counts = int(sizes.rows_to_P[rank]), sizes.from_Pe[rank]
+    row, score = _row_and_score(own_pairs)
     first_rows = own_rows - own_rows // 2
     expert = torch.from_numpy(np.repeat(np.arange(len(own_counts)), own_counts)).to(row.device)
     halves = []
@@ -241,16 +256,18 @@ def _arrivals(
         pair = ((row >= low) & (row < high)).nonzero().flatten()
         counts = torch.bincount(expert[pair], minlength=len(own_counts)).cpu().numpy()
         halves.append(_Arrival(rank, high - low, counts, row[pair] - low, score[pair], pair))
-    peers = [
-        _Arrival(
-            source,
-            int(sizes.unique_PP[source, rank]),
-            sizes.counts_PE[source, own_experts],
-            *pairs_from[source],
-        )
-        for source in ((rank - distance) % num_ranks for distance in range(1, num_ranks))
-    ]
-    return [halves[0], *peers, halves[1]]
+    return halves
+
+
+def _rows_from(messages: list[Tensor | None]) -> list[int]:
+    """The numbers of rows in the heads of the messages, in one wait for the device."""
+    heads = [message[0, 0] for message in messages if message is not None]
+    numbers = iter(torch.stack(heads).tolist() if heads else [])
+    return [0 if message is None else next(numbers) for message in messages]
+
+
+def _row_and_score(message: Tensor) -> tuple[Tensor, Tensor]:
+    return message[1:, 0], message[1:, 1].contiguous().view(torch.float32)
 
 
 def carry_tiles(counts_be: IntArray, tile: int) -> tuple[IntArray, list[list[int]]]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.comm import Exchange, make_exchange
+from distmoe.comm.local import LocalExchange
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
-from distmoe.routing.rounding import Population, Rule
+from distmoe.routing.rounding import Population, Rule, owned_part
 from distmoe.routing.rounding.border import key_sums
 from distmoe.routing.rounding.selection import select
 from distmoe.routing.routers import Scores, scores_from_probabilities
@@ -21,40 +22,65 @@ from distmoe.routing.routing import Routing
 @dataclass(frozen=True)
 class Rounded:
     """``selected_TE`` bool: this rank's pairs. ``freq_E``, ``target_E`` int64: pairs per expert
-    over the group, under top-k and after rounding. ``num_tokens``: tokens of the group.
-    ``max_pairs``: a bound on this rank's pairs, where the host has one without waiting."""
+    over the group, under top-k and after rounding. ``from_ranks_Pe`` int64: pairs that every rank
+    has for the experts of this one after rounding; None where this rank cannot know. ``num_tokens``
+    of the group. ``max_pairs``: a bound on this rank's pairs, where the host has one without
+    waiting."""
 
     selected_TE: Tensor
     freq_E: Tensor
     target_E: Tensor
-    num_tokens: int
+    from_ranks_Pe: Tensor | None
+    num_tokens: int | Tensor
     max_pairs: int | None
 
 
 @torch.no_grad()
 def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> Rounded:
-    """Round over all tokens of the group of ``exchange``; collective, two small all-gathers.
+    """Round over all tokens of the group of ``exchange``; collective.
 
-    With one rank nothing waits for the device.
+    One all-gather carries the counts of top-k, which a dispatcher without drops needs anyway, and
+    all that the rules of counts need; the selection ``exact`` adds one small round (two for the
+    transport ``owner``). With one rank nothing waits for the device.
     """
-    population, group_tokens = _population(scores, exchange)
-    freq_E = population.freq_E
+    population = _population(scores, exchange)
+    num_tokens, num_experts = scores.chosen_TE.shape
     rule: Rule = ROUNDING_RULES.load(rounding.rule)
     max_pairs = None
     if exchange.size == 1:
-        num_experts = scores.chosen_TE.shape[1]
-        max_pairs = group_tokens * scores.top_k + rule.most_added(num_experts, rounding.tile)
-    if rounding.rule == "none":
-        return Rounded(scores.chosen_TE, freq_E, freq_E, group_tokens, max_pairs)
+        max_pairs = num_tokens * scores.top_k + rule.most_added(num_experts, rounding.tile)
+    rounded = Rounded(
+        selected_TE=scores.chosen_TE,
+        freq_E=population.freq_E,
+        target_E=population.freq_E,
+        from_ranks_Pe=owned_part(population.counts_PE, exchange),
+        num_tokens=num_tokens if exchange.size == 1 else population.tokens_P.sum(),
+        max_pairs=max_pairs,
+    )
+    if rounding.rule == "none" or rounding.tile == 1:
+        return rounded
+    if rounding.scope == "rank":
+        return _round_alone(rounded, scores, population, exchange, rounding)
+    return _round_together(rounded, scores, population, exchange, rounding)
+
+
+def _round_together(
+    plain: Rounded,
+    scores: Scores,
+    population: Population,
+    exchange: Exchange,
+    rounding: RoundingConfig,
+) -> Rounded:
+    rule: Rule = ROUNDING_RULES.load(rounding.rule)
     target_E = rule(
-        freq_E,
+        population.freq_E,
         tile=rounding.tile,
-        num_tokens=group_tokens,
+        room=population.room_PE.sum(0),
         groups=rounding.balance_groups or exchange.size,
         seed=rounding.seed,
         key_sums=lambda: key_sums(scores, population, tile=rounding.tile, exchange=exchange),
     )
-    selected_TE = select(
+    selected_TE, amounts = select(
         rounding.selection,
         scores,
         population,
@@ -63,18 +89,51 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         exchange=exchange,
         transport=rounding.transport,
     )
-    return Rounded(selected_TE, freq_E, target_E, group_tokens, max_pairs)
+    from_ranks_Pe = plain.from_ranks_Pe
+    sign_e = owned_part((target_E - population.freq_E).sign()[None], exchange)
+    if from_ranks_Pe is not None and amounts.here_Pe is not None and sign_e is not None:
+        from_ranks_Pe = from_ranks_Pe + sign_e * amounts.here_Pe
+    return replace(plain, selected_TE=selected_TE, target_E=target_E, from_ranks_Pe=from_ranks_Pe)
 
 
-def _population(scores: Scores, exchange: Exchange) -> tuple[Population, int]:
-    """Counts of all ranks, and the tokens of the group."""
+def _round_alone(
+    plain: Rounded,
+    scores: Scores,
+    population: Population,
+    exchange: Exchange,
+    rounding: RoundingConfig,
+) -> Rounded:
+    """Every rank on its own tokens, over the same groups of experts; a baseline. What it did is
+    told by one more all-gather."""
+    alone = _round_together(
+        replace(plain, from_ranks_Pe=None),
+        scores,
+        population.of_rank(exchange.rank),
+        LocalExchange(),
+        replace(rounding, balance_groups=rounding.balance_groups or exchange.size),
+    )
+    counts_PE = exchange.all_gather(alone.target_E.int(), kind="counts").long()
+    return replace(
+        plain,
+        selected_TE=alone.selected_TE,
+        target_E=counts_PE.sum(0),
+        from_ranks_Pe=owned_part(counts_PE, exchange),
+    )
+
+
+def _population(scores: Scores, exchange: Exchange) -> Population:
+    """Counts of all ranks, in one message of 4 (E + 1) bytes; 4 (2 E + 1) where routing is limited
+    to groups of experts."""
     num_tokens, num_experts = scores.chosen_TE.shape
     own_E = scores.chosen_TE.sum(0)
-    counts = torch.cat([own_E, own_E.new_full((1,), num_tokens)])
-    gathered = exchange.all_gather(counts.int()).long()
-    population = Population(gathered[:, :num_experts], gathered[:, num_experts])
-    group_tokens = num_tokens if exchange.size == 1 else int(population.tokens_P.sum())
-    return population, group_tokens
+    # Filled on the device: a copy from the host would wait for it.
+    counts = [own_E, own_E.new_full((1,), num_tokens)]
+    if scores.allowed_TE is not None:
+        counts.append(scores.allowed_TE.sum(0))
+    gathered = exchange.all_gather(torch.cat(counts).int(), kind="counts").long()
+    counts_PE, tokens_P1, room_PE = gathered.tensor_split((num_experts, num_experts + 1), dim=1)
+    limited = scores.allowed_TE is not None
+    return Population(counts_PE, tokens_P1.squeeze(1), room_PE if limited else tokens_P1)
 
 
 def round_tokens(

@@ -168,7 +168,8 @@ def test_overlap_changes_no_bit(num_ranks: int) -> None:
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_a_row_crosses_once(num_ranks: int, rule: str) -> None:
     """Bytes counted by the exchange: each token once per other rank that has one of its experts,
-    there and back, in forward and backward; ids and scores as 8 bytes a pair, dscore as 4."""
+    there and back, in forward and backward; ids and scores as 8 bytes a pair, under a head of 8
+    bytes where there are any, dscore as 4."""
     tokens = [24] * num_ranks
     x, dout = inputs(tokens, None)
     config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE))
@@ -183,7 +184,8 @@ def test_a_row_crosses_once(num_ranks: int, rule: str) -> None:
     assert unique < pairs
     sent = {kind: sum(r["traffic"][kind] for r in results) for kind in results[0]["traffic"]}
     assert sent["rows"] == 4 * unique * H * 4
-    assert sent["pairs"] == pairs * 8
+    owners = torch.stack([token_N // 24, owner_N], dim=1)[crossing].unique(dim=0)
+    assert sent["pairs"] == (pairs + len(owners)) * 8
     assert sent["scores"] == pairs * 4
 
 
@@ -233,3 +235,34 @@ def test_impossible_layers_are_refused() -> None:
         MoE(replace(CONFIG, top_k=9))
     with pytest.raises(ValueError, match="renormalize is 'none'"):
         MoE(replace(CONFIG, router="topk_softmax", renormalize="none"))
+
+
+@pytest.mark.parametrize(
+    ("rounding", "small"),
+    [
+        (RoundingConfig("none"), {"counts": 1}),
+        (RoundingConfig("balance", selection="quota"), {"counts": 1}),
+        (RoundingConfig("balance"), {"counts": 1, "candidates": 1}),
+        (
+            RoundingConfig("balance", transport="owner"),
+            {"counts": 1, "candidates": 1, "accepted": 1},
+        ),
+        (RoundingConfig("score"), {"counts": 1, "key sums": 2, "candidates": 1}),
+        (RoundingConfig("balance", scope="rank"), {"counts": 2}),
+    ],
+    ids=str,
+)
+def test_rounds_of_a_layer(rounding: RoundingConfig, small: dict[str, int]) -> None:
+    """Sizes of what arrives need no message of their own: the counts of top-k and the selection
+    tell the pairs, and those bring their number of rows."""
+    num_ranks = 2
+    x, dout = inputs([24] * num_ranks, None)
+    config = replace(CONFIG, rounding=replace(rounding, tile=TILE))
+
+    def rounds(rank: int) -> dict[str, int]:
+        layer = MoE(config, dist.group.WORLD)
+        layer(x[rank * 24 : rank * 24 + 24])
+        return layer.exchange.traffic.rounds
+
+    # Rows of the one peer there, and back.
+    assert run_ranks(rounds, num_ranks) == [small | {"pairs": 1, "rows": 2}] * num_ranks

@@ -47,9 +47,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, int, int]:
 
 
 def targets(rule: str, freq_E: Tensor, tile: int, num_tokens: int, groups: int = 1) -> Tensor:
-    rounded: Tensor = ROUNDING_RULES.load(rule)(
-        freq_E, tile=tile, num_tokens=num_tokens, groups=groups
-    )
+    rounded: Tensor = ROUNDING_RULES.load(rule)(freq_E, tile=tile, room=num_tokens, groups=groups)
     return rounded
 
 
@@ -219,7 +217,7 @@ def test_two_small_messages_a_layer() -> None:
         round_tokens(scores_TE[rank * 8 : rank * 8 + 8], 2, tile=4, exchange=exchange)
         return exchange.traffic.bytes_sent
 
-    assert run_ranks(sent, 4) == [{"counts": 3 * (4 * 9 + 4 * 8 * 3)}] * 4
+    assert run_ranks(sent, 4) == [{"counts": 3 * 4 * 9, "candidates": 3 * 4 * 8 * 3}] * 4
 
 
 def test_impossible_arguments_are_named() -> None:

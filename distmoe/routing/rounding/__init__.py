@@ -18,15 +18,23 @@ from distmoe.comm import Exchange
 
 @dataclass(frozen=True)
 class Population:
-    """Top-k pairs of every rank and expert, int64 [P, E], and tokens of every rank, int64 [P]."""
+    """Of every rank, int64: ``counts_PE`` pairs that top-k chose, ``tokens_P`` tokens, and
+    ``room_PE`` the tokens that may take each expert, all of them unless routing is limited to
+    groups of experts ([P, 1] then, to be broadcast)."""
 
     counts_PE: Tensor
     tokens_P: Tensor
+    room_PE: Tensor
 
     @cached_property
     def freq_E(self) -> Tensor:
         """int64: f_E, top-k pairs per expert over all ranks."""
         return self.counts_PE.sum(0)
+
+    def of_rank(self, rank: int) -> Population:
+        """That rank alone."""
+        own = slice(rank, rank + 1)
+        return Population(self.counts_PE[own], self.tokens_P[own], self.room_PE[own])
 
 
 # Collective, and called by the rules that need it only.
@@ -40,7 +48,8 @@ def _no_key_sums() -> tuple[Tensor, Tensor]:
 class Targets(Protocol):
     """f_E -> n_E, int64, by integer arithmetic that is the same on every rank.
 
-    ``tile``: M. ``num_tokens``: tokens of the population, which no expert can exceed.
+    ``tile``: M. ``room``: tokens that may take an expert, a number or int64 that broadcasts to
+    [E]; no target exceeds it.
     ``groups``: equal runs of experts over which ``balance`` levels the tiles. ``seed``: of rules
     that draw. ``key_sums``: for rules that weigh what they move; see `border.key_sums`.
     """
@@ -50,7 +59,7 @@ class Targets(Protocol):
         freq_E: Tensor,
         *,
         tile: int,
-        num_tokens: int,
+        room: int | Tensor,
         groups: int,
         seed: int,
         key_sums: KeySums,
@@ -70,7 +79,7 @@ class Rule:
         freq_E: Tensor,
         *,
         tile: int,
-        num_tokens: int,
+        room: int | Tensor,
         groups: int,
         seed: int = 0,
         key_sums: KeySums | None = None,
@@ -78,7 +87,7 @@ class Rule:
         return self.targets(
             freq_E,
             tile=tile,
-            num_tokens=num_tokens,
+            room=room,
             groups=groups,
             seed=seed,
             key_sums=key_sums or _no_key_sums,
@@ -97,16 +106,40 @@ class Change:
     best: Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Amounts:
+    """How many pairs change, int64. ``own_E``: this rank's, its best ones of each expert.
+    ``here_Pe``: every rank's, of the experts that live on this rank; None where the ranks do not
+    divide the experts."""
+
+    own_E: Tensor
+    here_Pe: Tensor | None
+
+    @staticmethod
+    def of_all(amount_PE: Tensor, exchange: Exchange) -> Amounts:
+        """From the amounts of all ranks and experts."""
+        return Amounts(amount_PE[exchange.rank], owned_part(amount_PE, exchange))
+
+
+def owned_part(count_PE: Tensor, exchange: Exchange) -> Tensor | None:
+    """[P, e]: the columns of the experts that live on this rank; None where the ranks do not
+    divide the experts."""
+    num_local, rest = divmod(count_PE.shape[1], exchange.size)
+    if rest:
+        return None
+    return count_PE[:, exchange.rank * num_local : (exchange.rank + 1) * num_local]
+
+
 class Selection(Protocol):
-    """[E] int64: how many pairs of each expert this rank changes; they are its best ones.
+    """How many pairs of each expert every rank changes.
 
     ``transport``: of selections that compare the candidates of all ranks; see `transports`.
     """
 
-    def __call__(self, change: Change, *, exchange: Exchange, transport: str) -> Tensor: ...
+    def __call__(self, change: Change, *, exchange: Exchange, transport: str) -> Amounts: ...
 
 
-def may_round_up(freq_E: Tensor, *, tile: int, num_tokens: int) -> Tensor:
-    """[E] bool: a tile is started, and its end does not exceed the number of tokens."""
+def may_round_up(freq_E: Tensor, *, tile: int, room: int | Tensor) -> Tensor:
+    """[E] bool: a tile is started, and there are tokens enough to fill it."""
     up_E = (freq_E // tile + 1) * tile
-    return (freq_E % tile > 0) & (up_E <= num_tokens)
+    return (freq_E % tile > 0) & (up_E <= room)

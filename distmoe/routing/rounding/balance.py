@@ -16,7 +16,7 @@ from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """Integer arithmetic throughout, so that every rank finds the same targets.
 
@@ -25,7 +25,7 @@ def targets(
     if len(freq_E) % groups:
         raise ValueError(f"balance_groups is {groups}; it must divide the {len(freq_E)} experts")
     floor_E, rest_E = freq_E // tile, freq_E % tile
-    may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
+    may_E = may_round_up(freq_E, tile=tile, room=room)
     base_r = floor_E.view(groups, -1).sum(1)
     may_r = may_E.view(groups, -1).sum(1)
     wanted = torch.minimum((2 * rest_E.sum() + tile) // (2 * tile), may_r.sum())

@@ -29,7 +29,7 @@ def _best(scores: Scores, amount_E: Tensor, *, adds: bool, tile: int, exchange: 
     round_select = load_round_select(scores.key_TE)
     adds_E = torch.full_like(amount_E, adds, dtype=torch.bool)
     priority_ET = round_select.priorities(scores.key_TE, scores.chosen_TE, adds_E)
-    best_PEC = exchange.all_gather(round_select.best(priority_ET, tile - 1))
+    best_PEC = exchange.all_gather(round_select.best(priority_ET, tile - 1), kind="key sums")
     best_EX = best_PEC.transpose(0, 1).reshape(len(amount_E), -1).long()
     ordered_EX = best_EX.sort(dim=1, descending=True).values
     place_X = torch.arange(ordered_EX.shape[1], device=amount_E.device)

@@ -11,16 +11,14 @@ takes the smallest key first and, among equal keys, the highest. Tokens are numb
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from distmoe.comm import Exchange
-from distmoe.routing.rounding import Change
+from distmoe.routing.rounding import Amounts, Change
 from distmoe.routing.rounding.transports import transport_for
 
 
-def amounts(change: Change, *, exchange: Exchange, transport: str) -> Tensor:
-    """[E] int64: this rank's candidates among the best of the group; collective."""
+def amounts(change: Change, *, exchange: Exchange, transport: str) -> Amounts:
+    """Each rank's candidates among the best of the group; collective."""
     if exchange.size == 1:
-        return change.amount_E
+        return Amounts.of_all(change.amount_E[None], exchange)
     accepted = transport_for(transport, exchange, num_experts=len(change.amount_E))
     return accepted(exchange, change.best(), change.adds_E, change.amount_E)

@@ -8,10 +8,10 @@ from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """Up iff more than half of the last tile is filled; a tie drops."""
-    up_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens) & (2 * (freq_E % tile) > tile)
+    up_E = may_round_up(freq_E, tile=tile, room=room) & (2 * (freq_E % tile) > tile)
     return (freq_E // tile + up_E) * tile
 
 

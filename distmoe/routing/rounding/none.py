@@ -8,7 +8,7 @@ from distmoe.routing.rounding import KeySums, Rule
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """n_e = f_e."""
     return freq_E

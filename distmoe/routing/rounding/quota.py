@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.routing.rounding import Change
+from distmoe.routing.rounding import Amounts, Change
 
 
-def amounts(change: Change, *, exchange: Exchange, transport: str) -> Tensor:
-    """[E] int64: this rank's share; no communication."""
-    counts_PE, tokens_P = change.population.counts_PE, change.population.tokens_P
-    eligible_PE = torch.where(change.adds_E, tokens_P[:, None] - counts_PE, counts_PE)
-    return shares(eligible_PE, change.amount_E)[exchange.rank]
+def amounts(change: Change, *, exchange: Exchange, transport: str) -> Amounts:
+    """Each rank's share; no communication."""
+    counts_PE, room_PE = change.population.counts_PE, change.population.room_PE
+    eligible_PE = torch.where(change.adds_E, room_PE - counts_PE, counts_PE)
+    return Amounts.of_all(shares(eligible_PE, change.amount_E), exchange)
 
 
 def shares(eligible_PE: Tensor, amount_E: Tensor) -> Tensor:

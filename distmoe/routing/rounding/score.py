@@ -15,12 +15,12 @@ from distmoe.routing.rounding.stochastic import draw
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """Up iff a number drawn below lost + added is below lost, and there are as many tokens."""
     lost_E, added_E = key_sums()
     total_E = (lost_E + added_E).clamp(min=1)
-    may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
+    may_E = may_round_up(freq_E, tile=tile, room=room)
     up_E = may_E & (draw(freq_E, seed) % total_E < lost_E)
     return (freq_E // tile + up_E) * tile
 

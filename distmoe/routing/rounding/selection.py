@@ -8,7 +8,7 @@ from torch import Tensor
 from distmoe.comm import Exchange
 from distmoe.kernels.round_select import load_round_select
 from distmoe.registry import SELECTIONS
-from distmoe.routing.rounding import Change, Population, Selection
+from distmoe.routing.rounding import Amounts, Change, Population, Selection
 from distmoe.routing.routers import Scores
 
 
@@ -22,12 +22,11 @@ def select(
     tile: int,
     exchange: Exchange,
     transport: str,
-) -> Tensor:
+) -> tuple[Tensor, Amounts]:
     """This rank's pairs [T, E] bool, whose counts over the group are ``target_E``: its best
-    eligible pairs of each expert turned over, as many as the selection ``name`` says. Collective.
+    eligible pairs of each expert turned over, as many as the selection ``name`` says; and how many
+    every rank turned over. Collective.
     """
-    if tile == 1:
-        return scores.chosen_TE
     selection: Selection = SELECTIONS.load(name)
     round_select = load_round_select(scores.key_TE)
     delta_E = target_E - population.freq_E
@@ -39,5 +38,8 @@ def select(
         amount_E=delta_E.abs(),
         best=lambda: round_select.best(priority_ET, tile - 1),
     )
-    own_E = selection(change, exchange=exchange, transport=transport)
-    return round_select.take(scores.chosen_TE, priority_ET, own_E, adds_E, most=tile - 1)
+    amounts = selection(change, exchange=exchange, transport=transport)
+    selected_TE = round_select.take(
+        scores.chosen_TE, priority_ET, amounts.own_E, adds_E, most=tile - 1
+    )
+    return selected_TE, amounts

@@ -18,10 +18,10 @@ SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """Up iff a number drawn from 0..M-1 is below f mod M, and there are as many tokens."""
-    may_E = may_round_up(freq_E, tile=tile, num_tokens=num_tokens)
+    may_E = may_round_up(freq_E, tile=tile, room=room)
     up_E = may_E & (draw(freq_E, seed) % tile < freq_E % tile)
     return (freq_E // tile + up_E) * tile
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from distmoe.comm import Exchange
 from distmoe.registry import ROUNDING_TRANSPORTS
+from distmoe.routing.rounding import Amounts
 
 # Up to here the bytes of an all-gather are cheaper than a second round.
 MOST_RANKS_OF_ALL_GATHER = 16
 
-Transport = Callable[[Exchange, Tensor, Tensor, Tensor], Tensor]
+Transport = Callable[[Exchange, Tensor, Tensor, Tensor], Amounts]
 
 
 def transport_for(name: str, exchange: Exchange, *, num_experts: int) -> Transport:
@@ -35,21 +36,23 @@ def transport_for(name: str, exchange: Exchange, *, num_experts: int) -> Transpo
     return transport
 
 
-def by_all_gather(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
-    """[E] int64: this rank's candidates among the best ``amount_E`` of the group.
+def by_all_gather(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Amounts:
+    """How many of each rank's candidates are among the best ``amount_E`` of the group.
 
-    ``best_EC`` int32: its priorities, descending. Collective.
+    ``best_EC`` int32: this rank's priorities, descending. Collective.
     """
-    return accepted(exchange.all_gather(best_EC), adds_E, amount_E)[exchange.rank]
+    gathered_PEC = exchange.all_gather(best_EC, kind="candidates")
+    return Amounts.of_all(accepted(gathered_PEC, adds_E, amount_E), exchange)
 
 
-def by_owner(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+def by_owner(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Amounts:
     """The same, merged by the owner of each expert."""
     num_local = len(best_EC) // exchange.size
     own = slice(exchange.rank * num_local, (exchange.rank + 1) * num_local)
     candidates_PeC = _swap(exchange, "candidates", best_EC.view(exchange.size, num_local, -1))
-    answers_Pe = accepted(candidates_PeC, adds_E[own], amount_E[own]).int()
-    return _swap(exchange, "accepted", answers_Pe).view(-1).long()
+    answers_Pe = accepted(candidates_PeC, adds_E[own], amount_E[own])
+    own_E = _swap(exchange, "accepted", answers_Pe.int()).view(-1).long()
+    return Amounts(own_E, answers_Pe)
 
 
 def _swap(exchange: Exchange, kind: str, parts: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from distmoe.routing.rounding import KeySums, Rule, may_round_up
 
 
 def targets(
-    freq_E: Tensor, *, tile: int, num_tokens: int, groups: int, seed: int, key_sums: KeySums
+    freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
     """Up wherever there are as many tokens; else down."""
-    return (freq_E // tile + may_round_up(freq_E, tile=tile, num_tokens=num_tokens)) * tile
+    return (freq_E // tile + may_round_up(freq_E, tile=tile, room=room)) * tile
 
 
 RULE = Rule(targets, most_added=lambda num_experts, tile: num_experts * (tile - 1))

@@ -20,6 +20,7 @@ from distmoe.registry import ROUTERS
 @dataclass(frozen=True)
 class Scores:
     """``score_TE`` fp32, differentiable; ``key_TE`` int32; ``chosen_TE`` bool, top_k a token.
+    ``allowed_TE`` bool: pairs that may be chosen or added; None: all.
 
     ``renormalize``: what a pair's weight is divided by; see `weight`.
     """
@@ -29,6 +30,7 @@ class Scores:
     chosen_TE: Tensor
     top_k: int
     renormalize: str
+    allowed_TE: Tensor | None = None
 
     def weight(self, selected_TE: Tensor) -> Tensor:
         """[T, E] fp32 weights. ``topk``: score over the sum of the token's top-k scores, the same

@@ -82,16 +82,14 @@ def test_one_rank_is_exact() -> None:
 
 
 def test_no_collective_of_its_own() -> None:
-    """One all-gather for the counts; `exact` has a second one."""
+    """One all-gather for the counts; `exact` has a small round of its own."""
     scores_TE = torch.rand(80, 8, generator=torch.Generator().manual_seed(2))
 
-    def gathers(rank: int, selection: str) -> int:
-        exchange, calls = make_exchange(dist.group.WORLD), []
-        gather = exchange.all_gather
-        exchange.all_gather = lambda x: calls.append(x) or gather(x)  # type: ignore[method-assign]
+    def rounds(rank: int, selection: str) -> dict[str, int]:
+        exchange = make_exchange(dist.group.WORLD)
         part = scores_TE[rank * 40 : (rank + 1) * 40]
         round_tokens(part, 3, tile=8, selection=selection, exchange=exchange)
-        return len(calls)
+        return exchange.traffic.rounds
 
-    assert run_ranks(gathers, 2, "quota") == [1, 1]
-    assert run_ranks(gathers, 2, "exact") == [2, 2]
+    assert run_ranks(rounds, 2, "quota") == [{"counts": 1}] * 2
+    assert run_ranks(rounds, 2, "exact") == [{"counts": 1, "candidates": 1}] * 2

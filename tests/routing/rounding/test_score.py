@@ -45,7 +45,7 @@ def test_up_as_often_as_the_share_that_a_drop_would_lose() -> None:
     rule = ROUNDING_RULES.load("score")
     sums = (torch.tensor([300]), torch.tensor([100]))
     ups = sum(
-        int(rule(torch.tensor([6]), tile=8, num_tokens=99, groups=1, seed=s, key_sums=lambda: sums))
+        int(rule(torch.tensor([6]), tile=8, room=99, groups=1, seed=s, key_sums=lambda: sums))
         for s in range(4000)
     )
     mean, error = ups / 8 / 4000, (0.75 * 0.25 / 4000) ** 0.5
@@ -54,4 +54,4 @@ def test_up_as_often_as_the_share_that_a_drop_would_lose() -> None:
 
 def test_counts_alone_are_refused() -> None:
     with pytest.raises(ValueError, match="this rule weighs scores"):
-        ROUNDING_RULES.load("score")(torch.tensor([6]), tile=8, num_tokens=99, groups=1)
+        ROUNDING_RULES.load("score")(torch.tensor([6]), tile=8, room=99, groups=1)

@@ -13,7 +13,7 @@ TILE, TOKENS = 16, 10_000
 
 def targets(freq_E: torch.Tensor, seed: int) -> torch.Tensor:
     rule = ROUNDING_RULES.load("stochastic")
-    target_E: torch.Tensor = rule(freq_E, tile=TILE, num_tokens=TOKENS, groups=1, seed=seed)
+    target_E: torch.Tensor = rule(freq_E, tile=TILE, room=TOKENS, groups=1, seed=seed)
     return target_E
 
 

@@ -24,18 +24,18 @@ def counts(draw: st.DrawFn, max_experts: int = 24) -> dict:
     # Often near the number of tokens, which forbids rounding up.
     count = st.one_of(st.integers(0, num_tokens), st.integers(num_tokens // 2, num_tokens))
     freq_E = draw(st.lists(count, min_size=groups * per_group, max_size=groups * per_group))
-    return {"freq_E": freq_E, "tile": tile, "num_tokens": num_tokens, "groups": groups}
+    return {"freq_E": freq_E, "tile": tile, "room": num_tokens, "groups": groups}
 
 
 def targets(rule: str, problem: dict) -> Tensor:
-    sizes = {name: problem[name] for name in ("tile", "num_tokens", "groups")}
+    sizes = {name: problem[name] for name in ("tile", "room", "groups")}
     target_E: Tensor = ROUNDING_RULES.load(rule)(torch.tensor(problem["freq_E"]), **sizes)
     return target_E
 
 
 def may(problem: dict) -> Tensor:
     freq_E = torch.tensor(problem["freq_E"])
-    return may_round_up(freq_E, tile=problem["tile"], num_tokens=problem["num_tokens"])
+    return may_round_up(freq_E, tile=problem["tile"], room=problem["room"])
 
 
 def busiest(target_E: Tensor, problem: dict) -> int:
@@ -49,7 +49,7 @@ def busiest(target_E: Tensor, problem: dict) -> int:
 def test_equal_to_the_oracle(rule: str, problem: dict) -> None:
     got_E = targets(rule, problem)
     assert got_E.dtype == torch.int64
-    arguments = [problem[name] for name in ("freq_E", "tile", "num_tokens", "groups")]
+    arguments = [problem[name] for name in ("freq_E", "tile", "room", "groups")]
     want_E = reference.RULES[rule](*arguments)
     assert got_E.tolist() == want_E
 
@@ -73,7 +73,7 @@ def test_the_bound_on_added_pairs_is_reached(rule: str, tile: int) -> None:
         "up": [1] * 4,
     }[rule]
     freq_E = [rest % tile for rest in rest_E]
-    problem = {"freq_E": freq_E, "tile": tile, "num_tokens": 2 * tile, "groups": 1}
+    problem = {"freq_E": freq_E, "tile": tile, "room": 2 * tile, "groups": 1}
     most = ROUNDING_RULES.load(rule).most_added(len(freq_E), tile)
     assert int(targets(rule, problem).sum()) - sum(freq_E) == most
 
@@ -101,12 +101,12 @@ def test_balance_is_no_heavier_than_nearest_with_as_many_tiles(problem: dict) ->
 
 
 def test_nearest_can_be_lighter_by_dropping_tokens() -> None:
-    problem = {"freq_E": [1, 1, 1, 1], "tile": 4, "num_tokens": 8, "groups": 2}
+    problem = {"freq_E": [1, 1, 1, 1], "tile": 4, "room": 8, "groups": 2}
     assert targets("nearest", problem).tolist() == [0, 0, 0, 0]
     assert targets("balance", problem).tolist() == [4, 0, 0, 0]
 
 
 def test_groups_must_divide_the_experts() -> None:
-    problem = {"freq_E": [1, 1, 1], "tile": 4, "num_tokens": 8, "groups": 2}
+    problem = {"freq_E": [1, 1, 1], "tile": 4, "room": 8, "groups": 2}
     with pytest.raises(ValueError, match="balance_groups is 2; it must divide the 3 experts"):
         targets("balance", problem)
