@@ -9,7 +9,7 @@ from distmoe.kernels.round_select import NOTHING
 
 
 class TorchRoundSelect:
-    """Any device. ``take`` ranks a whole column on distinct integers, which leaves no tie."""
+    """Any device. ``take`` finds the last priority that is taken, and counts its equals."""
 
     def priorities(self, key_TE: Tensor, chosen_TE: Tensor, adds_E: Tensor) -> Tensor:
         eligible_ET = chosen_TE.T ^ adds_E[:, None]
@@ -32,12 +32,17 @@ class TorchRoundSelect:
         *,
         most: int,
     ) -> Tensor:
-        num_tokens = priority_ET.shape[1]
-        width = min(most, num_tokens)
-        token_T = torch.arange(num_tokens, device=priority_ET.device)
-        earlier_ET = torch.where(adds_E[:, None], num_tokens - 1 - token_T, token_T)
-        distinct_ET = priority_ET.long() * num_tokens + earlier_ET
-        best_EC = distinct_ET.topk(width, dim=1).indices
-        taken_ET = torch.zeros_like(priority_ET, dtype=torch.bool)
-        taken_ET.scatter_(1, best_EC, token_T[:width] < amount_E[:, None])
-        return chosen_TE ^ (taken_ET & (priority_ET > NOTHING)).T
+        width = min(most, priority_ET.shape[1])
+        if not width:
+            return chosen_TE
+        best_EC = priority_ET.topk(width, dim=1).values
+        # The last that is taken; others may equal it.
+        last_E1 = best_EC.gather(1, (amount_E - 1).clamp(min=0)[:, None])
+        above_ET, tie_ET = priority_ET > last_E1, priority_ET == last_E1
+        wanted_E1 = (amount_E - above_ET.sum(1))[:, None]
+        place_ET = tie_ET.cumsum(1, dtype=torch.int32)
+        first_ET = place_ET <= wanted_E1
+        last_ET = place_ET > place_ET[:, -1:] - wanted_E1
+        taken_ET = above_ET | (tie_ET & torch.where(adds_E[:, None], first_ET, last_ET))
+        taken_ET &= (priority_ET > NOTHING) & (amount_E > 0)[:, None]
+        return chosen_TE ^ taken_ET.T

@@ -75,8 +75,10 @@ def accepted(best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
     rank_P = torch.arange(num_ranks, device=amount_E.device)
     before_EP = torch.where(adds_E[:, None], num_ranks - 1 - rank_P, rank_P)
     distinct_EPC = merged_EPC * num_ranks + before_EP[:, :, None]
-    # Inside a rank equal keys keep the rank's own order: a stable sort of lists that are sorted.
-    order = distinct_EPC.reshape(num_experts, -1).argsort(dim=1, descending=True, stable=True)
-    taken = torch.arange(num_ranks * num, device=amount_E.device) < amount_E[:, None]
-    taken_EX = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order, taken)
-    return taken_EX.view(num_experts, num_ranks, num).sum(2).T
+    best_EC = distinct_EPC.reshape(num_experts, -1).topk(num, dim=1).values
+    last_E11 = best_EC.gather(1, (amount_E - 1).clamp(min=0)[:, None])[:, :, None]
+    above_EP = (distinct_EPC > last_E11).sum(2)
+    # All that equal the last one are of one rank, which takes what is left.
+    left_E1 = amount_E[:, None] - above_EP.sum(1, keepdim=True)
+    holds_EP = (distinct_EPC == last_E11).any(2)
+    return torch.where(amount_E[:, None] > 0, above_EP + holds_EP * left_E1, 0).T
