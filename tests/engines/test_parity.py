@@ -16,6 +16,7 @@ from ranks import run_ranks
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from distmoe.comm import Exchange
 from distmoe.config import (
     Config,
     DataConfig,
@@ -29,12 +30,15 @@ from distmoe.config import (
 from distmoe.data.batches import Batch, rank_positions
 from distmoe.engines import Engine, make_engine
 from distmoe.mesh import build_mesh
+from distmoe.moe import layer as layer_room
+from distmoe.routing.round_tokens import Rounded
+from distmoe.routing.routers import Scores
 from distmoe.train.step import train_step
 
 V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 10
 CPU = torch.device("cpu")
 TOKENS = torch.randint(
-    0, V, (STEPS, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
+    0, V, (2 * STEPS, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
 )
 
 # (world, ep) -> sequences of a micro-batch, for a population of four.
@@ -91,7 +95,7 @@ def logical(engine: Engine, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]
     }
 
 
-def train(rank: int, config: Config, world: int) -> dict[str, Any]:
+def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
     group, mesh = None, None
     if config.parallel.engine != "single":
         mesh = build_mesh(config.parallel, device_type="cpu")
@@ -100,7 +104,7 @@ def train(rank: int, config: Config, world: int) -> dict[str, Any]:
     initial = logical(engine, engine.state_dict()["model"])
     gradients: dict[str, np.ndarray] = {}
     losses, norms, decisions = [], [], []
-    for step in range(STEPS):
+    for step in range(steps):
         if step == 0:
             discard, real_step = engine.discard, engine.step
 
@@ -135,9 +139,11 @@ def train(rank: int, config: Config, world: int) -> dict[str, Any]:
     }
 
 
-def run(world: int, ep: int, micro: int, **changes: Any) -> list[dict[str, Any]]:
+def run(
+    world: int, ep: int, micro: int, *, steps: int = STEPS, **changes: Any
+) -> list[dict[str, Any]]:
     config = config_for(world, ep, micro, **changes)
-    return run_ranks(train, world, config, world)
+    return run_ranks(train, world, config, world, steps)
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +177,48 @@ def test_parity_law_with_rounding(world: int, ep: int, oracle: dict[str, Any]) -
     assert np.array_equal(np.sum(groups, axis=0), oracle["decisions"])
 
 
+class SelectedPairs:
+    """The pairs that every rank chose, in the order of its decisions: layer by layer, micro-batch
+    by micro-batch, step by step."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by_rank: dict[int, list[Tensor]] = {}
+        self._round = layer_room.round_scores
+        monkeypatch.setattr(layer_room, "round_scores", self._record)
+
+    def _record(self, scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> Rounded:
+        rounded = self._round(scores, exchange, rounding)
+        self.by_rank.setdefault(exchange.rank, []).append(rounded.selected_TE)
+        return rounded
+
+    def take(self) -> list[Tensor]:
+        """Of every decision [tokens of all ranks, E], ranks in order; forgotten afterwards."""
+        lists = [self.by_rank[rank] for rank in sorted(self.by_rank)]
+        self.by_rank = {}
+        return [torch.cat(parts) for parts in zip(*lists, strict=True)]
+
+
+@pytest.mark.parametrize("rule", ["balance", "nearest", "stochastic", "score"])
+def test_the_number_of_ranks_changes_no_pair(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks 1, 2 and 4, balance_groups fixed: the same pairs in every layer at step 1, and the same
+    losses for 20 steps."""
+    changes = {"moe": {"rounding": RoundingConfig(rule, tile=8, balance_groups=4)}}
+    recorder = SelectedPairs(monkeypatch)
+    want = run(1, 1, LAW[1, 1], engine="single", steps=2 * STEPS, **changes)[0]
+    want_pairs = recorder.take()
+    # Two MoE layers, two micro-batches.
+    assert len(want_pairs) == 2 * 2 * 2 * STEPS
+    for num_ranks in (2, 4):
+        results = run(num_ranks, num_ranks, LAW[num_ranks, num_ranks], steps=2 * STEPS, **changes)
+        pairs = recorder.take()
+        for place in range(4):
+            assert torch.equal(pairs[place], want_pairs[place]), place
+        for result in results:
+            assert relative(result["losses"], want["losses"]) < 1e-5
+        same = sum(map(torch.equal, pairs, want_pairs))
+        print(f"{rule}, {num_ranks} ranks: {same} of {len(pairs)} decisions equal")
+
+
 @pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 2), (4, 4)])
 def test_parity_law_of_one_global_batch(world: int, ep: int) -> None:
     """Without accumulation and rounding: the load-balance loss is over the whole global batch."""
@@ -190,8 +238,6 @@ def test_activation_checkpoint_changes_nothing(
 
 
 def test_recomputation_never_routes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from distmoe.moe import layer as layer_room
-
     calls = []
     real = layer_room.round_scores
     monkeypatch.setattr(layer_room, "round_scores", lambda *a: (calls.append(1), real(*a))[1])

@@ -185,23 +185,31 @@ def test_the_published_example() -> None:
     assert int((-(-freq_E // 128)).view(8, -1).sum(1).max()) > 135
 
 
-def test_weights_and_their_gradient_through_kept_and_added_pairs() -> None:
+@pytest.mark.parametrize("renormalize", ["topk", "assigned", "none"])
+def test_weights_and_their_gradient_through_kept_and_added_pairs(renormalize: str) -> None:
+    """Against finite differences in fp64, with the choice held fixed."""
     generator = torch.Generator().manual_seed(5)
     logits_TE = torch.randn(24, 6, generator=generator)
     objective_TE = torch.randn(24, 6, generator=generator)
     scores_TE = logits_TE.softmax(1).requires_grad_()
-    routing = round_tokens(scores_TE, 2, tile=8, rule="nearest")
+    routing = round_tokens(scores_TE, 2, tile=8, rule="nearest", renormalize=renormalize)
     token_N, expert_N = routing.token_N.long(), routing.expert_N.long()
     chosen_TE = choose_top_k(integer_keys(scores_TE), 2)
     assert not chosen_TE[token_N, expert_N].all(), "no pair was added"
+    selected_TE = torch.zeros_like(chosen_TE)
+    selected_TE[token_N, expert_N] = True
+    assert selected_TE.any(1).all(), "a token without experts has no sum to divide by"
     (routing.score_N * objective_TE[token_N, expert_N]).sum().backward()
 
     def value(scores: Tensor) -> Tensor:
-        weight = scores / torch.where(chosen_TE, scores, 0).sum(1, keepdim=True)
+        weight = scores
+        if renormalize != "none":
+            counted_TE = chosen_TE if renormalize == "topk" else selected_TE
+            weight = scores / torch.where(counted_TE, scores, 0).sum(1, keepdim=True)
         return (weight[token_N, expert_N] * objective_TE[token_N, expert_N]).sum()
 
     exact = scores_TE.detach().double()
-    for token, expert in itertools.product(range(0, 24, 5), range(6)):
+    for token, expert in itertools.product(range(24), range(6)):
         step = torch.zeros_like(exact)
         step[token, expert] = 1e-6
         slope = (value(exact + step) - value(exact - step)) / 2e-6

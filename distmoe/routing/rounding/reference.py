@@ -118,7 +118,7 @@ def score(key_TE: Tensor, chosen_TE: Tensor, tile: int, seed: int = 0) -> list[i
         rest = freq % tile
         lost = sum(chosen[:rest])
         total = max(lost + (sum(others[: tile - rest]) if rest else 0), 1)
-        goes_up = drawn % total < lost
+        goes_up = (drawn >> 42) * total < lost * 2**20
         fits = (freq // tile + 1) * tile <= len(key_TE)
         target_E.append((freq // tile + (goes_up and fits and rest > 0)) * tile)
     return target_E

@@ -11,17 +11,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from distmoe.routing.rounding import KeySums, Rule, may_round_up
-from distmoe.routing.rounding.stochastic import draw
+from distmoe.routing.rounding.stochastic import DRAW_BITS, draw
+
+# Bits of the drawn chance: times a sum of 2^17 keys it fits into 64 bits.
+CHANCE_BITS = 20
 
 
 def targets(
     freq_E: Tensor, *, tile: int, room: int | Tensor, groups: int, seed: int, key_sums: KeySums
 ) -> Tensor:
-    """Up iff a number drawn below lost + added is below lost, and there are as many tokens."""
+    """Up iff a chance drawn from [0, 1) is below lost / (lost + added), and there are as many
+    tokens. Compared, not divided with rest: a key that differs in its last bit, as another number
+    of ranks may make it, then moves the border by as little."""
     lost_E, added_E = key_sums()
     total_E = (lost_E + added_E).clamp(min=1)
+    chance_E = draw(freq_E, seed) >> (DRAW_BITS - CHANCE_BITS)
     may_E = may_round_up(freq_E, tile=tile, room=room)
-    up_E = may_E & (draw(freq_E, seed) % total_E < lost_E)
+    up_E = may_E & (chance_E * total_E < lost_E << CHANCE_BITS)
     return (freq_E // tile + up_E) * tile
 
 

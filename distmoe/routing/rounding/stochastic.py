@@ -15,6 +15,7 @@ from distmoe.routing.rounding import KeySums, Rule, may_round_up
 GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
 SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
+DRAW_BITS = 62
 
 
 def targets(
@@ -27,10 +28,10 @@ def targets(
 
 
 def draw(freq_E: Tensor, seed: int) -> Tensor:
-    """int64 [E] in 0..2^62-1, one independent number per expert for every seed and counts."""
+    """int64 [E] of DRAW_BITS bits, one independent number per expert for every seed and counts."""
     stream_E = torch.arange(1, len(freq_E) + 1, device=freq_E.device) * GOLDEN
     state = _mix(_mix(stream_E + freq_E).sum() + _signed(seed * GOLDEN))
-    return _mix(state + stream_E) & ((1 << 62) - 1)
+    return _mix(state + stream_E) & ((1 << DRAW_BITS) - 1)
 
 
 def _signed(x: int) -> int:
