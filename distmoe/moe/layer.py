@@ -9,12 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmoe.comm import make_exchange
+from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
 from distmoe.config import MoEConfig, RoundingConfig
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.dispatch import plan_dispatch
-from distmoe.moe.ep_function import ExpertParallel, RowExchange
+from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.plan import DispatchPlan
@@ -64,6 +65,8 @@ class MoE(nn.Module):
     ``ep_group``: ranks that share the experts; each holds num_experts / P of them, in rank order,
     and calls the layer with its own tokens. None: this rank alone. ``loss_group``: ranks over
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
+    ``ranks_per_node``: consecutive ranks of ``ep_group`` on one node, 0 for all of them;
+    ``node_groups``: made for it before, else every layer makes its own.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
     """
 
@@ -75,6 +78,8 @@ class MoE(nn.Module):
         ep_group: dist.ProcessGroup | None = None,
         *,
         loss_group: dist.ProcessGroup | None = None,
+        ranks_per_node: int = 0,
+        node_groups: NodeGroups | None = None,
     ) -> None:
         super().__init__()
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
@@ -84,8 +89,16 @@ class MoE(nn.Module):
         self.exchange = make_exchange(ep_group, config.dispatch.exchange)
         dispatch = config.dispatch
         self.schedule = auto_schedule(
-            dispatch.level, dispatch.order, dispatch.steps, num_ranks=num_ranks
+            dispatch.level,
+            dispatch.order,
+            dispatch.steps,
+            num_ranks=num_ranks,
+            ranks_per_node=ranks_per_node,
         )
+        self.links: NodeLinks | None = None
+        if ep_group is not None and self.schedule.level == "node":
+            groups = node_groups or make_node_groups(ep_group, self.schedule.ranks_per_node)
+            self.links = NodeLinks.over(groups, dispatch.exchange)
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         self.router_EH = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
@@ -124,12 +137,16 @@ class MoE(nn.Module):
         if not is_replay():
             self.stats = decision.stats
         ep = ExpertParallel(
-            decision.plan, self.exchange, self.mlp, overlap=self.config.dispatch.overlap
+            decision.plan,
+            self.exchange,
+            self.mlp,
+            overlap=self.config.dispatch.overlap,
+            links=self.links,
         )
-        rows = RowExchange(ep, x_TH.detach())
+        rows = ep.post_rows(x_TH.detach())
         # While the first rows travel.
         shared_TH = self.shared(x_TH) if self.shared is not None else None
-        out_TH = self.experts(x_TH, routing.score_N, rows)
+        out_TH = self.experts(x_TH, routing.score_N, ep, rows)
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
         losses = MoELosses(
@@ -160,6 +177,7 @@ class MoE(nn.Module):
             self.exchange,
             tile=rounding.tile,
             schedule=self.schedule,
+            links=self.links,
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
         changed_TE = rounded.selected_TE ^ scores.chosen_TE
