@@ -36,7 +36,12 @@ class Block(nn.Module):
         if layer < model.n_dense_layers:
             self.mlp = SwiGluMlp(model.hidden_size, model.intermediate_size)
         else:
-            self.mlp = MoE(config.moe, ep_group, loss_group=loss_group)
+            self.mlp = MoE(
+                config.moe,
+                ep_group,
+                loss_group=loss_group,
+                ranks_per_node=config.parallel.ranks_per_node,
+            )
         self.recompute = config.train.activation_checkpoint
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:

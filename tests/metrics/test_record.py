@@ -35,6 +35,7 @@ NAMES = {
     "tile_waste_unrounded",
     "tokens_per_expert_over_tile",
     "dead_experts",
+    "routing",
 }
 
 
