@@ -1,0 +1,128 @@
+"""The experts' biases in training: steps that are skipped, and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from test_parity import BIASED, CPU, LAW, config_for, own_batches
+
+from distmoe.checkpoint.store import CheckpointStore, load
+from distmoe.config import Config
+from distmoe.engines import Engine, make_engine
+from distmoe.mesh import build_mesh
+from distmoe.train.step import train_step
+
+RUNS = [(1, 1, "single"), (2, 1, "fsdp2"), (2, 2, "fsdp2"), (4, 2, "fsdp2")]
+
+
+def start(world: int, ep: int, name: str, **changes: Any) -> tuple[Config, Engine]:
+    config = config_for(world, ep, LAW[world, ep], engine=name, **changes)
+    mesh = None if name == "single" else build_mesh(config.parallel, device_type="cpu")
+    return config, make_engine(config, mesh, CPU)
+
+
+def step(engine: Engine, config: Config, number: int, rank: int, world: int) -> float:
+    return train_step(
+        engine,
+        own_batches(number, rank, world, config.train.micro_batch_size),
+        lr=1e-3,
+        moe=config.moe,
+        device=CPU,
+        group=dist.group.WORLD if world > 1 else None,
+    ).loss
+
+
+def biases(engine: Engine) -> list[list[int]]:
+    return [layer.bias_E.tolist() for layer in engine.model.moe_layers()]
+
+
+def first_half(rank: int, world: int, ep: int, name: str, folder: Path) -> Any:
+    """Two steps, a checkpoint, two more."""
+    config, engine = start(world, ep, name, **BIASED)
+    for number in range(2):
+        step(engine, config, number, rank, world)
+    CheckpointStore(folder, keep_last=1, asynchronous=False).save(2, engine.state_dict())
+    kept = biases(engine)
+    losses = [step(engine, config, number, rank, world) for number in (2, 3)]
+    return kept, losses, biases(engine)
+
+
+def second_half(rank: int, world: int, ep: int, name: str, folder: Path) -> Any:
+    config, engine = start(world, ep, name, **BIASED)
+    engine.load_state_dict(load(folder / "step-00000002", engine.state_dict()))
+    kept = biases(engine)
+    losses = [step(engine, config, number, rank, world) for number in (2, 3)]
+    return kept, losses, biases(engine)
+
+
+@pytest.mark.parametrize(("world", "ep", "name"), RUNS)
+def test_resume_is_an_unbroken_run(world: int, ep: int, name: str, tmp_path: Path) -> None:
+    unbroken = run_ranks(first_half, world, world, ep, name, tmp_path)
+    assert any(any(bias_E) for bias_E in unbroken[0][0])
+    assert run_ranks(second_half, world, world, ep, name, tmp_path) == unbroken
+
+
+@pytest.mark.parametrize(("world", "ep", "name"), [r for r in RUNS if r[:2] != (2, 2)])
+def test_a_checkpoint_with_biases_loads_on_other_ranks(
+    world: int, ep: int, name: str, tmp_path: Path
+) -> None:
+    kept, losses, last = run_ranks(first_half, 2, 2, 2, "fsdp2", tmp_path)[0]
+    for found in run_ranks(second_half, world, world, ep, name, tmp_path):
+        assert (found[0], found[2]) == (kept, last)
+        assert found[1] == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
+def test_a_checkpoint_without_biases_has_parameters_only(world: int, ep: int, name: str) -> None:
+    def names(rank: int) -> bool:
+        _, engine = start(world, ep, name)
+        return set(engine.state_dict()["model"]) == {n for n, _ in engine.model.named_parameters()}
+
+    assert all(run_ranks(names, world))
+
+
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_a_skipped_step_moves_no_bias_and_counts_nothing(when: str) -> None:
+    def run(rank: int, spoils: bool) -> tuple[list[list[int]], list[list[int]]]:
+        config, engine = start(2, 2, "fsdp2", **BIASED)
+        real_backward, norm = engine.backward, engine.model.final_norm
+        step(engine, config, 0, rank, 2)
+        before = biases(engine)
+        if spoils:
+            weight = norm.weight.to_local().clone()
+            if when == "forward":
+                norm.weight.data.to_local().fill_(float("nan"))
+            else:
+                engine.backward = lambda loss: real_backward(loss * float("nan"))  # type: ignore[method-assign]
+            step(engine, config, 1, rank, 2)
+            assert biases(engine) == before
+            norm.weight.data.to_local().copy_(weight)
+            engine.backward = real_backward  # type: ignore[method-assign]
+        step(engine, config, 2, rank, 2)
+        return before, biases(engine)
+
+    spoilt, plain = run_ranks(run, 2, True), run_ranks(run, 2, False)
+    assert spoilt == plain
+    assert plain[0][0] != plain[0][1]
+
+
+def test_initial_biases_are_zero_on_memory_that_was_used() -> None:
+    real = torch.nn.Module.to_empty
+
+    def dirty(self: torch.nn.Module, **options: Any) -> torch.nn.Module:
+        module = real(self, **options)
+        for buffer in module.buffers():
+            buffer.fill_(123)
+        return module
+
+    torch.nn.Module.to_empty = dirty  # type: ignore[method-assign]
+    try:
+        _, engine = start(1, 1, "single", **BIASED)
+    finally:
+        torch.nn.Module.to_empty = real  # type: ignore[method-assign]
+    assert not any(any(bias_E) for bias_E in biases(engine))
