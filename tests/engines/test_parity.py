@@ -236,7 +236,7 @@ def biased_oracle() -> dict[str, Any]:
     return run(1, 1, LAW[1, 1], engine="single", **BIASED)[0]
 
 
-@pytest.mark.parametrize(("world", "ep"), list(LAW))
+@pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 4)])
 def test_parity_law_with_sigmoid_and_bias(
     world: int, ep: int, biased_oracle: dict[str, Any]
 ) -> None:

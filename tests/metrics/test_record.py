@@ -44,6 +44,11 @@ def test_names_are_stable(record: Make) -> None:
     assert {name for names in GROUPS.values() for name in names} <= NAMES
 
 
+def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:
+    assert record(1).flat()["routing"] == "real"
+    assert record(1, routing="forced").flat()["routing"] == "forced"
+
+
 def test_moved_pairs(record: Make) -> None:
     assert record(1, pairs=28, pairs_dropped=2, pairs_added=5).flat()["pairs_moved_share"] == 0.25
     assert record(1, pairs=0, pairs_dropped=0, pairs_added=0).pairs_moved_share == 0

@@ -67,15 +67,18 @@ ROUTINGS = {
 def test_a_step_of_two_micro_batches(changes: dict[str, Any]) -> None:
     layer = MoE(replace(CONFIG, rounding=RoundingConfig("down", tile=16), **changes))
     layer = layer.to(DEVICE).bfloat16()
-    x = torch.randn(5, 14, 32, device=DEVICE).bfloat16()
+    x = torch.randn(2, 9, 32, device=DEVICE).bfloat16()
 
     def whole_step() -> None:
         layer.begin_step()
         step(layer, x)
-        step(layer, x)
+        # The counts of a second micro-batch, without the cost of its backward.
+        layer(x)
         update_expert_bias([layer])
 
-    whole_step()
+    if DEVICE.type == "cuda":
+        # Compiles the kernels.
+        whole_step()
     with NoHostSync():
         whole_step()
     if DEVICE.type == "cuda":
