@@ -23,11 +23,11 @@ TINY = torch.finfo(torch.float32).tiny
 @dataclass(frozen=True)
 class Scores:
     """``score_TE`` fp32, differentiable; ``key_TE`` int32; ``chosen_TE`` bool, top_k a token.
+    ``allowed_TE`` bool: pairs that may be chosen or added, the others have key NOTHING of
+    kernels/round_select; None: all.
 
-    ``renormalize``: what a pair's weight is divided by; see `weight`. ``prob_TE`` fp32: what the
-    load-balance loss averages, scores that sum to 1 over the experts, differentiable.
-    ``allowed_TE`` bool: pairs that may be chosen or added, the others have key NOTHING (see
-    kernels/round_select); None: all. ``scale``: factor on every weight.
+    ``renormalize``: what a pair's weight is divided by; see `weight`. ``sums_to_one``: a token's
+    scores do. ``scale``: factor on every weight.
     """
 
     score_TE: Tensor
@@ -35,9 +35,17 @@ class Scores:
     chosen_TE: Tensor
     top_k: int
     renormalize: str
-    prob_TE: Tensor
     allowed_TE: Tensor | None = None
+    sums_to_one: bool = True
     scale: float = 1.0
+
+    @property
+    def prob_TE(self) -> Tensor:
+        """[T, E] fp32, differentiable: what the load-balance loss averages, scores that sum to 1
+        over the experts of a token."""
+        if self.sums_to_one:
+            return self.score_TE
+        return self.score_TE / self.score_TE.sum(1, keepdim=True).clamp(min=TINY)
 
     def weight(self, selected_TE: Tensor) -> Tensor:
         """[T, E] fp32 weights. ``topk``: score over the sum of the token's top-k scores, the same
@@ -85,10 +93,14 @@ def scores_from_logits(
     """Scores, keys and the top-k choice; ``activation`` softmax, sigmoid, or none for logits that
     are scores in [0, 1] already."""
     choice = route_top_k(logits_TE, top_k=top_k, activation=activation, bias_E=bias_E)
-    prob_TE = choice.score_TE
-    if activation == "sigmoid":
-        prob_TE = prob_TE / prob_TE.sum(1, keepdim=True).clamp(min=TINY)
-    return Scores(choice.score_TE, choice.key_TE, choice.chosen_TE, top_k, renormalize, prob_TE)
+    return Scores(
+        choice.score_TE,
+        choice.key_TE,
+        choice.chosen_TE,
+        top_k,
+        renormalize,
+        sums_to_one=activation != "sigmoid",
+    )
 
 
 def scores_from_probabilities(score_TE: Tensor, *, top_k: int, renormalize: str) -> Scores:
