@@ -81,6 +81,20 @@ def test_a_checkpoint_with_biases_loads_on_other_ranks(
 
 
 @pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
+def test_an_engine_takes_the_biases_of_a_state(world: int, ep: int, name: str) -> None:
+    def run(rank: int) -> list[list[int]]:
+        _, engine = start(world, ep, name, **BIASED)
+        state = engine.state_dict()
+        state["model"] = {
+            n: t + 5 if n.endswith("bias_E") else t for n, t in state["model"].items()
+        }
+        engine.load_state_dict(state)
+        return biases(engine)
+
+    assert run_ranks(run, world) == [[[5] * 8] * 2] * world
+
+
+@pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
 def test_a_checkpoint_without_biases_has_parameters_only(world: int, ep: int, name: str) -> None:
     def names(rank: int) -> bool:
         _, engine = start(world, ep, name)
