@@ -165,3 +165,13 @@ def test_two_dimensions_are_one_sequence() -> None:
     flat = x_BSH.flatten(0, 1)
     assert torch.equal(sequence(flat)[1].load_balance, rank(flat)[1].load_balance)
     assert not torch.equal(sequence(x_BSH)[1].load_balance, rank(x_BSH)[1].load_balance)
+
+
+def test_scores_of_a_sigmoid_are_divided_by_their_sum() -> None:
+    x_TH = inputs(1)[0, 0].flatten(0, 1)
+    layer = make_layer(0, "rank", 1, 1, router="sigmoid_topk")
+    score_TE = (x_TH.double() @ ROUTER_EH.double().T).sigmoid()
+    prob_TE = score_TE / score_TE.sum(1, keepdim=True)
+    chosen_TE = top_k_reference((score_TE.float() * 2**24).floor().int(), K)
+    want = sum(chosen_TE[:, e].sum() / (B * S * K) * prob_TE[:, e].mean() for e in range(E)) * E
+    assert layer(x_TH)[1].load_balance.item() == pytest.approx(float(want), rel=1e-6)
