@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from distmoe.metrics.expert_load import ExpertLoad
 
@@ -12,7 +13,8 @@ class StepRecord:
     """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
 
     ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
-    ``rows_mib_with_copies``: the same with one copy per pair.
+    ``rows_mib_with_copies``: the same with one copy per pair. ``routing``: forced, if the router
+    did not choose by its scores, so that no figure of the step is taken for one of training.
     """
 
     step: int
@@ -35,13 +37,14 @@ class StepRecord:
     rows_mib: float
     rows_mib_with_copies: float
     load: ExpertLoad
+    routing: Literal["real", "forced"] = "real"
 
     @property
     def pairs_moved_share(self) -> float:
         """Pairs that rounding dropped or added, over the pairs of top-k."""
         return (self.pairs_dropped + self.pairs_added) / max(self.pairs, 1)
 
-    def flat(self) -> dict[str, float | int | bool]:
+    def flat(self) -> dict[str, float | int | bool | str]:
         """Without nesting; the names are stable."""
         values = asdict(self)
         values.update(values.pop("load"))

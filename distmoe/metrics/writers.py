@@ -93,7 +93,7 @@ class TensorBoardWriter:
         flat = record.flat()
         for group, names in GROUPS.items():
             for name in names:
-                self._scalar(f"{group}/{name}", flat[name], record.step)
+                self._scalar(f"{group}/{name}", float(flat[name]), record.step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)

@@ -115,9 +115,11 @@ def auto_schedule(
     """
     width = ranks_per_node if 0 < ranks_per_node < num_ranks else num_ranks
     if num_ranks % width:
-        raise ValueError(
-            f"ranks_per_node is {ranks_per_node}; it must divide the {num_ranks} ranks"
-        )
+        if level == "node":
+            raise ValueError(
+                f"ranks_per_node is {ranks_per_node}; it must divide the {num_ranks} ranks"
+            )
+        width = num_ranks
     if level == "auto":
         level = "node" if width < num_ranks else "rank"
     if order == "auto":

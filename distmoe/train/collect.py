@@ -11,6 +11,7 @@ from distmoe.metrics.expert_load import ExpertLoad, IntArray, expert_load
 from distmoe.metrics.memory import peak_memory_gib
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.throughput import slowest_over_mean, tokens_per_second_per_rank
+from distmoe.routing.routers import is_forced
 from distmoe.runtime import Runtime
 from distmoe.train.step import StepOutcome
 
@@ -75,6 +76,7 @@ def collect_step(
         rows_mib=rows * row_mib,
         rows_mib_with_copies=copies * row_mib,
         load=load,
+        routing="forced" if is_forced(config.moe.router) else "real",
     )
     return record, freq_LE
 

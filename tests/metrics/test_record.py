@@ -35,12 +35,18 @@ NAMES = {
     "tile_waste_unrounded",
     "tokens_per_expert_over_tile",
     "dead_experts",
+    "routing",
 }
 
 
 def test_names_are_stable(record: Make) -> None:
     assert set(record(1).flat()) == NAMES
     assert {name for names in GROUPS.values() for name in names} <= NAMES
+
+
+def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:
+    assert record(1).flat()["routing"] == "real"
+    assert record(1, routing="forced").flat()["routing"] == "forced"
 
 
 def test_moved_pairs(record: Make) -> None:

@@ -96,6 +96,18 @@ def test_no_warning_without_rounding(config: Config, record: Make, capsys: Captu
     assert "warning:" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("router", ["balanced", "hash"])
+def test_forced_routing_is_stamped_on_header_and_summary(
+    config: Config, record: Make, capsys: Captured, router: str
+) -> None:
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    assert "FORCED" not in capsys.readouterr().out
+    forced = replace(config, moe=replace(config.moe, router=router))
+    run(forced, record, steps=range(6, 9), resumed_step=5)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines.count(f"routing FORCED by router {router}: no real routing".split()) == 2
+
+
 def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:
     reporter = Reporter(config, rank=0, world=1, resumed_step=0)
     for step in (1, 2):

@@ -381,3 +381,53 @@ def test_rounds_of_a_layer(rounding: RoundingConfig, small: dict[str, int]) -> N
 
     # Rows of the one peer there, and back.
     assert run_ranks(rounds, num_ranks) == [small | {"pairs": 1, "rows": 2}] * num_ranks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score_scale": 0.0}, "score_scale is 0.0; it must be greater than 0"),
+        ({"bias_update_rate": -0.1}, r"bias_update_rate is -0.1; it must be in \[0, 1\]"),
+        ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
+        ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
+        ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
+        ({"expert_groups": 3}, "moe.expert_groups is 3; it must be 0, 1 or divide"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_without_a_config_file(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MoE(replace(CONFIG, **changes))
+
+
+def test_nodes_of_the_ep_group_limit_the_choice() -> None:
+    config = replace(CONFIG, nodes_per_token=1, top_k=2, rounding=RoundingConfig("none"))
+
+    def run(rank: int, ranks_per_node: int) -> Tensor:
+        layer = MoE(config, dist.group.WORLD, ranks_per_node=ranks_per_node)
+        with torch.no_grad():
+            layer.router_EH.copy_(weights()["router"])
+        layer(x[rank * 20 : (rank + 1) * 20])
+        logits_TE = x[rank * 20 : (rank + 1) * 20] @ weights()["router"].T
+        return layer._score(logits_TE).chosen_TE
+
+    x = torch.randn(80, H, generator=torch.Generator().manual_seed(5))
+    limited_TE = torch.cat(run_ranks(run, 4, 2))
+    # Two nodes of two ranks, four experts each.
+    assert int(limited_TE.view(80, 2, 4).any(2).sum(1).max()) == 1
+    assert limited_TE.sum(1).tolist() == [2] * 80
+    free_TE = torch.cat(run_ranks(run, 4, 4))
+    assert int(free_TE.view(80, 2, 4).any(2).sum(1).max()) == 2
+    with pytest.raises(RuntimeError, match="ranks_per_node is 0; it must be at least 1"):
+        run_ranks(run, 4, 0)
+
+
+def test_scale_multiplies_what_the_experts_give() -> None:
+    torch.manual_seed(0)
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("none")))
+    x = torch.randn(10, H)
+    plain = layer(x)[0]
+    layer.config = replace(layer.config, score_scale=2.0)
+    assert torch.equal(layer(x)[0], 2 * plain)
