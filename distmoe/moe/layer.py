@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +65,12 @@ class MoE(nn.Module):
     and calls the layer with its own tokens. None: this rank alone. ``loss_group``: ranks over
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
+    ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
+    none.
     """
 
     stats: MoEStats
+    on_scores: Callable[[Scores], None] | None = None
 
     def __init__(
         self,
@@ -148,16 +152,9 @@ class MoE(nn.Module):
             max_pairs=rounded.max_pairs,
         )
         plan = plan_dispatch(routing, self.exchange, tile=rounding.tile)
-        changed_TE = rounded.selected_TE ^ scores.chosen_TE
-        stats = MoEStats(
-            freq_E=rounded.freq_E,
-            target_E=rounded.target_E,
-            dropped=(changed_TE & scores.chosen_TE).sum(),
-            added=(changed_TE & rounded.selected_TE).sum(),
-            without_expert=(~rounded.selected_TE.any(1)).sum(),
-            rows_sent=plan.rows_sent(),
-            copies_sent=plan.copies_sent(),
-        )
+        stats = MoEStats.count(scores, rounded, plan)
+        if self.on_scores is not None:
+            self.on_scores(scores)
         balance = self._balance_counts(scores, rounded)
         return _Decision(routing, rounded.selected_TE, plan, stats, balance)
 
