@@ -103,7 +103,8 @@ def _group_counts(outcome: StepOutcome, config: Config) -> IntArray:
         return np.zeros((0, config.moe.num_experts + 3), dtype=np.int64)
     freq_MLE = torch.stack([s.freq_E for s in stats]).cpu().numpy().reshape(shape)
     target_MLE = torch.stack([s.target_E for s in stats]).cpu().numpy().reshape(shape)
-    tiles_MLP = tiles_of(target_MLE, tile).reshape(*shape[:2], config.parallel.ep, -1).sum(3)
+    tiles_MLE = tiles_of(target_MLE, tile)
+    tiles_MLP = tiles_MLE.reshape(*tiles_MLE.shape[:2], config.parallel.ep, -1).sum(3)
     per_layer = [tiles_MLP.sum(2), tiles_MLP.max(2), tiles_of(freq_MLE, tile).sum(2)]
     counted_MLX = np.concatenate([freq_MLE, np.stack(per_layer, axis=2)], axis=2)
     counted_LX: IntArray = counted_MLX.sum(axis=0)
