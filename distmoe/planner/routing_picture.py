@@ -15,14 +15,16 @@ PANELS: dict[str, Callable[[Outcome], float]] = {
     "pairs moved, % of top-k": lambda o: 100 * (o.dropped + o.added),
 }
 
+# As many as have a colour of their own; more have shades of one scale.
+MANY_SERIES = 10
+
 
 def draw(results: list[Result], path: Path) -> None:
     """Write a picture in the format of the file's ending; a series of bars per setting."""
     from matplotlib.figure import Figure
 
     names = [outcome.name for outcome in results[0][1]]
-    width = max(14.0, 0.12 * len(results) * len(names) * len(PANELS))
-    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    figure = Figure(figsize=(14 if len(results) <= MANY_SERIES else 20, 5), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for panel, (title, value) in zip(panels, PANELS.items(), strict=True):
         _draw_panel(panel, results, value)
@@ -39,9 +41,14 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def _draw_panel(panel: Any, results: list[Result], value: Callable[[Outcome], float]) -> None:
+    from matplotlib import colormaps
+
     width = 0.8 / len(results)
     labels = varying([setting for setting, _ in results])
+    colors = colormaps["tab10" if len(results) <= MANY_SERIES else "viridis"]
     for i, ((_, outcomes), label) in enumerate(zip(results, labels, strict=True)):
         shift = (i - (len(results) - 1) / 2) * width
         places = [place + shift for place in range(len(outcomes))]
-        panel.bar(places, [value(outcome) for outcome in outcomes], width, label=label or None)
+        color = colors(i if len(results) <= MANY_SERIES else i / (len(results) - 1))
+        heights = [value(outcome) for outcome in outcomes]
+        panel.bar(places, heights, width, label=label or None, color=color)

@@ -99,8 +99,10 @@ def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list
     ways |= {rule: _rounded(scores, rule, groups=ranks, tile=tile) for rule in rules}
     alone = [_rounded(part, "balance", groups=ranks, tile=tile) for part in _parts(scores, ranks)]
     ways[LOCAL] = torch.cat(alone)
+    mass_TE = integer_keys(scores.score_TE).long()
     return [
-        _outcome(name, scores, mask_TE, ranks=ranks, tile=tile) for name, mask_TE in ways.items()
+        _outcome(name, scores.chosen_TE, mask_TE, mass_TE, ranks=ranks, tile=tile)
+        for name, mask_TE in ways.items()
     ]
 
 
@@ -135,16 +137,16 @@ def _rounded(scores: Scores, rule: str, *, groups: int, tile: int) -> Tensor:
     return round_scores(scores, make_exchange(None), rounding).selected_TE
 
 
-def _outcome(name: str, scores: Scores, mask_TE: Tensor, *, ranks: int, tile: int) -> Outcome:
+def _outcome(
+    name: str, chosen_TE: Tensor, mask_TE: Tensor, mass_TE: Tensor, *, ranks: int, tile: int
+) -> Outcome:
     count_E = mask_TE.sum(0)
     tiles_E = (count_E + tile - 1) // tile
     tiles_P = tiles_E.view(ranks, -1).sum(1)
     rows = int(tiles_E.sum()) * tile
     busiest, mean = int(tiles_P.max()), float(tiles_P.double().mean())
-    dropped_TE, added_TE = scores.chosen_TE & ~mask_TE, mask_TE & ~scores.chosen_TE
-    pairs = max(int(scores.chosen_TE.sum()), 1)
-    mass_TE = integer_keys(scores.score_TE).long()
-    mass = max(int(mass_TE[scores.chosen_TE].sum()), 1)
+    dropped_TE, added_TE = chosen_TE & ~mask_TE, mask_TE & ~chosen_TE
+    pairs, mass = max(int(chosen_TE.sum()), 1), max(int(mass_TE[chosen_TE].sum()), 1)
     return Outcome(
         name=name,
         busiest_tiles=busiest,
