@@ -160,7 +160,7 @@ def test_every_layer_is_what_a_loop_counts(
     # An expert that nobody likes, and a layer that is less even than the other.
     router_LEH[1, 0] = -3 * router_LEH[1, 1:4].sum(0)
     x_PMLTH = torch.randn(world, MICRO_BATCHES, LAYERS, T, H, generator=generator)
-    x_PMLTH[:, :, 1] += router_LEH[1, 1:4].sum(0)
+    x_PMLTH[:, :, 1] += 3 * router_LEH[1, 1:4].sum(0)
     results = run_ranks(run_step, world, config, router_LEH, x_PMLTH, monkeypatch)
     record = results[0][0]
     forwards = [forward for _, of_rank in results for forward in of_rank]
