@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from distmoe.config import Config, RankInfo
-from distmoe.kernels.router_topk.torch_backend import integer_keys
+from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.moe.layer import MoE
 from distmoe.planner.routing_trace import (
     IntArray,
@@ -26,8 +27,9 @@ Recorded = list[tuple[IntArray, IntArray]]
 class RoutingRecorder:
     """Writes the next ``config.train.record_routing`` steps of this rank; 0 does nothing.
 
-    OSError if the folder cannot be made. Files of steps after ``resumed_step`` are removed, as this
-    start makes those steps again.
+    OSError if the folder cannot be made; ValueError, in a step, for a router whose choice is not
+    the top-k of its keys. Files of steps after ``resumed_step`` are removed, as this start makes
+    those steps again.
     """
 
     def __init__(
@@ -80,6 +82,11 @@ class RoutingRecorder:
 
 def _keeper(recorded: Recorded) -> Callable[[Scores], None]:
     def keep(scores: Scores) -> None:
+        if not torch.equal(scores.chosen_TE, choose_top_k(scores.key_TE, scores.top_k)):
+            raise ValueError(
+                "train.record_routing: this router does not choose the top-k of its keys, and a "
+                "trace holds keys only; it must be 0 with this moe.router"
+            )
         # Copied at once: the keys of all layers together may not fit on the device.
         key_TE, mass_TE = scores.key_TE, integer_keys(scores.score_TE)
         recorded.append((key_TE.cpu().numpy(), mass_TE.cpu().numpy()))

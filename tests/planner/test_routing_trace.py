@@ -41,6 +41,7 @@ from distmoe.planner.routing_trace import (
     trace_path,
     write_trace,
 )
+from distmoe.routing.routers import Scores
 from distmoe.train.record_routing import RoutingRecorder
 
 H, E, K, M, T = 16, 8, 2, 8, 24
@@ -212,6 +213,7 @@ def record_steps(rank: int, config: Config, x_PSMLTH: Tensor) -> list[list[tuple
         with recorder.recording():
             for x_LTH in x_PSMLTH[rank, step]:
                 pairs += [pairs_of(layer, x_TH) for layer, x_TH in zip(layers, x_LTH, strict=True)]
+        assert all(layer.on_scores is None for layer in layers)
         if recorder.steps_left:
             recorder.write(step + 1)
         for layer in layers:
@@ -283,6 +285,21 @@ def test_off_is_nothing(tmp_path: Path) -> None:
         assert layers[0].on_scores is None
     assert recorder.steps_left == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_that_is_no_top_k_of_the_keys_is_refused(tmp_path: Path) -> None:
+    """As of a router that limits the groups of experts: its trace would be simulated wrongly."""
+    layers = [MoE(config_of(tmp_path, 1).moe)]
+    recorder = RoutingRecorder(config_of(tmp_path, 1), RankInfo(), layers, resumed_step=0)
+    router = layers[0].router
+
+    def limited(logits_TE: Tensor) -> Scores:
+        scores = router(logits_TE)
+        return replace(scores, chosen_TE=scores.chosen_TE.roll(1, dims=1))
+
+    layers[0].router = limited
+    with recorder.recording(), pytest.raises(ValueError, match="does not choose the top-k of its"):
+        layers[0](torch.randn(T, H))
 
 
 def test_simulating_a_trace_is_simulating_its_scores(tmp_path: Path) -> None:
