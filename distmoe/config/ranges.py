@@ -93,10 +93,12 @@ RANGES = {
     "train.max_skipped_steps": COUNT,
     "train.validate_every": NOT_NEGATIVE,
     "train.validation_batches": COUNT,
+    "train.record_routing": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,
     "checkpoint.keep_last": COUNT,
     "metrics.log_every": COUNT,
     "metrics.expert_load_every": COUNT,
+    "metrics.layer_table_every": NOT_NEGATIVE,
 }
 
 

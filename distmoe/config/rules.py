@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,21 @@ def _wrong(config: Config, key: str, allowed: str) -> str:
 def _run_folder(config: Config, world: int) -> Iterator[str]:
     if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
         yield _wrong(config, "run.dir", "be a folder, and there is a file of that name")
+
+
+@_rule("train.record_routing")
+def _routing_folder(config: Config, world: int) -> Iterator[str]:
+    if config.train.record_routing:
+        folder = Path(config.run.dir) / "routing"
+        nearest = next(
+            path for path in (folder, *folder.absolute().parents) if os.path.exists(path)
+        )
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            yield _wrong(
+                config,
+                "train.record_routing",
+                f"be 0, or {folder} a folder that can be written: {nearest} cannot",
+            )
 
 
 @_rule("model.hidden_size", "model.n_heads", "model.head_dim")

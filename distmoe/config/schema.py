@@ -238,6 +238,9 @@ class TrainConfig:
     """Steps between validations. 0: only at the end."""
     validation_batches: int = 8
     """Global batches of one validation."""
+    record_routing: int = 0
+    """Steps of this start of the run whose routing is written to <run.dir>/routing, from its first
+    step on; see tools/simulate_routing.py --trace."""
 
 
 @dataclass(frozen=True)
@@ -263,7 +266,11 @@ class MetricsConfig:
     tensorboard: bool = True
     """Write TensorBoard events to <run.dir>/tensorboard."""
     expert_load_every: int = 50
-    """Steps between histograms and images of the expert load."""
+    """Steps between histograms and images of the expert load, and the figures of each layer, in
+    TensorBoard."""
+    layer_table_every: int = 0
+    """Steps between tables of all MoE layers on the console. 0: only at the end, and of more than
+    12 layers the 8 whose busiest rank is furthest above the mean."""
 
 
 @dataclass(frozen=True)

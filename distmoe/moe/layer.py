@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -63,6 +64,8 @@ class MoE(nn.Module):
     ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
     ``node_groups``: made for it before, else every layer makes its own.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
+    ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
+    none.
 
     An optimizer step of several micro-batches calls `begin_step` before the first; otherwise the
     load-balance loss is that of each forward by itself. With config.bias_update_rate > 0 the layer
@@ -71,6 +74,7 @@ class MoE(nn.Module):
 
     stats: MoEStats
     bias_E: Tensor | None
+    on_scores: Callable[[Scores], None] | None = None
 
     def __init__(
         self,
@@ -194,16 +198,9 @@ class MoE(nn.Module):
             links=self.links,
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
-        changed_TE = rounded.selected_TE ^ scores.chosen_TE
-        stats = MoEStats(
-            freq_E=rounded.freq_E,
-            target_E=rounded.target_E,
-            dropped=(changed_TE & scores.chosen_TE).sum(),
-            added=(changed_TE & rounded.selected_TE).sum(),
-            without_expert=(~rounded.selected_TE.any(1)).sum(),
-            rows_sent=plan.rows_sent(),
-            copies_sent=plan.copies_sent(),
-        )
+        stats = MoEStats.count(scores, rounded, plan)
+        if self.on_scores is not None:
+            self.on_scores(scores)
         balance = self._balance_counts(scores, rounded, num_sequences)
         return _Decision(routing, rounded.selected_TE, plan, stats, balance)
 
