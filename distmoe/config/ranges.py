@@ -65,6 +65,7 @@ RANGES = {
     "moe.rounding.tile": COUNT,
     "moe.rounding.balance_groups": COUNT_OR_UNSET,
     "moe.rounding.seed": Range(0, 2**63 - 1),
+    "moe.dispatch.steps": COUNT_OR_UNSET,
     "parallel.dp_replicate": COUNT,
     "parallel.dp_shard": COUNT_OR_UNSET,
     "parallel.ep": COUNT,

@@ -96,6 +96,13 @@ class DispatchConfig:
     """Compute while rows travel. false: the same work, waiting for every transfer at once."""
     exchange: str = "auto"
     """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
+    level: Literal["auto", "copies", "rank", "node"] = "auto"
+    """What crosses once: a (token, expert) pair (copies), a token to a rank, or a token to a node,
+    whose ranks pass it on. auto: the fastest by the cost model, see docs/planning.md."""
+    order: Literal["auto", "source", "tokens"] = "auto"
+    """What a step brings: all rows of some peers, the nearest first, or a part of every peer's."""
+    steps: int = 0
+    """Steps in which rows arrive. 0: as many as the cost model finds best."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,9 @@ class ParallelConfig:
     """P, ranks that share the experts of a layer."""
     reshard_after_forward: bool = True
     """Free the gathered parameters between forward and backward."""
+    profile: str = ""
+    """Speeds of links and devices, a file that `distmoe doctor comm --save` wrote. Empty: those of
+    the device, if it is a known one."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ forward: gather the rows to send; first part of the own rows, a block per step, 
 rows; rows of a finished block go home at once; sum of the partial rows when all are back.
 backward: the same with dy for x and dX for y, and all weight gradients after the last block.
 
-A block runs the tiles that are complete. With c pairs of an expert here, (M - 1) / 2 of them are
-expected to wait for their tile, and a block is finished with the first later block that brings M - 1
-more (the worst expert), or with the last one. Each of forward, dgrad and wgrad takes 2 H (G + I)
-FLOPs a pair, that is 6 I H for gated experts. See docs/planning.md for what is left out.
+A block runs the tiles that are complete. Of an expert's pairs that are here, (M - 1) / 2 are
+expected to wait for the rest of their tile, and a block is finished with the first later block that
+brings M - 1 more (the worst expert), or with the last one. Each of forward, dgrad and wgrad takes
+2 H (G + I) FLOPs a pair, that is 6 I H for gated experts. See docs/planning.md for what is left
+out, and for the figures that this is held to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import inf
 from typing import Literal
 
 import numpy as np
@@ -139,7 +139,7 @@ def best_schedule(
         for level in _levels_of(layout, levels)
         for order in orders
         for n in allowed
-        if steps or n <= _most_groups(layout, level, order)
+        if steps or order == "tokens" or n <= most_groups(layout, level)
     ]
     return sorted(found, key=lambda prediction: (prediction.total_s, prediction.schedule.steps))
 
@@ -159,9 +159,8 @@ def _levels_of(layout: RankLayout, levels: Sequence[Level]) -> list[Level]:
     return [v for v in levels if not (v == "node" and one_level and "rank" in levels)]
 
 
-def _most_groups(layout: RankLayout, level: Level, order: Order) -> float:
-    if order == "tokens":
-        return inf
+def most_groups(layout: RankLayout, level: Level) -> int:
+    """The most steps by source: one per peer, at level node one per node."""
     return layout.num_nodes if level == "node" else max(1, layout.num_ranks - 1)
 
 

@@ -29,6 +29,16 @@ class Link:
     bytes_per_s: float
     shared: bool = False
 
+    @staticmethod
+    def through(small: tuple[int, float], large: tuple[int, float]) -> Link:
+        """From the times of two messages, (bytes, seconds). Where noise makes the large one no
+        slower, all of its time counts as transfer."""
+        seconds = large[1] - small[1]
+        if seconds <= 0:
+            return Link(small[1], large[0] / large[1])
+        rate = (large[0] - small[0]) / seconds
+        return Link(max(0.0, small[1] - small[0] / rate), rate)
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -58,10 +68,10 @@ class Profile:
         return self.links[name]
 
 
-# Copies: what a large device copy reaches, 3.0 and 4.3 TB/s read and written together (see
-# roofline.py). NVLink 4 gives 450 GB/s in each direction, the NIC 400 Gbit/s = 50 GB/s; 0.8 and 0.85
-# of that is what collectives reach, with 0.5 and 1.5 us for every peer (NCCL's published figures).
-# 500 TFLOP/s is what grouped bf16 products of SonicMoE's kind reach (arXiv 2512.14080).
+# NVLink 4 has 450 GB/s in each direction and the NIC 400 Gbit/s = 50 GB/s, by the data sheets; that
+# collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies: half
+# of the bytes that a large one reads and writes (roofline.py). 500 TFLOP/s: SonicMoE reports 535
+# forward and 480 backward on an H100 (arXiv 2512.14080).
 def _hopper(device: str, copied_per_s: float) -> Profile:
     return Profile(
         links={
