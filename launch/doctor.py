@@ -72,9 +72,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> _Request:
     if list(argv[:1]) != ["comm"]:
-        raise ConfigError(
-            f"the first argument is {repr(argv[0]) if argv else 'missing'}; allowed: comm"
-        )
+        given = f"'{argv[0]}'" if argv else "missing"
+        raise ConfigError(f"the first argument is {given}; it must be comm")
     rest = list(argv[1:])
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     own: dict[str, str] = {}
@@ -188,9 +187,7 @@ def _facts(figures: MachineFigures) -> list[tuple[str, str]]:
     rates = sorted(figures.gemm_flops)
     slowest = figures.gemm_flops.index(rates[0])
     all_ranks = f"{figures.ranks} ranks, {figures.ranks_per_node} on a node, {figures.exchange}"
-    gather = (
-        f"{1e6 * figures.all_gather_s:,.1f} us for {figures.all_gather_bytes} bytes of each rank"
-    )
+    gather = f"{1e6 * figures.all_gather_s:,.1f} us, {figures.all_gather_bytes} bytes of each rank"
     return [
         ("ranks", all_ranks if figures.links else "1: there are no links to measure"),
         *([("all-gather", gather)] if figures.links else []),

@@ -84,9 +84,8 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
     all_ranks = exchange.all_gather(
         torch.tensor(mine, dtype=torch.float64, device=device), kind="figures"
     ).tolist()
-    own_latency, own_rate, launch_s, _ = (
-        statistics.median(c) for c in zip(*all_ranks, strict=True)
-    )
+    columns = list(zip(*all_ranks, strict=True))
+    own_latency, own_rate, launch_s = (statistics.median(column) for column in columns[:3])
     return MachineFigures(
         ranks=exchange.size,
         ranks_per_node=ranks_per_node,

@@ -95,10 +95,8 @@ def _dtype(config: Config, profile: Profile) -> str:
 
 def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
     """What the profile lacks for these ranks; empty if nothing."""
-    links = {"node": layout.per_node > 1, "remote": layout.num_nodes > 1}
-    lacking = [
-        f"link '{name}'" for name, used in links.items() if used and name not in profile.links
-    ]
+    used = {"node": layout.per_node > 1, "remote": layout.num_nodes > 1}
+    lacking = [f"link '{name}'" for name in used if used[name] and name not in profile.links]
     if _dtype(config, profile) not in profile.gemm_flops:
         lacking.append(f"GEMM rate of {config.train.dtype}")
     return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
