@@ -27,7 +27,7 @@ from typing import Literal
 import numpy as np
 
 from distmoe.planner.machine_profile import Profile
-from distmoe.planner.row_volumes import RankLayout, RowVolumes
+from distmoe.planner.row_volumes import FloatArray, RankLayout, RowVolumes
 
 Level = Literal["copies", "rank", "node"]
 Order = Literal["source", "tokens"]
@@ -133,6 +133,9 @@ def best_schedule(
     """Every schedule that may be chosen, the fastest first; equal ones in the order of ``levels``
     and ``orders``, with fewer steps before more. ``steps`` 0: from 1 to `most_steps`."""
     volumes = volumes or _expected(shape, layout)
+    if layout.num_ranks == 1:
+        alone = Schedule(levels[0], orders[0], 1)
+        return [predict(shape, layout, profile, alone, volumes=volumes)]
     allowed = [steps] if steps else range(1, most_steps(shape, layout) + 1)
     found = [
         predict(shape, layout, profile, Schedule(level, order, n), volumes=volumes)
@@ -153,8 +156,6 @@ def most_steps(shape: LayerShape, layout: RankLayout) -> int:
 
 def _levels_of(layout: RankLayout, levels: Sequence[Level]) -> list[Level]:
     """Without those that are another one under a second name, if that is among them."""
-    if layout.num_ranks == 1:
-        return [levels[0]]
     one_level = layout.num_nodes == 1 or layout.per_node == 1
     return [v for v in levels if not (v == "node" and one_level and "rank" in levels)]
 
@@ -295,9 +296,14 @@ class _Block:
     ready: tuple[int, ...]
 
 
+def carried(arrived: FloatArray, tile: int) -> FloatArray:
+    """How many of an expert's ``arrived`` pairs are expected to wait for the rest of their tile."""
+    return np.minimum(arrived, (tile - 1) / 2)
+
+
 def _blocks(steps: Sequence[_Step], *, tile: int, local_experts: int) -> list[_Block]:
     arrived = np.cumsum([step.pairs for step in steps]) / local_experts
-    done = arrived - np.minimum(arrived, (tile - 1) / 2)
+    done = arrived - carried(arrived, tile)
     done[-1] = arrived[-1]
     last = len(steps) - 1
     finished_by = [
