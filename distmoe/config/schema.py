@@ -94,6 +94,14 @@ class DispatchConfig:
 
     overlap: bool = True
     """Compute while rows travel. false: the same work, waiting for every transfer at once."""
+    level: Literal["auto", "copies", "rank"] = "auto"
+    """rank: a token's row travels once to every rank that has one of its experts. copies: once for
+    every expert, the baseline."""
+    order: Literal["auto", "source", "tokens"] = "auto"
+    """What a step of the exchange brings. source: all rows of some ranks. tokens: a part of every
+    rank's rows."""
+    steps: int = 0
+    """Steps of the exchange. 0: as many as the links and the tiles make worth it."""
     exchange: str = "auto"
     """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
     level: Literal["auto", "copies", "rank", "node"] = "auto"

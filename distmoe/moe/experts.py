@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.moe.ep_function import ExpertParallel, expert_parallel
+from distmoe.moe.ep_function import RowExchange, expert_parallel
 
 
 class Experts(nn.Module):
@@ -30,9 +30,9 @@ class Experts(nn.Module):
         self.w_in_eGH = nn.Parameter(torch.empty(num_local, width, hidden_size))
         self.w_out_eHI = nn.Parameter(torch.empty(num_local, hidden_size, intermediate_size))
 
-    def forward(self, x_TH: Tensor, score_N: Tensor, ep: ExpertParallel) -> Tensor:
-        """[T, H] -> [T, H]; collective over the expert-parallel group."""
-        return expert_parallel(x_TH, score_N, _local(self.w_in_eGH), _local(self.w_out_eHI), ep)
+    def forward(self, x_TH: Tensor, score_N: Tensor, rows: RowExchange) -> Tensor:
+        """[T, H] -> [T, H]; collective over the expert-parallel group. ``rows``: those of x."""
+        return expert_parallel(x_TH, score_N, _local(self.w_in_eGH), _local(self.w_out_eHI), rows)
 
 
 def _local(parameter: Tensor) -> Tensor:

@@ -14,11 +14,12 @@ from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.dispatch import plan_dispatch
-from distmoe.moe.ep_function import ExpertParallel
+from distmoe.moe.ep_function import ExpertParallel, RowExchange
 from distmoe.moe.experts import Experts
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.routing_tape import decided, is_replay
+from distmoe.moe.schedule import auto_schedule
 from distmoe.moe.stats import MoEStats
 from distmoe.routing.losses import load_balance_loss, z_loss
 from distmoe.routing.round_tokens import Rounded, round_scores
@@ -81,6 +82,10 @@ class MoE(nn.Module):
         self.config = config
         self.loss_group = loss_group
         self.exchange = make_exchange(ep_group, config.dispatch.exchange)
+        dispatch = config.dispatch
+        self.schedule = auto_schedule(
+            dispatch.level, dispatch.order, dispatch.steps, num_ranks=num_ranks
+        )
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         self.router_EH = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
@@ -121,9 +126,12 @@ class MoE(nn.Module):
         ep = ExpertParallel(
             decision.plan, self.exchange, self.mlp, overlap=self.config.dispatch.overlap
         )
-        out_TH = self.experts(x_TH, routing.score_N, ep)
-        if self.shared is not None:
-            out_TH = out_TH + self.shared(x_TH)
+        rows = RowExchange(ep, x_TH.detach())
+        # While the first rows travel.
+        shared_TH = self.shared(x_TH) if self.shared is not None else None
+        out_TH = self.experts(x_TH, routing.score_N, rows)
+        if shared_TH is not None:
+            out_TH = out_TH + shared_TH
         losses = MoELosses(
             load_balance=load_balance_loss(
                 scores.score_TE,
@@ -148,7 +156,11 @@ class MoE(nn.Module):
             max_pairs=rounded.max_pairs,
         )
         plan = plan_dispatch(
-            routing, self.exchange, tile=rounding.tile, from_ranks_Pe=rounded.from_ranks_Pe
+            routing,
+            self.exchange,
+            tile=rounding.tile,
+            schedule=self.schedule,
+            from_ranks_Pe=rounded.from_ranks_Pe,
         )
         changed_TE = rounded.selected_TE ^ scores.chosen_TE
         stats = MoEStats(

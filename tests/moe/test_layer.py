@@ -15,6 +15,7 @@ from distmoe import MoE, MoEConfig
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.moe.reference import moe_reference
+from distmoe.moe.schedule import LEVELS, ORDERS
 from distmoe.routing.routers import scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -151,6 +152,39 @@ def test_forward_and_gradients(num_ranks: int, case: str, rule: str, overlap: bo
         assert torch.equal(result["target"], routing.counts_E.long())
     if rule != "none":
         assert (routing.counts_E % TILE == 0).all()
+
+
+SCHEDULES = [
+    (num_ranks, level, order, steps)
+    for level in LEVELS
+    for order in ORDERS
+    for num_ranks, steps in [(2, 1), (2, 3), (4, 1), (4, 2), (4, 3), (4, 7)]
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [("uneven", "balance"), ("a_rank_without_tokens", "none"), ("all_to_one_expert", "balance")],
+)
+@pytest.mark.parametrize(("num_ranks", "level", "order", "steps"), SCHEDULES)
+def test_every_schedule(
+    num_ranks: int, level: str, order: str, steps: int, case: str, rule: str
+) -> None:
+    """The same layer however its rows travel; twice the same bits, with and without overlap."""
+    make_tokens, favourite = CASES[case]
+    tokens = make_tokens(num_ranks)
+    x, dout = inputs(tokens, favourite)
+    dispatch = DispatchConfig(level=level, order=order, steps=steps)
+    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE), dispatch=dispatch)
+    serial = replace(config, dispatch=replace(dispatch, overlap=False))
+    with poisoned_empty():
+        joined = together(run_ranks(run_layer, num_ranks, config, tokens, x, dout))
+        again = together(run_ranks(run_layer, num_ranks, serial, tokens, x, dout))
+    exact, _ = by_reference(config, x, dout, num_ranks, torch.float64)
+    same_dtype, _ = by_reference(config, x, dout, num_ranks, torch.float32)
+    for name, want in exact.items():
+        assert_as_good_as(joined[name], same_dtype[name], want.float(), name)
+        assert torch.equal(joined[name], again[name]), name
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
