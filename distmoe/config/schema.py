@@ -94,9 +94,9 @@ class DispatchConfig:
 
     overlap: bool = True
     """Compute while rows travel. false: the same work, waiting for every transfer at once."""
-    level: Literal["auto", "copies", "rank"] = "auto"
-    """rank: a token's row travels once to every rank that has one of its experts. copies: once for
-    every expert, the baseline."""
+    level: Literal["auto", "copies", "rank", "node"] = "auto"
+    """rank: a token's row travels once to every rank that has one of its experts. node: once to
+    every node, whose ranks pass it on. copies: once for every expert, the baseline."""
     order: Literal["auto", "source", "tokens"] = "auto"
     """What a step of the exchange brings. source: all rows of some ranks. tokens: a part of every
     rank's rows."""
@@ -104,13 +104,6 @@ class DispatchConfig:
     """Steps of the exchange. 0: as many as the links and the tiles make worth it."""
     exchange: str = "auto"
     """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
-    level: Literal["auto", "copies", "rank", "node"] = "auto"
-    """What crosses once: a (token, expert) pair (copies), a token to a rank, or a token to a node,
-    whose ranks pass it on. auto: the fastest by the cost model, see docs/planning.md."""
-    order: Literal["auto", "source", "tokens"] = "auto"
-    """What a step brings: all rows of some peers, the nearest first, or a part of every peer's."""
-    steps: int = 0
-    """Steps in which rows arrive. 0: as many as the cost model finds best."""
 
 
 @dataclass(frozen=True)

@@ -404,7 +404,7 @@ class _Times:
 
 class _Rank:
     """Discrete events of one pass on one rank. Transfers of a link class go in the order in which
-    they are posted; blocks run in their order."""
+    they are posted; blocks run in their order. Without overlap every transfer is waited for."""
 
     def __init__(
         self, machine: _Machine, blocks: Sequence[_Block], times: _Times, *, overlap: bool
@@ -417,26 +417,37 @@ class _Rank:
         self._numbers = count()
         self._link_free: dict[str, float] = {}
         self._missing = [len(block.ways) for block in blocks]
-        self._travelling = sum(self._missing)
+        self._travelling = 0
         self._next = 0
-        self._computing = True
+        # The device gathers, copies or computes, or the host waits for what it has sent.
+        self._occupied = True
         self._finished_s = 0.0
 
     def run(self) -> float:
         """Seconds until the sum over the partial rows is made."""
-        now = 0.0
-        for b, block in enumerate(self._blocks):
-            now += self._times.gather_s[b]
-            for way in block.ways:
-                self._at(now, partial(self._send, way, partial(self._arrived, b)))
-        self._at(now + self._times.place_s, self._compute)
+        self._send_out(0, 0.0)
         while self._events:
-            time, _, action = heapq.heappop(self._events)
-            action(time)
+            now, _, action = heapq.heappop(self._events)
+            action(now)
         return self._finished_s + self._times.sum_s
 
     def _at(self, time: float, action: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (time, next(self._numbers), action))
+
+    def _send_out(self, b: int, now: float) -> None:
+        """Gather and post the rows of block ``b``, then of the next ones."""
+        if b == len(self._blocks):
+            self._at(now + self._times.place_s, self._compute)
+        else:
+            self._at(now + self._times.gather_s[b], partial(self._post, b))
+
+    def _post(self, b: int, now: float) -> None:
+        ways = self._blocks[b].ways
+        self._travelling += len(ways)
+        for way in ways:
+            self._send(way, partial(self._arrived, b), now)
+        if self._overlap or not ways:
+            self._send_out(b + 1, now)
 
     def _send(self, way: _Way, arrived: Callable[[float], None], now: float) -> None:
         if not way:
@@ -448,18 +459,21 @@ class _Rank:
 
     def _arrived(self, b: int, now: float) -> None:
         self._missing[b] -= 1
-        self._landed(now)
+        self._travelling -= 1
+        if not self._overlap and not self._travelling:
+            self._send_out(b + 1, now)
+        elif not self._occupied:
+            self._compute(now)
 
-    def _landed(self, now: float) -> None:
-        """A transfer is complete, on the way there or home."""
+    def _came_home(self, now: float) -> None:
         self._travelling -= 1
         self._finished_s = max(self._finished_s, now)
-        if not self._computing:
+        if not self._occupied:
             self._compute(now)
 
     def _compute(self, now: float) -> None:
-        """Start the next block, if its rows are here and the device is free."""
-        self._computing = False
+        """Start the next block, if its rows are here."""
+        self._occupied = False
         self._finished_s = max(self._finished_s, now)
         if self._next > len(self._blocks) or (self._travelling and not self._overlap):
             return
@@ -469,7 +483,7 @@ class _Rank:
             return
         else:
             seconds = self._times.block_s[self._next]
-        self._computing = True
+        self._occupied = True
         self._at(now + seconds, self._end_of_block)
 
     def _end_of_block(self, now: float) -> None:
@@ -477,6 +491,6 @@ class _Rank:
             for j in self._blocks[self._next].ready:
                 for way in self._blocks[j].ways:
                     self._travelling += 1
-                    self._send(way[::-1], self._landed, now)
+                    self._send(way[::-1], self._came_home, now)
         self._next += 1
         self._compute(now)

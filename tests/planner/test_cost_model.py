@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distmoe.moe.plan import carry_tiles
+from distmoe.moe.carry import carry_tiles
 from distmoe.planner.cost_model import (
     LEVELS,
     ORDERS,
@@ -37,7 +37,7 @@ def test_two_ranks_by_hand() -> None:
     there = home = 0.5 + 2 + 2.5
     gather, place, total = 0.25 + 0.5, 0.25 + 0.4, 0.25 + 0.9
     half, peers, wgrad = 0.5 + 3, 0.5 + 10, 0.5 + 16
-    serial = gather + there + half + peers + home + half
+    serial = gather + there + place + half + peers + home + half
     arrived = gather + there
     assert arrived > gather + place + half
     overlapped = arrived + peers + max(home, half)
