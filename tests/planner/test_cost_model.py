@@ -1,4 +1,4 @@
-"""The simulated rank: by hand for tiny cases, against a published table, and its properties."""
+"""The simulated rank: by hand for tiny cases, against the design's table, and its properties."""
 
 from dataclasses import replace
 from math import inf
@@ -82,7 +82,7 @@ def test_one_rank_sends_nothing() -> None:
     assert found.forward.bytes_sent == {}
 
 
-# Milliseconds at H 4096, I 1536, E 128, K 8, T 8192 a rank, bf16: one way by pairs, by ranks and by
+# From a coarser model, which the design was made with. Milliseconds at H 4096, I 1536, E 128, K 8, T 8192 a rank, bf16: one way by pairs, by ranks and by
 # nodes; forward without overlap; and forward and backward at their best, with the waiting share.
 TABLE = {
     2: (0.75, 0.19, None, 5.39, 5.13, 0.04, 9.95, 0.01),
@@ -134,8 +134,8 @@ def without_gemm(one: PassTime) -> float:
 @pytest.mark.parametrize("ranks", TABLE)
 def test_table_one_way(ranks: int) -> None:
     copies, by_rank, by_node = TABLE[ranks][:3]
-    for level, published in (("copies", copies), ("rank", by_rank), ("node", by_node)):
-        if published is None:
+    for level, in_table in (("copies", copies), ("rank", by_rank), ("node", by_node)):
+        if in_table is None:
             continue
         found = predict(
             TABLE_SHAPE, table_layout(ranks), TABLE_PROFILE, Schedule(level, "tokens", 1)
@@ -145,7 +145,7 @@ def test_table_one_way(ranks: int) -> None:
             link: 0.5 * size / TABLE_PROFILE.links[link].bytes_per_s
             for link, size in found.bytes_sent.items()
         }
-        assert 1e3 * max(sent.values()) == pytest.approx(published, rel=0.01, abs=0.006)
+        assert 1e3 * max(sent.values()) == pytest.approx(in_table, rel=0.01, abs=0.006)
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])
@@ -184,10 +184,10 @@ def test_table_of_two_nodes_is_faster_than_this_model() -> None:
 def test_halves_of_the_own_rows_at_both_ends_hide_more(
     ranks: int, first: float, halves: float
 ) -> None:
-    """Published waiting shares with all own rows first, and with half of them last."""
-    for own_first, published in ((1.0, first), (0.5, halves)):
+    """The design's waiting shares with all own rows first, and with half of them last."""
+    for own_first, in_table in ((1.0, first), (0.5, halves)):
         best, _ = best_of_table(ranks, own_first=own_first)
-        assert without_gemm(best) == pytest.approx(published, abs=0.005)
+        assert without_gemm(best) == pytest.approx(in_table, abs=0.005)
 
 
 def test_carried_tiles_delay_the_last_rows() -> None:

@@ -39,12 +39,13 @@ def test_expected_volumes_are_the_counts_of_all_choices(ranks: int, per_node: in
 
 
 def test_counts_are_placed_as_the_rank_sees_its_peers() -> None:
-    """One token with the experts 0, 1 and 7, two experts a rank, ranks 0, 1 and 2, 3 on a node."""
-    selected_TE = np.zeros((1, E), dtype=bool)
-    selected_TE[0, [0, 1, 7]] = True
-    seen = RowVolumes.counted(selected_TE, RankLayout(4, 2), rank=3)
-    assert seen.pairs_NG.tolist() == [[1, 0], [0, 2]]
-    assert seen.rows_NG.tolist() == [[1, 0], [0, 1]]
+    """A token with two experts of rank 0 and one of each of the ranks 2, 5 and 7, seen by rank 1 of
+    eight, four on a node."""
+    selected_TE = np.zeros((1, 16), dtype=bool)
+    selected_TE[0, [0, 1, 4, 10, 15]] = True
+    seen = RowVolumes.counted(selected_TE, RankLayout(8, 4), rank=1)
+    assert seen.pairs_NG.tolist() == [[0, 1, 0, 2], [1, 0, 1, 0]]
+    assert seen.rows_NG.tolist() == [[0, 1, 0, 1], [1, 0, 1, 0]]
     assert seen.node_rows_N.tolist() == [1, 1]
 
 
