@@ -82,8 +82,9 @@ def test_one_rank_sends_nothing() -> None:
     assert found.forward.bytes_sent == {}
 
 
-# From a coarser model, which the design was made with. Milliseconds at H 4096, I 1536, E 128, K 8, T 8192 a rank, bf16: one way by pairs, by ranks and by
-# nodes; forward without overlap; and forward and backward at their best, with the waiting share.
+# From a coarser model, which the design was made with. Milliseconds at H 4096, I 1536, E 128, K 8,
+# T 8192 a rank, bf16: one way by pairs, by ranks and by nodes; forward without overlap; and forward
+# and backward at their best, with the waiting share.
 TABLE = {
     2: (0.75, 0.19, None, 5.39, 5.13, 0.04, 9.95, 0.01),
     4: (1.12, 0.51, None, 6.03, 5.22, 0.05, 9.95, 0.01),
