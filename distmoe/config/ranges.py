@@ -59,6 +59,11 @@ RANGES = {
     "moe.intermediate_size": COUNT,
     "moe.num_experts": COUNT,
     "moe.top_k": COUNT,
+    "moe.score_scale": POSITIVE,
+    "moe.bias_update_rate": SHARE,
+    "moe.expert_groups": COUNT_OR_UNSET,
+    "moe.groups_per_token": COUNT_OR_UNSET,
+    "moe.nodes_per_token": COUNT_OR_UNSET,
     "moe.shared_intermediate_size": COUNT_OR_UNSET,
     "moe.load_balance_coef": NOT_NEGATIVE,
     "moe.z_loss_coef": NOT_NEGATIVE,
@@ -69,6 +74,7 @@ RANGES = {
     "parallel.dp_replicate": COUNT,
     "parallel.dp_shard": COUNT_OR_UNSET,
     "parallel.ep": COUNT,
+    "parallel.ranks_per_node": COUNT_OR_UNSET,
     "data.seq_len": COUNT,
     "optim.lr": POSITIVE,
     "optim.beta1": DECAY,
@@ -87,10 +93,12 @@ RANGES = {
     "train.max_skipped_steps": COUNT,
     "train.validate_every": NOT_NEGATIVE,
     "train.validation_batches": COUNT,
+    "train.record_routing": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,
     "checkpoint.keep_last": COUNT,
     "metrics.log_every": COUNT,
     "metrics.expert_load_every": COUNT,
+    "metrics.layer_table_every": NOT_NEGATIVE,
 }
 
 

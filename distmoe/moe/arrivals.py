@@ -18,9 +18,11 @@ IntArray = NDArray[np.int64]
 @dataclass(frozen=True)
 class Incoming:
     """All pairs for this rank, source by source, (expert, token) inside a source. ``rows_PC``
-    int64: rows of every run; ``row_L`` int64, among those of its source; ``expert_L`` local."""
+    int64: rows of every run; ``relayed_PC`` int64: rows of the run that this rank passes on;
+    ``row_L`` int64, among those of its source; ``expert_L`` local."""
 
     rows_PC: Tensor
+    relayed_PC: Tensor
     row_L: Tensor
     score_L: Tensor
     source_L: Tensor
@@ -32,8 +34,10 @@ class Incoming:
         num_ranks, num_local = from_Pe.shape
         device = messages[rank].device
         rows_PC = torch.zeros(num_ranks, max(runs, OWN_RUNS), dtype=torch.int64, device=device)
+        relayed_PC = rows_PC[:, :runs].clone()
         for source, message in messages.items():
             rows_PC[source, :runs] = message[:runs, 0]
+            relayed_PC[source] = message[:runs, 1]
         own = rows_PC[rank].sum()
         rows_PC[rank] = 0
         rows_PC[rank, 0], rows_PC[rank, 1] = own - own // 2, own // 2
@@ -42,6 +46,7 @@ class Incoming:
         which_L = torch.from_numpy(owner_L).to(device)
         return Incoming(
             rows_PC=rows_PC,
+            relayed_PC=relayed_PC,
             row_L=pair_L2[:, 0].long(),
             score_L=pair_L2[:, 1].contiguous().view(torch.float32),
             source_L=which_L // num_local,
@@ -52,13 +57,15 @@ class Incoming:
 @dataclass(frozen=True)
 class Arrived:
     """Pairs in (expert, arrival) order. ``place_L`` int64: where each pair of `Incoming` lies. On
-    the host: rows of every arrival ``rows_A``, and its pairs by expert ``counts_Ae``."""
+    the host: rows of every arrival ``rows_A``, its pairs by expert ``counts_Ae``, and the rows to
+    pass on by source and run ``relayed_PC``."""
 
     index: PairIndex
     score_L: Tensor
     place_L: Tensor
     rows_A: IntArray
     counts_Ae: IntArray
+    relayed_PC: IntArray
 
 
 def arrange(incoming: Incoming, arrivals: list[Part], *, num_local: int) -> Arrived:
@@ -85,10 +92,17 @@ def arrange(incoming: Incoming, arrivals: list[Part], *, num_local: int) -> Arri
     counts_eA = torch.zeros(num_local * len(flat), dtype=torch.int64, device=device)
     counts_eA.scatter_add_(0, key_L, torch.ones_like(key_L))
     counts_eA = counts_eA.view(num_local, len(flat))
-    host = torch.cat([rows_A, counts_eA.T.reshape(-1)]).cpu().numpy()
-    rows_host, counts_host = host[: len(flat)], host[len(flat) :].reshape(len(flat), num_local)
-    index = pair_index(row_L[order_L], counts_eA.sum(1), num_rows=int(rows_host.sum()))
-    return Arrived(index, incoming.score_L[order_L], place_L, rows_host, counts_host)
+    parts = [rows_A, counts_eA.T.reshape(-1), incoming.relayed_PC.reshape(-1)]
+    ends = np.cumsum([part.numel() for part in parts[:-1]])
+    rows_host, counts_host, relayed_host = np.split(torch.cat(parts).cpu().numpy(), ends)
+    return Arrived(
+        index=pair_index(row_L[order_L], counts_eA.sum(1), num_rows=int(rows_host.sum())),
+        score_L=incoming.score_L[order_L],
+        place_L=place_L,
+        rows_A=rows_host,
+        counts_Ae=counts_host.reshape(len(flat), num_local),
+        relayed_PC=relayed_host.reshape(incoming.relayed_PC.shape),
+    )
 
 
 def pair_index(row_L: Tensor, counts_e: Tensor, *, num_rows: int) -> PairIndex:

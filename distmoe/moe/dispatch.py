@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.comm import Exchange
+from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, slices_of
 from distmoe.moe.schedule import Schedule
@@ -20,6 +20,7 @@ def plan_dispatch(
     *,
     tile: int,
     schedule: Schedule | None = None,
+    links: NodeLinks | None = None,
     from_ranks_Pe: Tensor | None = None,
 ) -> DispatchPlan:
     """The plan of this rank; collective over the group of ``exchange``.
@@ -27,6 +28,8 @@ def plan_dispatch(
     To every other rank go 8 bytes a pair, row (int32) and score (fp32), under a head of 8 bytes a
     run with the number of its rows; experts follow from the counts. ``from_ranks_Pe``: pairs that
     every rank has for the experts of this one, as rounding tells; None: they are gathered first.
+    ``links``: for schedules of level `node`; relays are told which rank needs which row, a byte
+    each.
     """
     if exchange.size == 1:
         return plan_of_one_rank(routing)
@@ -36,7 +39,7 @@ def plan_dispatch(
     if from_ranks_Pe is None:
         raise AssertionError("the ranks must divide the experts")
     schedule = schedule or Schedule(steps=exchange.size - 1)
-    outgoing = OutgoingRows.of(routing, schedule, exchange.size)
+    outgoing = OutgoingRows.of(routing, schedule, exchange.rank, exchange.size)
     sizes = Sizes.of(outgoing, from_ranks_Pe)
     return build_plan(
         outgoing,
@@ -44,30 +47,40 @@ def plan_dispatch(
         schedule,
         rank=exchange.rank,
         num_tokens=routing.num_tokens,
-        messages=_exchange_pairs(routing, outgoing, sizes, exchange),
+        messages=_exchange_pairs(routing, outgoing, sizes, schedule, exchange),
         tile=tile,
+        links=links,
     )
 
 
 def _exchange_pairs(
-    routing: Routing, outgoing: OutgoingRows, sizes: Sizes, exchange: Exchange
+    routing: Routing,
+    outgoing: OutgoingRows,
+    sizes: Sizes,
+    schedule: Schedule,
+    exchange: Exchange,
 ) -> dict[int, Tensor]:
-    """The message of every rank with pairs for this one, see `build_plan`; and the own one."""
-    rank, num_runs = exchange.rank, outgoing.rows_PC.shape[1]
+    """The message of every rank with pairs for this one, or rows to pass on, see `build_plan`; and
+    the own one."""
+    rank, num_runs = exchange.rank, schedule.runs()
     pair_N2 = torch.stack(
         [outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
     )
-    head_PC2 = F.pad(outgoing.rows_PC[:, :, None], (0, 1))
+    width = schedule.ranks_per_node
+    # Rows that go through a rank are told to it, though none may be for its own experts.
+    relays = {p for p in range(exchange.size) if width and (p - rank) % width == 0}
+    passed_PC = outgoing.sent_PC if relays else torch.zeros_like(outgoing.sent_PC)
+    head_PC2 = torch.stack([outgoing.rows_PC, passed_PC], dim=2)
     to = slices_of(sizes.pairs_to_P)
     message = {
         p: torch.cat([head_PC2[p], pair_N2[to[p]]])
         for p in range(exchange.size)
-        if sizes.pairs_to_P[p] or p == rank
+        if sizes.pairs_to_P[p] or p in relays or p == rank
     }
     received = {
         p: pair_N2.new_empty(num_runs + int(pairs), 2)
         for p, pairs in enumerate(sizes.pairs_from_P)
-        if pairs and p != rank
+        if (pairs or p in relays) and p != rank
     }
     transfer = exchange.post_recv("pairs", received)
     exchange.post_send(transfer, {p: m for p, m in message.items() if p != rank})

@@ -19,102 +19,44 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmoe.comm import Exchange, Transfer
+from distmoe.comm import Exchange
+from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import MoeMlp
+from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
+from distmoe.moe.rows import FlatRows, OwnRows, Rows, not_empty
 
 
 @dataclass(frozen=True)
 class ExpertParallel:
-    """What the Function needs beside tensors. ``overlap=False`` waits for each transfer at once."""
+    """What the Function needs beside tensors. ``overlap=False`` waits for each transfer at once.
+    ``links``: for plans of level `node`."""
 
     plan: DispatchPlan
     exchange: Exchange
     mlp: MoeMlp
     overlap: bool = True
+    links: NodeLinks | None = None
 
+    def post_rows(self, source_TH: Tensor) -> Rows:
+        """Every receive and then every send of a pass; what they carry must not change until the
+        pass is finished."""
+        source_TH = source_TH.contiguous()
+        if self.plan.num_ranks == 1:
+            return OwnRows(source_TH)
+        if self.links is None:
+            return FlatRows(self.plan, self.exchange, source_TH, overlap=self.overlap)
+        return NodeRows(self.plan, self.exchange, self.links, source_TH, overlap=self.overlap)
 
-class RowExchange:
-    """The rows of one pass on their way: to the experts, and the partial sums back.
-
-    ``rows_RH``: what arrives, and the own rows. ``home_UH``: partial sums of the rows that this
-    rank's tokens have at all ranks. One transfer a block in each direction.
-    """
-
-    def __init__(self, ep: ExpertParallel, source_TH: Tensor) -> None:
-        self.ep, self.source_TH = ep, source_TH.contiguous()
-        plan, width = ep.plan, source_TH.shape[1]
-        self.there: dict[int, Transfer] = {}
-        self.back: dict[int, Transfer] = {}
-        if plan.num_ranks == 1:
-            self.rows_RH = self.source_TH
-            return
-        self.rows_RH = source_TH.new_empty(plan.num_rows, width)
-        self.home_UH = source_TH.new_empty(plan.num_outgoing, width)
-        blocks = {i: block for i, block in enumerate(plan.blocks) if block.travels}
-        for i, block in blocks.items():
-            self.there[i] = self._receive("rows", self.rows_RH, block.receives)
-        for i, block in blocks.items():
-            self.back[i] = self._receive("rows", self.home_UH, block.sends)
-        for i, block in blocks.items():
-            self._send(self.there[i], {p: self._rows_of(rows) for p, rows in block.sends.items()})
-        self._place_own()
-
-    def _receive(self, kind: str, buffer: Tensor, parts: dict[int, slice]) -> Transfer:
-        return self.ep.exchange.post_recv(
-            kind, _not_empty({p: buffer[part] for p, part in parts.items()})
-        )
-
-    def _send(self, transfer: Transfer, parts: dict[int, Tensor]) -> None:
-        self.ep.exchange.post_send(transfer, _not_empty(parts))
-        if not self.ep.overlap:
-            self.ep.exchange.wait_recv(transfer)
-            self.ep.exchange.wait_send(transfer)
-
-    def _rows_of(self, rows: slice) -> Tensor:
-        return self.source_TH.index_select(0, self.ep.plan.token[rows])
-
-    def _place_own(self) -> None:
-        plan = self.ep.plan
-        own = plan.token[plan.rows_to[plan.rank]]
-        done = 0
-        for block in plan.blocks:
-            if not block.travels:
-                count = block.rows.stop - block.rows.start
-                torch.index_select(
-                    self.source_TH,
-                    0,
-                    own[done : done + count],
-                    out=self.rows_RH[block.rows],
-                )
-                done += count
-
-    def wait_for(self, i: int) -> None:
-        """Block until the rows of block ``i`` are here."""
-        if i in self.there:
-            self.ep.exchange.wait_recv(self.there[i])
-
-    def send_home(self, i: int, y_RH: Tensor) -> None:
-        """Send the partial sums of block ``i`` to the ranks that own its tokens."""
-        if i in self.back:
-            receives = self.ep.plan.blocks[i].receives
-            self._send(self.back[i], {p: y_RH[rows] for p, rows in receives.items()})
-
-    def finish(self, y_RH: Tensor) -> Tensor:
+    def combine(self, rows: Rows, y_RH: Tensor) -> Tensor:
         """Wait for everything; [T, H] sum of a token's partial rows, fp32, in rank order."""
-        plan, exchange = self.ep.plan, self.ep.exchange
-        for transfer in self.back.values():
-            exchange.wait_recv(transfer)
-        for transfer in (*self.there.values(), *self.back.values()):
-            exchange.wait_send(transfer)
-        if plan.combine is None:
+        rows.finish(y_RH)
+        if self.plan.combine is None:
             return y_RH
-        own = self.home_UH[plan.rows_to[plan.rank]]
-        torch.cat([y_RH[block.rows] for block in plan.blocks if not block.travels], out=own)
-        out_TH = y_RH.new_empty(plan.num_tokens, y_RH.shape[1])
-        every = slice(0, plan.num_tokens)
-        self.ep.mlp.row_sum(
-            self.home_UH, index=plan.combine, rows=every, score_L=None, out_RH=out_TH
+        out_TH = y_RH.new_empty(self.plan.num_tokens, y_RH.shape[1])
+        every = slice(0, self.plan.num_tokens)
+        self.mlp.row_sum(
+            rows.home_UH, index=self.plan.combine, rows=every, score_L=None, out_RH=out_TH
         )
         return out_TH
 
@@ -130,9 +72,9 @@ class ExpertParallelFunction(torch.autograd.Function):
         score_N: Tensor,
         w_in_eGH: Tensor,
         w_out_eHI: Tensor,
-        rows: RowExchange,
+        ep: ExpertParallel,
+        rows: Rows,
     ) -> Tensor:
-        ep = rows.ep
         plan = ep.plan
         z_LG = x_TH.new_empty(plan.num_pairs, w_in_eGH.shape[1])
         a_LI = x_TH.new_empty(plan.num_pairs, w_out_eHI.shape[2])
@@ -154,18 +96,18 @@ class ExpertParallelFunction(torch.autograd.Function):
                 done = plan.blocks[j].rows
                 ep.mlp.row_sum(y_LH, index=plan.index, rows=done, score_L=plan.score_L, out_RH=y_RH)
                 rows.send_home(j, y_RH)
-        out_TH = rows.finish(y_RH)
+        out_TH = ep.combine(rows, y_RH)
         ctx.save_for_backward(rows.rows_RH, z_LG, w_in_eGH, w_out_eHI)
         ctx.ep = ep
         return out_TH
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout_TH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, dout_TH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         ep: ExpertParallel = ctx.ep
         plan = ep.plan
         x_RH, z_LG, w_in_eGH, w_out_eHI = ctx.saved_tensors
-        rows = RowExchange(ep, dout_TH)
+        rows = ep.post_rows(dout_TH)
         dz_LG = torch.empty_like(z_LG)
         a_LI = z_LG.new_empty(plan.num_pairs, w_out_eHI.shape[2])
         dx_LH = x_RH.new_empty(plan.num_pairs, x_RH.shape[1])
@@ -194,8 +136,8 @@ class ExpertParallelFunction(torch.autograd.Function):
         # Its rows are summed: the weight gradients may take its memory.
         del dx_LH
         dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)
-        dx_TH = rows.finish(dx_RH)
-        return dx_TH, scores.finish(), dw_in_eGH, dw_out_eHI, None
+        dx_TH = ep.combine(rows, dx_RH)
+        return dx_TH, scores.finish(), dw_in_eGH, dw_out_eHI, None, None
 
 
 class ScoreExchange:
@@ -212,8 +154,8 @@ class ScoreExchange:
         peers = [p for p in range(plan.num_ranks) if p != plan.rank]
         receive = {p: self.dscore_N[plan.pairs_to[p]] for p in peers}
         send = {p: in_order_L[plan.pairs_from[p]] for p in peers}
-        self.transfer = ep.exchange.post_recv("scores", _not_empty(receive))
-        ep.exchange.post_send(self.transfer, _not_empty(send))
+        self.transfer = ep.exchange.post_recv("scores", not_empty(receive))
+        ep.exchange.post_send(self.transfer, not_empty(send))
         self.dscore_N[plan.pairs_to[plan.rank]] = in_order_L[plan.pairs_from[plan.rank]]
 
     def finish(self) -> Tensor:
@@ -224,12 +166,13 @@ class ScoreExchange:
         return self.dscore_N
 
 
-def _not_empty(parts: dict[int, Tensor]) -> dict[int, Tensor]:
-    return {peer: part for peer, part in parts.items() if part.numel()}
-
-
 def expert_parallel(
-    x_TH: Tensor, score_N: Tensor, w_in_eGH: Tensor, w_out_eHI: Tensor, rows: RowExchange
+    x_TH: Tensor,
+    score_N: Tensor,
+    w_in_eGH: Tensor,
+    w_out_eHI: Tensor,
+    ep: ExpertParallel,
+    rows: Rows,
 ) -> Tensor:
     """Sum over each token's pairs of score * expert(x), computed where the experts live.
 
@@ -237,5 +180,5 @@ def expert_parallel(
     posted. ``score_N`` are the weights of the plan's own pairs (their values travelled with the
     plan; this is their gradient's way).
     """
-    out_TH: Tensor = ExpertParallelFunction.apply(x_TH, score_N, w_in_eGH, w_out_eHI, rows)  # type: ignore[no-untyped-call]
+    out_TH: Tensor = ExpertParallelFunction.apply(x_TH, score_N, w_in_eGH, w_out_eHI, ep, rows)  # type: ignore[no-untyped-call]
     return out_TH

@@ -8,7 +8,7 @@ and the tiles that are complete after each block. See docs/design.md, "Order of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.moe.arrivals import Arrived, Incoming, arrange, pair_index
 from distmoe.moe.carry import carry_tiles
 from distmoe.moe.outgoing import OutgoingRows
+from distmoe.moe.relay import Duty, duties, exchange_needs
 from distmoe.moe.schedule import Schedule, Step
 from distmoe.routing.routing import Routing
 
@@ -28,10 +30,10 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What this rank sends and receives, on the host: rows of every run ``rows_to_PC``,
-    ``pairs_to_P``, and pairs by source and local expert ``from_Pe``."""
+    """What this rank sends and receives, on the host: rows of every run that it sends itself
+    ``sent_PC``, ``pairs_to_P``, and pairs by source and local expert ``from_Pe``."""
 
-    rows_to_PC: IntArray
+    sent_PC: IntArray
     pairs_to_P: IntArray
     from_Pe: IntArray
 
@@ -44,8 +46,8 @@ class Sizes:
     @staticmethod
     def of(outgoing: OutgoingRows, from_ranks_Pe: Tensor) -> Sizes:
         """Waits for the device, once for all of them."""
-        num_ranks, num_runs = outgoing.rows_PC.shape
-        parts = [outgoing.rows_PC.reshape(-1), outgoing.pairs_P, from_ranks_Pe.reshape(-1)]
+        num_ranks, num_runs = outgoing.sent_PC.shape
+        parts = [outgoing.sent_PC.reshape(-1), outgoing.pairs_P, from_ranks_Pe.reshape(-1)]
         host = torch.cat([part.long() for part in parts]).cpu().numpy()
         rows, pairs, received = np.split(host, np.cumsum([num_ranks * num_runs, num_ranks]))
         return Sizes(rows.reshape(num_ranks, num_runs), pairs, received.reshape(num_ranks, -1))
@@ -58,7 +60,9 @@ class Block:
     ``receives``: rank that owns the tokens -> its rows in x_RH. ``sends``: rank -> the rows of this
     rank's tokens, places in ``token``, that leave in the same transfer and whose partial sums come
     back for them. Empty for rows of the own tokens. ``runs``: tiles that are complete once this
-    block is here. ``ready``: blocks whose rows are all computed after those tiles.
+    block is here. ``ready``: blocks whose rows are all computed after those tiles. ``duty``: what
+    this rank passes on to the others of its node in a block of another node's rows, and
+    ``gathered`` the block after which all of them have sent their partial sums of it.
     """
 
     rows: slice
@@ -66,6 +70,8 @@ class Block:
     sends: dict[int, slice]
     runs: Runs
     ready: list[int]
+    duty: Duty | None = None
+    gathered: int = 0
 
     @property
     def travels(self) -> bool:
@@ -77,7 +83,7 @@ class Block:
 class DispatchPlan:
     """All indices of one layer and step.
 
-    ``token``: int64 [U], the token of every row that this rank has for the ranks, itself included,
+    ``token``: int64 [U], the token of every row that this rank sends to the ranks, itself included,
     rank by rank (``rows_to``); empty with one rank, whose rows are the tokens themselves.
     ``pairs_to``: this rank's pairs by rank, ``pairs_from``: the pairs computed here by rank that
     owns their tokens, both as slices; ``place_L``: where each of the latter lies in expert order
@@ -161,18 +167,29 @@ def build_plan(
     num_tokens: int,
     messages: dict[int, Tensor],
     tile: int,
+    links: NodeLinks | None = None,
 ) -> DispatchPlan:
     """The plan of ``rank`` among two or more. ``messages[source]``: int32 [C + pairs, 2] of the
-    pairs that the source has for this rank: the rows of each of its C runs, then row and bits of
-    the fp32 score of every pair, sorted by (expert, token); a source without pairs may be missing,
-    the own rank not. ``tile``: M.
+    pairs that the source has for this rank: the rows of each of its C runs (beside it the rows of
+    the run that this rank shall pass on inside its node), then row and bits of the fp32 score of
+    every pair, sorted by (expert, token); a source without pairs may be missing, the own rank not.
+    ``tile``: M. ``links``: where rows are passed on; what to pass on, and when partial sums are
+    ready, is exchanged then.
     """
     num_ranks, num_local = sizes.from_Pe.shape
     steps = schedule.blocks(rank, num_ranks)
     incoming = Incoming.of(messages, sizes.from_Pe, rank=rank, runs=schedule.runs())
     arrivals = [part for step in steps for part in step.receives]
     arrived = arrange(incoming, arrivals, num_local=num_local)
-    rows_to = slices_of(sizes.rows_to_PC.sum(1))
+    rows_to = slices_of(sizes.sent_PC.sum(1))
+    duty_of: dict[tuple[int, int], Duty] = {}
+    if links is not None and outgoing.relay_UG is not None:
+        width = schedule.ranks_per_node
+        relayed_QC = arrived.relayed_PC[rank % width :: width]
+        needed = exchange_needs(
+            outgoing.relay_UG, rows_to, relayed_QC, links.rail, place=rank % width
+        )
+        duty_of = duties(needed, relayed_QC, width=width)
     return DispatchPlan(
         rank=rank,
         num_ranks=num_ranks,
@@ -182,7 +199,7 @@ def build_plan(
         pairs_to=slices_of(sizes.pairs_to_P),
         pairs_from=slices_of(sizes.pairs_from_P),
         place_L=arrived.place_L,
-        blocks=_blocks(steps, arrived, rows_to, sizes.rows_to_PC, tile),
+        blocks=_gathered(_blocks(steps, arrived, rows_to, sizes.sent_PC, duty_of, tile), links),
         index=arrived.index,
         score_L=arrived.score_L,
         combine=_rows_of_tokens(outgoing.token, num_tokens),
@@ -193,7 +210,8 @@ def _blocks(
     steps: list[Step],
     arrived: Arrived,
     rows_to: list[slice],
-    rows_to_PC: IntArray,
+    sent_PC: IntArray,
+    duty_of: dict[tuple[int, int], Duty],
     tile: int,
 ) -> list[Block]:
     first_b = np.cumsum([0, *(len(step.receives) for step in steps[:-1])])
@@ -207,11 +225,24 @@ def _blocks(
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
         sends = {}
         for part in step.sends:
-            begin = rows_to[part.rank].start + int(rows_to_PC[part.rank, : part.run].sum())
-            sends[part.rank] = slice(begin, begin + int(rows_to_PC[part.rank, part.run]))
+            begin = rows_to[part.rank].start + int(sent_PC[part.rank, : part.run].sum())
+            sends[part.rank] = slice(begin, begin + int(sent_PC[part.rank, part.run]))
         rows = slice(received[0].start, received[-1].stop)
-        blocks.append(Block(rows, receives, sends, runs=runs[i], ready=ready[i]))
+        duty = None
+        if step.relayed:
+            duty = duty_of[step.receives[0].rank // len(step.receives), step.receives[0].run]
+        blocks.append(Block(rows, receives, sends, runs=runs[i], ready=ready[i], duty=duty))
     return blocks
+
+
+def _gathered(blocks: list[Block], links: NodeLinks | None) -> list[Block]:
+    """With the block after which the slowest rank of the node has finished each."""
+    if links is None:
+        return blocks
+    finished = [next(i for i, b in enumerate(blocks) if j in b.ready) for j in range(len(blocks))]
+    own = torch.tensor(finished, dtype=torch.int32, device=blocks[0].runs.bounds_2e.device)
+    last = links.gather.all_gather(own, kind="ready").amax(0).tolist()
+    return [replace(block, gathered=after) for block, after in zip(blocks, last, strict=True)]
 
 
 def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
