@@ -109,7 +109,7 @@ def _without_profile(config: Config, layout: RankLayout, why: str) -> ResolvedSc
     if order == "auto":
         few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
         order = "source" if level != "node" and few else "tokens"
-    if order == "source":
+    if order == "source" and level != "node":
         steps = min(layout.num_ranks, MOST_RANKS_BY_SOURCE) - 1
     else:
         shape = layer_shape(config, dtype="bf16")
