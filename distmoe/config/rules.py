@@ -184,7 +184,9 @@ def _local_exchange(config: Config, world: int) -> Iterator[str]:
 @_rule("parallel.ep", "moe.dispatch.steps")
 def _steps_by_source(config: Config, world: int) -> Iterator[str]:
     peers = max(1, config.parallel.ep - 1)
-    if config.moe.dispatch.order == "source" and config.moe.dispatch.steps > peers:
+    dispatch = config.moe.dispatch
+    # Level node has an order of its own.
+    if dispatch.order == "source" and dispatch.level != "node" and dispatch.steps > peers:
         yield _wrong(
             config,
             "moe.dispatch.steps",

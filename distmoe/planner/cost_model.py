@@ -18,7 +18,7 @@ out, and for the figures that this is held to.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -68,8 +68,8 @@ class Schedule:
     ``level``, what one row stands for: "copies" a (token, expert) pair, "rank" a (token, rank)
     pair, "node" a (token, node) pair, which goes to the rank of the same place in that node and
     from there to the others of the node. ``order``: in "source" a step brings the rows of the next
-    group of peers, nearest first (level node: of the next group of nodes); in "tokens" an equal
-    part of every peer's rows.
+    group of peers, nearest first; in "tokens" an equal part of every peer's rows. Level node has an
+    order of its own: the ranks of the own node one by one, then node by node, each in ``steps``.
     """
 
     level: Level
@@ -140,9 +140,9 @@ def best_schedule(
     found = [
         predict(shape, layout, profile, Schedule(level, order, n), volumes=volumes)
         for level in _levels_of(layout, levels)
-        for order in orders
+        for order in (orders if level != "node" else orders[-1:])
         for n in allowed
-        if steps or order == "tokens" or n <= most_groups(layout, level)
+        if steps or n <= _most_steps_of(layout, level, order, most_steps(shape, layout))
     ]
     return sorted(found, key=lambda prediction: (prediction.total_s, prediction.schedule.steps))
 
@@ -160,9 +160,11 @@ def _levels_of(layout: RankLayout, levels: Sequence[Level]) -> list[Level]:
     return [v for v in levels if not (v == "node" and one_level and "rank" in levels)]
 
 
-def most_groups(layout: RankLayout, level: Level) -> int:
-    """The most steps by source: one per peer, at level node one per node."""
-    return layout.num_nodes if level == "node" else max(1, layout.num_ranks - 1)
+def _most_steps_of(layout: RankLayout, level: Level, order: Order, limit: int) -> int:
+    """By source one for each peer; at level node ``limit`` over all nodes."""
+    if level == "node":
+        return max(1, limit // max(1, layout.num_nodes - 1))
+    return limit if order == "tokens" else layout.num_ranks - 1
 
 
 def predict(
@@ -233,7 +235,13 @@ class _Step:
 
 def _steps(volumes: RowVolumes, schedule: Schedule) -> list[_Step]:
     """The steps of a schedule in their order; none for one rank."""
-    by_source = list(_sources(volumes, schedule.level))
+    near, far = _peers(volumes, schedule.level)
+    if schedule.level == "node":
+        return [
+            *near,
+            *(_part_of(node, schedule.steps) for node in far for _ in range(schedule.steps)),
+        ]
+    by_source = [*near, *far]
     if not by_source:
         return []
     if schedule.order == "tokens":
@@ -243,23 +251,29 @@ def _steps(volumes: RowVolumes, schedule: Schedule) -> list[_Step]:
     return [_together(by_source[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
 
 
-def _sources(volumes: RowVolumes, level: Level) -> Iterator[_Step]:
-    """What each peer sends, nearest first; at level node what each node sends."""
+def _peers(volumes: RowVolumes, level: Level) -> tuple[list[_Step], list[_Step]]:
+    """What each rank of the own node sends, and each rank of the others, nearest first; at level
+    node, each of the other nodes."""
     num_nodes, per_node = volumes.pairs_NG.shape
     rows_NG = volumes.pairs_NG if level == "copies" else volumes.rows_NG
-    if level == "node":
-        if per_node > 1:
-            mates = _Parcel("node", per_node - 1, float(rows_NG[0, 1:].sum()))
-            yield _Step(float(volumes.pairs_NG[0, 1:].sum()), ((mates,),))
-        for n in range(1, num_nodes):
-            rail = _Parcel("remote", 1, float(volumes.node_rows_N[n]))
-            fan_out = _Parcel("node", per_node - 1, float(rows_NG[n, 1:].sum()))
-            way = (rail, fan_out) if per_node > 1 else (rail,)
-            yield _Step(float(volumes.pairs_NG[n].sum()), (way,))
-        return
-    for n, l in list(np.ndindex(num_nodes, per_node))[1:]:
+
+    def step(n: int, l: int) -> _Step:
         parcel = _Parcel("remote" if n else "node", 1, float(rows_NG[n, l]))
-        yield _Step(float(volumes.pairs_NG[n, l]), ((parcel,),))
+        return _Step(float(volumes.pairs_NG[n, l]), ((parcel,),))
+
+    near = [step(0, l) for l in range(1, per_node)]
+    nodes = range(1, num_nodes)
+    if level == "node":
+        return near, [_relayed(volumes, n) for n in nodes]
+    return near, [step(n, l) for n in nodes for l in range(per_node)]
+
+
+def _relayed(volumes: RowVolumes, n: int) -> _Step:
+    """Rows of node ``n``: along the rail, and from there to the others of this node."""
+    others = volumes.rows_NG.shape[1] - 1
+    rail = _Parcel("remote", 1, float(volumes.node_rows_N[n]))
+    fan_out = _Parcel("node", others, float(volumes.rows_NG[n, 1:].sum()))
+    return _Step(float(volumes.pairs_NG[n].sum()), ((rail, fan_out) if others else (rail,),))
 
 
 def _together(steps: Sequence[_Step]) -> _Step:

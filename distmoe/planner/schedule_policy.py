@@ -20,7 +20,6 @@ from distmoe.planner.cost_model import (
     Order,
     Prediction,
     best_schedule,
-    most_groups,
     most_steps,
 )
 from distmoe.planner.machine_profile import Profile
@@ -110,8 +109,8 @@ def _without_profile(config: Config, layout: RankLayout, why: str) -> ResolvedSc
     if order == "auto":
         few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
         order = "source" if level != "node" and few else "tokens"
-    if order == "source":
-        steps = min(most_groups(layout, level), MOST_RANKS_BY_SOURCE - 1)
+    if order == "source" and level != "node":
+        steps = min(layout.num_ranks, MOST_RANKS_BY_SOURCE) - 1
     else:
         shape = layer_shape(config, dtype="bf16")
         steps = min(most_steps(shape, layout), MOST_STEPS_UNMEASURED)

@@ -310,6 +310,11 @@ def test_a_balanced_run_of_experts_touches_as_many_groups_as_the_rule_says() -> 
             assert any("balanced" in problem for problem in found) == (per_token < most)
 
 
+def test_node_by_node_has_as_many_steps_as_wanted(make_config: MakeConfig) -> None:
+    options = [f"--moe.dispatch.{option}" for option in ("level=node", "order=source", "steps=4")]
+    check(make_config("--parallel.ep=2", *options), 2)
+
+
 def test_rounding_none_needs_no_tile(make_config: MakeConfig) -> None:
     check(make_config("--moe.rounding.rule=none", "--moe.rounding.tile=1000000"), 1)
 

@@ -67,8 +67,10 @@ def test_rows_of_another_node_come_by_a_rank_of_this_one(shared: bool, rail: flo
     volumes = RowVolumes(np.ones((2, 2)), np.array([[1.0, 2.0], [1.0, 4.0]]), np.array([1.0, 3.0]))
     shape, layout = replace(UNIT, num_experts=4), RankLayout(4, 2)
     found = predict(shape, layout, profile, Schedule("node", "tokens", 1), volumes=volumes)
-    there, home = rail + 2, 1 + 2 + rail
-    assert found.forward.overlapped_s == found.forward.serial_s == there + home
+    far, near = rail + 2, 1
+    # The neighbour's rows come and go while the others are on the rail.
+    assert found.forward.overlapped_s == 2 * far
+    assert found.forward.serial_s == 2 * far + 2 * near
     assert found.forward.bytes_sent == {"node": 2 * 4 * 6, "remote": 2 * 4 * 3}
 
 
@@ -162,21 +164,15 @@ def test_table_inside_a_node(ranks: int) -> None:
     assert without_gemm(best_backward) == pytest.approx(backward_share, abs=0.01)
 
 
-@pytest.mark.parametrize("ranks", [32, 64, 128])
-def test_table_where_the_network_bounds(ranks: int) -> None:
-    """Within 2 % forward and 3 % backward."""
+@pytest.mark.parametrize("ranks", [16, 32, 64, 128])
+def test_table_of_several_nodes(ranks: int) -> None:
+    """The table lets both hops of a row run at the same time from the first row on, and sends rows
+    of all nodes in each step; here the second hop follows the first, node by node."""
     _, _, _, _, forward, share, backward, _ = TABLE[ranks]
     best_forward, best_backward = best_of_table(ranks, own_first=1.0)
-    assert 1e3 * best_forward.overlapped_s == pytest.approx(forward, rel=0.02)
-    assert without_gemm(best_forward) == pytest.approx(share, abs=0.015)
+    assert 1e3 * best_forward.overlapped_s == pytest.approx(forward, rel=0.04)
+    assert without_gemm(best_forward) == pytest.approx(share, abs=0.035)
     assert 1e3 * best_backward.overlapped_s == pytest.approx(backward, rel=0.03)
-
-
-def test_table_of_two_nodes_is_faster_than_this_model() -> None:
-    """It lets rail and fan-out run at the same time from the first row; here the fan-out of a step
-    comes after its rail, and behind the rows of neighbours, so more is exposed: 18 %, not 9 %."""
-    best, _ = best_of_table(16, own_first=1.0)
-    assert TABLE[16][4] < 1e3 * best.overlapped_s < 1.15 * TABLE[16][4]
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,11 @@ def test_best_schedule_is_ranked_and_repeats() -> None:
     assert max(p.schedule.steps for p in first) == most_steps(shape, layout) == 16
 
 
+def test_order_means_nothing_between_nodes() -> None:
+    config = run_of(16, "--moe.dispatch.order=source")
+    assert resolve_schedule(config, 16, 8, None)[:3] == ("node", "source", 4)
+
+
 def test_settings_that_are_not_auto_stay() -> None:
     for profile in (None, H200):
         for key, place, value in (("level", 0, "copies"), ("order", 1, "tokens"), ("steps", 2, 3)):
