@@ -8,6 +8,7 @@ from pathlib import Path
 
 from distmoe.config.keys import value_of
 from distmoe.config.schema import Config
+from distmoe.config.steps import parse_steps
 
 Complaints = Callable[[Config, int], Iterator[str]]
 
@@ -209,6 +210,15 @@ def _decay(config: Config, world: int) -> Iterator[str]:
             "optim.decay_steps",
             f"be at most the steps after the warm-up, train.steps - optim.warmup_steps ({left})",
         )
+
+
+@_rule()
+def _trace_steps(config: Config, world: int) -> Iterator[str]:
+    try:
+        parse_steps(config.train.trace_steps)
+    except ValueError:
+        allowed = "be empty or FIRST-LAST, such as 10-12, of steps that count from 1"
+        yield _wrong(config, "train.trace_steps", allowed)
 
 
 @_rule()

@@ -20,6 +20,7 @@ from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.routing_tape import decided, is_replay
 from distmoe.moe.stats import MoEStats
+from distmoe.moe.timed_mlp import TimedMlp
 from distmoe.routing.losses import load_balance_loss, z_loss
 from distmoe.routing.round_tokens import Rounded, round_scores
 from distmoe.routing.routers import Scores, make_router
@@ -110,6 +111,10 @@ class MoE(nn.Module):
             self._mlp = load_backend(name, self.config.activation)
         return self._mlp
 
+    def _observed_mlp(self) -> MoeMlp:
+        observer = self.exchange.observer
+        return TimedMlp(self.mlp, observer) if observer.is_tracing else self.mlp
+
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         x_TH = x.reshape(-1, x.shape[-1])
         logits_TE = router_logits(x_TH, self.router_EH)
@@ -119,7 +124,7 @@ class MoE(nn.Module):
         if not is_replay():
             self.stats = decision.stats
         ep = ExpertParallel(
-            decision.plan, self.exchange, self.mlp, overlap=self.config.dispatch.overlap
+            decision.plan, self.exchange, self._observed_mlp(), overlap=self.config.dispatch.overlap
         )
         out_TH = self.experts(x_TH, routing.score_N, ep)
         if self.shared is not None:
