@@ -23,7 +23,7 @@ class Heartbeats:
     """
 
     def __init__(self, store: Store, *, rank: int, world: int, beat_s: float) -> None:
-        self._writer, self._reader = store.clone(), store.clone()
+        self._writer, self._reader = store.clone(), store.clone()  # type: ignore[attr-defined]
         self._rank, self._world, self._beat_s = rank, world, beat_s
         self.begun = 0
         self._beats = 0

@@ -12,7 +12,10 @@ class StepRecord:
     """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
 
     ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
-    ``rows_mib_with_copies``: the same with one copy per pair.
+    ``rows_mib_with_copies``: the same with one copy per pair. ``exposed_seconds``: the mean rank's
+    host waited for its MoE layers' messages, ``exposed_share`` of the step; on a GPU, whose stream
+    waits instead, almost nothing. ``node_mib``, ``remote_mib``: bytes of all kinds that the MoE
+    layers of all ranks sent to ranks on their own node, and on others.
     """
 
     step: int
@@ -34,6 +37,10 @@ class StepRecord:
     tokens_without_expert: int
     rows_mib: float
     rows_mib_with_copies: float
+    exposed_seconds: float
+    exposed_share: float
+    node_mib: float
+    remote_mib: float
     load: ExpertLoad
 
     @property
@@ -66,6 +73,13 @@ GROUPS = {
         "pairs_moved_share",
         "tokens_without_expert",
     ),
-    "communication": ("rows_mib", "rows_mib_with_copies"),
+    "communication": (
+        "rows_mib",
+        "rows_mib_with_copies",
+        "exposed_seconds",
+        "exposed_share",
+        "node_mib",
+        "remote_mib",
+    ),
     "memory": ("memory_gib",),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from distmoe.metrics.memory import peak_memory_gib
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.throughput import slowest_over_mean, tokens_per_second_per_rank
 from distmoe.runtime import Runtime
+from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
 
 MIB = 1 << 20
@@ -29,6 +32,7 @@ def collect_step(
     lr: float,
     step_seconds: float,
     data_seconds: float,
+    communication: StepCommunication,
     bytes_per_value: int,
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective.
@@ -47,10 +51,15 @@ def collect_step(
         if freq_MLE.size
         else ExpertLoad(1.0, 1.0, 0.0, 0.0, float("inf"), 0)
     )
+    own = np.append(own, [communication.node_bytes, communication.remote_bytes])
     summed = _sum_over_ranks(np.concatenate([freq_MLE.sum(0).ravel(), own]), runtime)
     # Every rank of an ep group counts the whole group.
     freq_LE = (summed[: -len(own)] // config.parallel.ep).reshape(freq_MLE.shape[1:])
-    dropped, added, without_expert, rows, copies = summed[-len(own) :].tolist()
+    dropped, added, without_expert, rows, copies, *sent = summed[-len(own) :].tolist()
+    compute_seconds, exposed_seconds = _gather(
+        [outcome.compute_seconds, communication.exposed_seconds], runtime
+    )
+    exposed = statistics.fmean(exposed_seconds)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     record = StepRecord(
         step=step,
@@ -66,7 +75,7 @@ def collect_step(
         tokens_per_second_per_rank=tokens_per_second_per_rank(
             outcome.valid_tokens, step_seconds, world
         ),
-        slowest_over_mean=slowest_over_mean(_gather(outcome.compute_seconds, runtime)),
+        slowest_over_mean=slowest_over_mean(compute_seconds),
         memory_gib=peak_memory_gib(runtime.device),
         pairs=int(freq_LE.sum()),
         pairs_dropped=dropped,
@@ -74,6 +83,10 @@ def collect_step(
         tokens_without_expert=without_expert,
         rows_mib=rows * row_mib,
         rows_mib_with_copies=copies * row_mib,
+        exposed_seconds=exposed,
+        exposed_share=exposed / max(step_seconds, 1e-9),
+        node_mib=sent[0] / MIB,
+        remote_mib=sent[1] / MIB,
         load=load,
     )
     return record, freq_LE
@@ -101,10 +114,12 @@ def _sum_over_ranks(counts: IntArray, runtime: Runtime) -> IntArray:
     return summed
 
 
-def _gather(value: float, runtime: Runtime) -> list[float]:
+def _gather(values: list[float], runtime: Runtime) -> list[list[float]]:
+    """For each of ``values`` those of all ranks."""
     if runtime.group is None:
-        return [value]
-    own = torch.tensor([value], device=runtime.device)
+        return [[value] for value in values]
+    own = torch.tensor(values, device=runtime.device)
     gathered = [torch.empty_like(own) for _ in range(runtime.ranks.world)]
     dist.all_gather(gathered, own)
-    return torch.cat(gathered).tolist()
+    by_value: list[list[float]] = torch.stack(gathered, dim=1).tolist()
+    return by_value

@@ -22,6 +22,7 @@ from distmoe.metrics.reporter import Reporter
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.collect import collect_step
+from distmoe.train.communication import Communication
 from distmoe.train.step import train_step, validation_loss
 
 
@@ -76,6 +77,8 @@ class Trainer:
         )
         resources.callback(self.reporter.close)
         self.reporter.header(self._facts(mesh, resumed_from))
+        self.communication = Communication(config, runtime, self.engine.model)
+        resources.callback(self.communication.close)
 
     def _open_data(self, resources: ExitStack) -> None:
         config, ranks = self.config, self.runtime.ranks
@@ -156,6 +159,7 @@ class Trainer:
             batches = self.batches.step(self.done)
         data_seconds = time.perf_counter() - begun
         lr = self._lr()
+        self.communication.begin(self.done + 1)
         with clock.part("training"):
             outcome = train_step(
                 self.engine,
@@ -168,6 +172,7 @@ class Trainer:
         step_seconds = time.perf_counter() - begun
         clock.add_step(step_seconds)
         self.done += 1
+        communication, trace = self.communication.end(self.done)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         record, freq_LE = collect_step(
             outcome,
@@ -177,9 +182,12 @@ class Trainer:
             lr=lr,
             step_seconds=step_seconds,
             data_seconds=data_seconds,
+            communication=communication,
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
         )
         self.reporter.step(record, freq_LE)
+        if trace is not None:
+            self.reporter.console.line(f"trace of this rank's last steps: {trace}")
         if self.skipped_in_a_row > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "

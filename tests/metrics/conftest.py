@@ -75,6 +75,10 @@ def record() -> Callable[..., StepRecord]:
             tokens_without_expert=0,
             rows_mib=1.0,
             rows_mib_with_copies=2.0,
+            exposed_seconds=0.02,
+            exposed_share=0.2,
+            node_mib=1.5,
+            remote_mib=0.5,
             load=expert_load(FREQ_LE, TARGET_LE, tile=4, num_ranks=2),
         )
         return replace(base, **fields)  # type: ignore[arg-type]
