@@ -102,6 +102,8 @@ class Watchdog:
         self._report = report or _print_to_stderr
         self._begun = 0
         self._last = "no transfer yet"
+        self._moved, self._moved_at = 0, time.perf_counter()
+        self._looked_into_it, self._blamed = False, ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -123,35 +125,40 @@ class Watchdog:
         if not self.waited:
             return ""
         rank, seconds = max(self.waited.items(), key=lambda item: item[1])
-        return f"; slowest so far: rank {rank}, waited for {seconds:.1f} s in all"
+        return f"; slowest so far: rank {rank}, {seconds:.1f} s in all before this"
+
+    def stand_still(self, at_least_s: float) -> str:
+        """One line about a stand-still outside of any wait that was reported and has lasted
+        ``at_least_s`` by now; else ""."""
+        seconds = time.perf_counter() - self._moved_at
+        if not self._blamed or self._begun != self._moved or seconds < at_least_s:
+            return ""
+        return (
+            f"rank {self._rank} has begun no transfer for {seconds:.0f} s, the last was "
+            f"{self._last}; {self._blamed}{self.slowest()}"
+        )
 
     def _run(self) -> None:
-        moved, moved_at = -1, time.perf_counter()
         while not self._closed.wait(self._warning_s / LOOKS_PER_WARNING):
             now = time.perf_counter()
             wait = self.waiting
-            if moved != self._begun or wait is not None:
-                moved, moved_at = self._begun, now
+            if self._moved != self._begun or wait is not None:
+                self._moved, self._moved_at, self._blamed = self._begun, now, ""
+                self._looked_into_it = False
             if wait is not None:
                 self._look_at(wait, now)
-            elif now - moved_at > self._warning_s:
-                self._stands_still(now - moved_at)
-                moved_at = float("inf")
+            elif now - self._moved_at > self._warning_s and not self._looked_into_it:
+                self._looked_into_it = True
+                self._blamed = self._laggards()
+                line = self.stand_still(0.0)
+                if line:
+                    self._report(line)
 
     def _look_at(self, wait: Wait, now: float) -> None:
         if now - wait.began > self._warning_s and not wait.is_explained:
             wait.explain(self._laggards)
             if self.waiting is wait and wait.missing:
                 self._report(wait.line(time.perf_counter() - wait.began, self))
-
-    def _stands_still(self, seconds: float) -> None:
-        """Outside of any wait: long work of its own, or a collective of somebody else's."""
-        begun, laggards = self._begun, self._laggards()
-        if laggards and self._begun == begun:
-            self._report(
-                f"rank {self._rank} has begun no transfer for {seconds:.0f} s, the last was "
-                f"{self._last}; {laggards}{self.slowest()}"
-            )
 
     def _laggards(self) -> str:
         return "" if self._heartbeats is None else self._heartbeats.laggards()

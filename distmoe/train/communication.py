@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch.distributed as dist
 
 from distmoe.comm import Exchange
 from distmoe.comm.heartbeat import Heartbeats
+from distmoe.comm.observer import ALMOST
 from distmoe.comm.timeline import Timeline
 from distmoe.comm.trace import RankClock, write_trace
 from distmoe.comm.watchdog import Watchdog
@@ -39,6 +42,7 @@ class Communication:
     def __init__(self, config: Config, runtime: Runtime, model: Transformer) -> None:
         self._runtime = runtime
         self._folder = Path(config.run.dir) / "trace"
+        self._timeout_s = config.launch.timeout_s
         self._trace_steps = parse_steps(config.train.trace_steps)
         self._timeline = Timeline(runtime.device)
         self._heartbeats: Heartbeats | None = None
@@ -66,6 +70,18 @@ class Communication:
         observer.layer, observer.timeout_s = layer, timeout_s
         observer.timeline, observer.watchdog = self._timeline, self._watchdog
         self._exchanges.append(exchange)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Collectives that are not the exchanges' own fail by the process group's timeout and do
+        not say whom they waited for. If the heartbeats do, the error inside is a TimeoutError."""
+        try:
+            yield
+        except RuntimeError as error:
+            line = self._watchdog.stand_still(ALMOST * self._timeout_s) if self._watchdog else ""
+            if not line:
+                raise
+            raise TimeoutError(line) from error
 
     def begin(self, step: int) -> None:
         """Before the forward of ``step``."""

@@ -160,7 +160,7 @@ class Trainer:
         data_seconds = time.perf_counter() - begun
         lr = self._lr()
         self.communication.begin(self.done + 1)
-        with clock.part("training"):
+        with clock.part("training"), self.communication.explained():
             outcome = train_step(
                 self.engine,
                 batches,
