@@ -65,7 +65,9 @@ def _rows(intervals: Sequence[Interval]) -> dict[str, list[Interval]]:
     lanes: defaultdict[tuple[int, int, str], list[list[Interval]]] = defaultdict(list)
     for interval in sorted(intervals, key=lambda i: i.begin):
         note = interval.note
-        row = lanes[ORDER.index(note.what), -1 if note.peer is None else note.peer, _row(note)]
+        # Waits for any peer are one row: there is one at a time.
+        peer = -1 if note.peer is None or note.what == "wait" else note.peer
+        row = lanes[ORDER.index(note.what), peer, _row(note)]
         lane = next((lane for lane in row if lane[-1].end <= interval.begin), None)
         if lane is None:
             row.append([interval])
