@@ -22,8 +22,12 @@ from distmoe.comm.torch_group import TorchGroup, num_bytes
 
 try:
     from mpi4py import MPI
-except ImportError as error:
-    raise ImportError("the exchange 'mpi' needs mpi4py: pip install 'distmoe[mpi]'") from error
+except (ImportError, RuntimeError) as error:
+    # RuntimeError: mpi4py is there, and finds no MPI library.
+    raise ImportError(
+        f"the exchange 'mpi' needs mpi4py and an MPI library ({error}): "
+        "pip install 'distmoe[mpi]' mpich"
+    ) from error
 
 # Bytes of one message; more goes in pieces. MPI 3 counts in 32-bit integers.
 LARGEST_MESSAGE = 1 << 30

@@ -212,13 +212,15 @@ def _decay(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@_rule()
+@_rule("train.steps")
 def _trace_steps(config: Config, world: int) -> Iterator[str]:
     try:
-        parse_steps(config.train.trace_steps)
+        fits = parse_steps(config.train.trace_steps).stop <= config.train.steps + 1
     except ValueError:
-        allowed = "be empty or FIRST-LAST, such as 10-12, of steps that count from 1"
-        yield _wrong(config, "train.trace_steps", allowed)
+        fits = False
+    if not fits:
+        last = f"train.steps ({config.train.steps})"
+        yield _wrong(config, "train.trace_steps", f"be empty or FIRST-LAST within 1..{last}")
 
 
 @_rule()

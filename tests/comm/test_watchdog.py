@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +188,41 @@ def test_a_rank_that_stands_still_elsewhere() -> None:
     assert "the last was 'pairs' in layer 3; still behind: rank 1" in line
     assert still.partition(" s, ")[2] == line.partition(" s, ")[2]
     assert other == ([], "")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("p2p", "for 'rows' from rank 1"),
+        ("all_to_all", "for all ranks in the collective 'rows' (no sign of life from rank 1)"),
+    ],
+)
+def test_a_stopped_process_is_named_and_the_run_goes_on(name: str, words: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = str(Path(__file__).with_name("stalled_rank.py"))
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, program, str(rank), str(port), name],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    )
+    try:
+        assert first.stdout is not None
+        line = next(line for line in first.stdout if line.startswith("rank 0"))
+        assert f"in layer 5, forward, {words}" in line
+        assert first.poll() is None
+        second.send_signal(signal.SIGCONT)
+        assert "done" in first.communicate(timeout=60)[0]
+        assert "done" in second.communicate(timeout=60)[0]
+    finally:
+        first.kill()
+        second.kill()
 
 
 def test_a_store_that_does_not_answer() -> None:
