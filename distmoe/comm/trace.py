@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distmoe.comm.exposure import exposures
+from distmoe.comm.exposure import Exposure, exposures
 from distmoe.comm.timeline import Interval, Note
 
 MICROSECONDS = 1e6
@@ -56,8 +56,16 @@ def trace(intervals: Sequence[Interval], *, rank: int, clock: RankClock) -> dict
             "time_zero": "end of a barrier of all ranks before the first step",
             "clock_error_us": clock.error * MICROSECONDS,
         },
-        "exposure": [{**asdict(e), "share": e.share} for e in exposures(intervals)],
+        "exposure": [_sums(exposure) for exposure in exposures(intervals)],
     }
+
+
+def _sums(exposure: Exposure) -> dict[str, Any]:
+    waited_for = {
+        "collectives" if peer is None else str(peer): seconds
+        for peer, seconds in exposure.waited_for.items()
+    }
+    return {**asdict(exposure), "share": exposure.share, "waited_for": waited_for}
 
 
 def _rows(intervals: Sequence[Interval]) -> dict[str, list[Interval]]:
@@ -93,7 +101,7 @@ def _slice(interval: Interval, rank: int, row: int, clock: RankClock) -> dict[st
         "pass": "backward" if note.where.backward else "forward",
         "pass_number": note.where.number,
         "peer": note.peer,
-        "bytes": note.num_bytes,
+        "bytes": None if note.what == "compute" else note.num_bytes,
         "block": note.block,
     }
     return {

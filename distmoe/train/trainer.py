@@ -187,7 +187,7 @@ class Trainer:
         )
         self.reporter.step(record, freq_LE)
         if trace is not None:
-            self.reporter.console.line(f"trace of this rank's last steps: {trace}")
+            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
         if self.skipped_in_a_row > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "

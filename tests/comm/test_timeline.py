@@ -141,7 +141,7 @@ def test_chrome_trace(overlapped: list[list[Interval]], tmp_path: Path) -> None:
         assert event["ts"] >= 0
         assert event["dur"] >= 0
         assert event["args"]["layer"] == "layer 7"
-        assert event["args"]["bytes"] > 0 or event["cat"] == "compute"
+        assert ("bytes" in event["args"]) == (event["cat"] != "compute")
         rows.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
     names = {
         event["tid"]: event["args"]["name"]
@@ -156,6 +156,7 @@ def test_chrome_trace(overlapped: list[list[Interval]], tmp_path: Path) -> None:
             assert begin >= end - 1e-3
     assert written["otherData"]["clock_error_us"] == pytest.approx(2000)
     assert {e["backward"] for e in written["exposure"]} == {False, True}
+    assert {peer for e in written["exposure"] for peer in e["waited_for"]} == {"0", "collectives"}
 
 
 def test_no_intervals_are_an_empty_trace() -> None:
