@@ -1,17 +1,18 @@
 """Training of fine-grained mixture-of-experts language models.
 
-``from distmoe import MoE, MoEConfig`` gives the layer alone. Imports are lazy: reading a config or
-printing help must not pay for torch.
+``from distmoe import MoE, MoEConfig, update_expert_bias`` gives the layer alone, and what moves its
+bias. Imports are lazy: reading a config or printing help must not pay for torch.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distmoe.config import MoEConfig
+    from distmoe.moe.expert_bias import update_expert_bias
     from distmoe.moe.layer import MoE
 
 __version__ = "0.1.0"
-__all__ = ["MoE", "MoEConfig", "__version__"]
+__all__ = ["MoE", "MoEConfig", "__version__", "update_expert_bias"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         from distmoe.config import MoEConfig
 
         return MoEConfig
+    if name == "update_expert_bias":
+        from distmoe.moe.expert_bias import update_expert_bias
+
+        return update_expert_bias
     raise AttributeError(f"module 'distmoe' has no attribute {name!r}")

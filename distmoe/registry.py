@@ -39,6 +39,9 @@ ROUTERS = Registry(
     {
         "softmax_topk": "distmoe.routing.routers.softmax_topk:SoftmaxTopK",
         "topk_softmax": "distmoe.routing.routers.topk_softmax:TopKSoftmax",
+        "sigmoid_topk": "distmoe.routing.routers.sigmoid_topk:SigmoidTopK",
+        "balanced": "distmoe.routing.routers.balanced:Balanced",
+        "hash": "distmoe.routing.routers.hash:Hash",
     },
 )
 ROUNDING_RULES = Registry(

@@ -77,14 +77,16 @@ def _train(argv: Sequence[str]) -> int:
         config = load_config(arguments.file, arguments.overrides)
         starts_ranks = ranks.source == "single" and config.launch.nproc > 1
         world = config.launch.nproc if starts_ranks else ranks.world
-        check(config, world)
+        local_world = world if starts_ranks else ranks.local_world
+        check(config, world, local_world=local_world)
     except ConfigError as error:
         # The other ranks have the same to say.
         if first:
             print_problems("train", error)
         return 2
     if not starts_ranks:
-        return run_worker(resolve(config, world), ranks, debug=arguments.debug)
+        resolved = resolve(config, world, local_world=local_world)
+        return run_worker(resolved, ranks, debug=arguments.debug)
     return _train_here(config, argv)
 
 

@@ -15,7 +15,10 @@ MAY_WAIT = {
     "comm/mpi.py": "messages of host memory",
     "kernels/moe_mlp/__init__.py": "ranges on the host, for backends with host loops",
     "kernels/moe_mlp/reference.py": "a specification",
-    "moe/plan.py": "the sizes of what arrives from other ranks",
+    "moe/arrivals.py": "the sizes of the blocks that arrive",
+    "moe/outgoing.py": "which rows leave",
+    "moe/plan.py": "the sizes of what is exchanged with other ranks",
+    "moe/relay.py": "the sizes of what is passed on inside a node",
     "routing/rounding/reference.py": "a specification",
 }
 

@@ -25,6 +25,8 @@ intermediate_size = 64
 num_experts = 4
 top_k = 2
 intermediate_size = 16
+router = "sigmoid_topk"
+bias_update_rate = 0.01
 [moe.rounding]
 tile = 8
 [parallel]

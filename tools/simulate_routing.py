@@ -1,143 +1,171 @@
-"""What each rounding rule does to the tiles of every rank, on synthetic routing.
+"""What each rounding rule does to the tiles of every rank, on synthetic routing or on a run's own.
 
 python tools/simulate_routing.py
-python tools/simulate_routing.py --ranks 64 --experts 512 --tokens 8192 --skew 0,0.5,1
+python tools/simulate_routing.py --ranks 16,64 --experts 512 --tokens 8192 --skew 0,0.5,1
 python tools/simulate_routing.py --json out.json --picture out.png
+python tools/simulate_routing.py --trace runs/quickstart --tile 16,32,64
+
+A trace is what `distmoe train FILE --train.record_routing N` leaves in the run's folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from distmoe.planner.routing_simulation import Outcome, Setting, simulate, synthetic_scores
+from distmoe.planner.routing_picture import draw
+from distmoe.planner.routing_report import Result, as_json, print_result, print_summary
+from distmoe.planner.routing_simulation import (
+    Outcome,
+    Setting,
+    mean_outcomes,
+    simulate,
+    synthetic_scores,
+    traced_scores,
+)
+from distmoe.planner.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
+
+# Of synthetic routing. A trace has these sizes, all but the tile fixed.
+DEFAULTS = {
+    "ranks": [8],
+    "experts": [256],
+    "top_k": [8],
+    "tokens": [2048],
+    "tile": [128],
+    "skew": [0.0, 0.3, 1.0],
+    "seed": 0,
+}
+
+# More settings than this get a table of all beside their own.
+MANY_SETTINGS = 6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
-    results = []
-    for skew in arguments.skew:
-        setting = Setting(
-            tokens=arguments.tokens,
-            num_experts=arguments.experts,
-            top_k=arguments.top_k,
-            ranks=arguments.ranks,
-            tile=arguments.tile,
-            skew=skew,
-        )
-        score_TE = synthetic_scores(setting, seed=arguments.seed)
-        outcomes = list(simulate(setting, score_TE, arguments.rules))
-        print_table(setting, outcomes)
-        results.append((setting, outcomes))
+    results: list[Result] = []
+    try:
+        for result in _traced(arguments) if arguments.trace else _synthetic(arguments):
+            print_result(result)
+            results.append(result)
+    except TraceError as error:
+        print(f"simulate_routing: error: {error}", file=sys.stderr)
+        return 1
+    if len(results) > MANY_SETTINGS:
+        print_summary(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(_as_json(results), indent=1) + "\n")
+        command = shlex.join(["python", *sys.argv])
+        arguments.json.write_text(json.dumps(as_json(results, command=command), indent=1) + "\n")
     if arguments.picture:
         draw(results, arguments.picture)
     return 0
 
 
+def _synthetic(arguments: argparse.Namespace) -> Iterator[Result]:
+    for setting in _settings(arguments):
+        scores = synthetic_scores(setting, seed=arguments.seed)
+        yield setting, simulate(scores, arguments.rules, ranks=setting.ranks, tile=setting.tile)
+
+
+def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+    a = arguments
+    for sizes in itertools.product(a.tokens, a.experts, a.top_k, a.ranks, a.tile, a.skew):
+        yield Setting(*sizes)
+
+
+def _traced(arguments: argparse.Namespace) -> Iterator[Result]:
+    """A result per layer and tile: means over steps, ep groups and micro-batches."""
+    samples: dict[Setting, list[list[Outcome]]] = defaultdict(list)
+    for routing in read_traces(trace_folder(arguments.trace)):
+        scores = traced_scores(routing)
+        for tile in arguments.tile or [routing.tile]:
+            outcomes = simulate(scores, arguments.rules, ranks=routing.ranks, tile=tile)
+            samples[_setting_of(routing, tile)].append(outcomes)
+    for setting in sorted(samples, key=lambda setting: (setting.layer, setting.tile)):
+        yield setting, mean_outcomes(samples[setting])
+
+
+def _setting_of(routing: GroupRouting, tile: int) -> Setting:
+    tokens, num_experts = routing.key_TE.shape
+    return Setting(
+        tokens=tokens // routing.ranks,
+        num_experts=num_experts,
+        top_k=routing.top_k,
+        ranks=routing.ranks,
+        tile=tile,
+        layer=routing.layer,
+    )
+
+
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    sizes = {"ranks": 8, "experts": 256, "top_k": 8, "tokens": 2048, "tile": 128}
-    for name, default in sizes.items():
-        what = "tokens of one rank" if name == "tokens" else name.replace("_", "-")
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} ({default})")
-    parser.add_argument("--skew", type=_numbers, default=[0.0, 0.3, 1.0], help="0,0.3,1")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = {"tokens": "tokens of one rank", "tile": "M; with --trace, instead of the run's own"}
+    for name in ("ranks", "experts", "top_k", "tokens", "tile"):
+        shown = f"{what.get(name, name.replace('_', '-'))} ({DEFAULTS[name]}); several: 16,32"
+        parser.add_argument(f"--{name}", type=_several(int), help=shown)
+    parser.add_argument("--skew", type=_several(float), help=f"of the experts {DEFAULTS['skew']}")
+    parser.add_argument("--seed", type=int, help="of synthetic scores (0)")
+    parser.add_argument("--trace", type=Path, help="a run's folder, or its folder routing")
     rules = [name for name in ROUNDING_RULES if name != "none"]
     parser.add_argument("--rules", type=lambda text: text.split(","), default=rules)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args(argv)
-    for name in sizes:
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    if arguments.experts % arguments.ranks:
-        parser.error(
-            f"--experts is {arguments.experts}; --ranks ({arguments.ranks}) must divide it"
-        )
-    if arguments.top_k > arguments.experts:
-        parser.error(f"--top_k is {arguments.top_k}; it must be at most {arguments.experts}")
-    for rule in arguments.rules:
-        if rule not in ROUNDING_RULES:
-            parser.error(f"--rules: no rule {rule!r}; known: {', '.join(ROUNDING_RULES)}")
+    if not arguments.trace:
+        left_out = {name: n for name, n in DEFAULTS.items() if getattr(arguments, name) is None}
+        vars(arguments).update(left_out)
+    if problem := next(_problems(arguments), None):
+        parser.error(problem)
     return arguments
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+def _several(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
+    def numbers(text: str) -> list[float]:
+        return [kind(part) for part in text.split(",")]
+
+    return numbers
 
 
-def print_table(setting: Setting, outcomes: list[Outcome]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    s = setting
-    title = (
-        f"P={s.ranks} E={s.num_experts} K={s.top_k} T={s.tokens} a rank, M={s.tile}, "
-        f"skew {s.skew}: {s.tokens_per_expert_over_tile:.1f} tiles an expert"
-    )
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for name in ("busiest", "mean", "busiest/mean", "padding", "dropped", "added", "score lost"):
-        table.add_column(name, justify="right")
-    table.add_column("tokens without expert", justify="right")
-    for o in outcomes:
-        table.add_row(
-            o.name,
-            str(o.busiest_tiles),
-            f"{o.mean_tiles:.1f}",
-            f"{o.busiest_over_mean:.3f}",
-            f"{o.waste:.1%}",
-            f"{o.dropped:.2%}",
-            f"{o.added:.2%}",
-            f"{o.score_lost:.2%}",
-            str(o.tokens_without_expert),
-        )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+def _problems(arguments: argparse.Namespace) -> Iterator[str]:
+    """What is wrong, the first of which is said."""
+    for name in ("ranks", "experts", "top_k", "tokens", "tile"):
+        for value in getattr(arguments, name) or []:
+            if value < 1:
+                yield f"--{name} is {value}; it must be at least 1"
+    for rule in arguments.rules:
+        if rule not in ROUNDING_RULES:
+            yield f"--rules: no rule {rule!r}; known: {', '.join(ROUNDING_RULES)}"
+    for path in (arguments.json, arguments.picture):
+        if path and not path.parent.is_dir():
+            yield f"{path}: there is no folder {path.parent}"
+    yield from _trace_problems(arguments) if arguments.trace else _size_problems(arguments)
 
 
-def _as_json(results: list[tuple[Setting, list[Outcome]]]) -> dict[str, Any]:
-    return {
-        "command": " ".join(["python", *sys.argv]),
-        "settings": [
-            {**asdict(setting), "outcomes": [asdict(outcome) for outcome in outcomes]}
-            for setting, outcomes in results
-        ],
-    }
+def _trace_problems(arguments: argparse.Namespace) -> Iterator[str]:
+    for name in DEFAULTS:
+        if name != "tile" and getattr(arguments, name) is not None:
+            yield f"--{name} and --trace: a trace has its own; only --tile can be changed"
+    try:
+        trace_folder(arguments.trace)
+    except TraceError as error:
+        yield f"--trace: {error}"
 
 
-def draw(results: list[tuple[Setting, list[Outcome]]], path: Path) -> None:
-    """Tiles that the busiest rank runs, over the least possible: those of top-k's pairs / P."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
-    names = [outcome.name for outcome in results[0][1]]
-    width = 0.8 / len(results)
-    for i, (setting, outcomes) in enumerate(results):
-        even = setting.tokens * setting.top_k / setting.tile
-        place = [n + i * width for n in range(len(names))]
-        axes[0].bar(place, [o.busiest_tiles / even for o in outcomes], width)
-        moved = [100 * (o.dropped + o.added) for o in outcomes]
-        axes[1].bar(place, moved, width, label=f"skew {setting.skew}")
-    axes[0].set_title("tiles of the busiest rank / even share")
-    axes[0].axhline(1, color="black", linewidth=0.8)
-    axes[0].set_ylim(bottom=0.8)
-    axes[1].legend(loc="upper left")
-    axes[1].set_title("pairs moved, % of top-k")
-    for axis in axes:
-        middle = [n + 0.4 - width / 2 for n in range(len(names))]
-        axis.set_xticks(middle, names, rotation=30, ha="right")
-    figure.savefig(path, dpi=110)
+def _size_problems(arguments: argparse.Namespace) -> Iterator[str]:
+    for experts, ranks in itertools.product(arguments.experts, arguments.ranks):
+        if experts % ranks:
+            yield f"--experts is {experts}; --ranks ({ranks}) must divide it"
+    for experts, top_k in itertools.product(arguments.experts, arguments.top_k):
+        if top_k > experts:
+            yield f"--top_k is {top_k}; it must be at most {experts}"
 
 
 if __name__ == "__main__":

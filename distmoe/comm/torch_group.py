@@ -1,4 +1,4 @@
-"""What transports on torch.distributed share: the place in the group, and the small gather."""
+"""What users of a torch.distributed group share: its default, its ranks, and a small gather."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.comm.transport import Transport
+
+
+def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
+    """``group``, by default all ranks if a process group exists; None where it is one rank."""
+    if group is None and dist.is_initialized():
+        group = dist.group.WORLD
+    return None if group is None or dist.get_world_size(group) == 1 else group
 
 
 class TorchGroup(Transport):

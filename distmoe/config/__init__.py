@@ -2,6 +2,7 @@
 
 from distmoe.config.check import check
 from distmoe.config.errors import ConfigError
+from distmoe.config.expert_groups import ExpertGroups, expert_group_problems, expert_groups
 from distmoe.config.load import load_config, to_toml
 from distmoe.config.overrides import apply_overrides
 from distmoe.config.resolve import resolve
@@ -28,6 +29,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DispatchConfig",
+    "ExpertGroups",
     "LaunchConfig",
     "MetricsConfig",
     "MoEConfig",
@@ -40,6 +42,8 @@ __all__ = [
     "TrainConfig",
     "apply_overrides",
     "check",
+    "expert_group_problems",
+    "expert_groups",
     "load_config",
     "resolve",
     "to_toml",

@@ -36,12 +36,13 @@ NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
 """Settings that pick from a registry, and what else they may be."""
 
 
-def check(config: Config, world: int) -> None:
+def check(config: Config, world: int, *, local_world: int | None = None) -> None:
     """ConfigError, a line for every problem, if a run of ``world`` ranks is impossible.
 
-    It needs no torch and starts nothing. Settings that are still unset are derived first.
+    It needs no torch and starts nothing. Settings that are still unset are derived first; see
+    `resolve` for ``local_world``.
     """
-    problems = list(_problems(resolve(config, world), world))
+    problems = list(_problems(resolve(config, world, local_world=local_world), world))
     if problems:
         raise ConfigError(problems)
 

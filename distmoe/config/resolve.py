@@ -13,23 +13,30 @@ from distmoe.config.schema import Config
 _UNSET = (0, "auto")
 
 
-def resolve(config: Config, world: int | None = None) -> Config:
+def resolve(config: Config, world: int | None = None, *, local_world: int | None = None) -> Config:
     """``config`` with every derived value for a run of ``world`` ranks (launch.nproc by default).
+
+    ``local_world``: ranks of this machine, as the launcher reports them. None: nobody did; only
+    launch.nproc ranks are then known to share a machine.
 
     A value that cannot be derived stays unset, and `check` says why. moe.kernel, the exchange,
     the device and the dtype stay "auto": they depend on the machine.
     """
-    derived = dict(_derived(config, world or config.launch.nproc))
+    world = world or config.launch.nproc
+    if local_world is None:
+        local_world = world if world == config.launch.nproc else 0
+    derived = dict(_derived(config, world, local_world))
     return with_values(
         config, {key: value for key, value in derived.items() if value_of(config, key) in _UNSET}
     )
 
 
-def _derived(config: Config, world: int) -> Iterator[tuple[str, Any]]:
+def _derived(config: Config, world: int, local_world: int) -> Iterator[tuple[str, Any]]:
     yield "moe.hidden_size", config.model.hidden_size
     yield "model.head_dim", _quotient(config.model.hidden_size, config.model.n_heads)
     yield "model.vocab_size", _vocab_size(config)
     yield "parallel.dp_shard", _quotient(world, config.parallel.dp_replicate)
+    yield "parallel.ranks_per_node", local_world
     yield "parallel.engine", "single" if world == 1 else "fsdp2"
     yield "train.micro_batch_size", _quotient(config.train.global_batch_size, world)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
 from distmoe.config.schema import Config
 from distmoe.config.steps import parse_steps
+
+# Of scores and biases, for decisions: 2^-24.
+KEY_UNIT = 1 / (1 << 24)
 
 Complaints = Callable[[Config, int], Iterator[str]]
 
@@ -40,6 +45,21 @@ def _wrong(config: Config, key: str, allowed: str) -> str:
 def _run_folder(config: Config, world: int) -> Iterator[str]:
     if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
         yield _wrong(config, "run.dir", "be a folder, and there is a file of that name")
+
+
+@_rule("train.record_routing")
+def _routing_folder(config: Config, world: int) -> Iterator[str]:
+    if config.train.record_routing:
+        folder = Path(config.run.dir) / "routing"
+        nearest = next(
+            path for path in (folder, *folder.absolute().parents) if os.path.exists(path)
+        )
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            yield _wrong(
+                config,
+                "train.record_routing",
+                f"be 0, or {folder} a folder that can be written: {nearest} cannot",
+            )
 
 
 @_rule("model.hidden_size", "model.n_heads", "model.head_dim")
@@ -76,6 +96,49 @@ def _moe_hidden_size(config: Config, world: int) -> Iterator[str]:
 def _top_k(config: Config, world: int) -> Iterator[str]:
     if config.moe.top_k > config.moe.num_experts:
         yield _wrong(config, "moe.top_k", f"be in 1..moe.num_experts ({config.moe.num_experts})")
+
+
+@_rule()
+def _renormalize(config: Config, world: int) -> Iterator[str]:
+    if config.moe.router == "topk_softmax" and config.moe.renormalize != "topk":
+        yield _wrong(config, "moe.renormalize", "be topk with moe.router 'topk_softmax'")
+
+
+@_rule("moe.bias_update_rate")
+def _bias_update_rate(config: Config, world: int) -> Iterator[str]:
+    if 0 < config.moe.bias_update_rate < KEY_UNIT:
+        yield _wrong(
+            config, "moe.bias_update_rate", f"be 0 or at least {KEY_UNIT}, the unit of a bias"
+        )
+
+
+@_rule(
+    "moe.num_experts",
+    "moe.top_k",
+    "moe.expert_groups",
+    "moe.groups_per_token",
+    "moe.nodes_per_token",
+    "parallel.ep",
+    "parallel.ranks_per_node",
+)
+def _expert_groups(config: Config, world: int) -> Iterator[str]:
+    parallel = config.parallel
+    # Experts that the ranks cannot share are the complaint of another rule.
+    if config.moe.num_experts % parallel.ep == 0:
+        yield from expert_group_problems(
+            config.moe, ep=parallel.ep, ranks_per_node=parallel.ranks_per_node
+        )
+
+
+@_rule("parallel.ep", "parallel.ranks_per_node")
+def _node_level(config: Config, world: int) -> Iterator[str]:
+    ep, per_node = config.parallel.ep, config.parallel.ranks_per_node
+    if config.moe.dispatch.level == "node" and 0 < per_node < ep and ep % per_node:
+        yield _wrong(
+            config,
+            "parallel.ranks_per_node",
+            f"divide parallel.ep ({ep}) with moe.dispatch.level 'node'",
+        )
 
 
 @_rule("moe.num_experts", "parallel.ep")

@@ -96,6 +96,15 @@ class DispatchConfig:
 
     overlap: bool = True
     """Compute while rows travel. false: the same work, waiting for every transfer at once."""
+    level: Literal["auto", "copies", "rank", "node"] = "auto"
+    """rank: a token's row travels once to every rank that has one of its experts. node: once to
+    every other node that has one, where it is passed on. copies: once for every expert, the
+    baseline. auto: node if the ep axis spans several nodes, else rank."""
+    order: Literal["auto", "source", "tokens"] = "auto"
+    """What a step of the exchange brings. source: all rows of some ranks. tokens: a part of every
+    rank's rows."""
+    steps: int = 0
+    """Steps of the exchange. 0: as many as the links and the tiles make worth it."""
     exchange: str = "auto"
     """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
 
@@ -115,14 +124,31 @@ class MoEConfig:
     shared_intermediate_size: int = 0
     """Width of the shared expert that every token passes. 0: none."""
     router: str = "softmax_topk"
-    """softmax_topk or topk_softmax."""
+    """softmax_topk, topk_softmax or sigmoid_topk. For benchmarks and tests, a forced choice:
+    balanced or hash."""
     renormalize: Literal["topk", "assigned", "none"] = "topk"
     """A pair's weight is its score over the token's top-k score sum, over the sum of the
     assigned pairs, or the score itself."""
+    score_scale: float = 1.0
+    """Factor on the weights of all pairs (DeepSeek's routed scaling factor)."""
+    bias_update_rate: float = 0.0
+    """Step by which an expert's bias, added to its scores for the choice only, follows its load
+    after each optimizer step (DeepSeek-V3: 0.001). 0: no bias."""
+    expert_groups: int = 0
+    """Equal runs of experts, of which a token may use groups_per_token. 0 or 1: no limit."""
+    groups_per_token: int = 0
+    """Groups whose experts a token may choose, with expert_groups."""
+    nodes_per_token: int = 0
+    """Nodes of the ep axis whose experts a token may choose; excludes expert_groups. 0: no
+    limit."""
+    group_score: Literal["max", "top2", "sum"] = "sum"
+    """A group (or node) counts as its best expert, as its two best, or as its best
+    top_k / groups_per_token."""
     load_balance_coef: float = 0.01
     """Weight of the load-balance loss."""
-    load_balance_scope: Literal["global", "ep"] = "global"
-    """Tokens over which the expert frequencies are counted: all ranks, or the ep group."""
+    load_balance_scope: Literal["global", "micro_batch", "ep", "rank", "sequence"] = "global"
+    """Tokens over which expert frequencies are counted. global: all ranks and the micro-batches of
+    the step so far. Of one micro-batch: all ranks, the ep group, the rank, or each sequence."""
     z_loss_coef: float = 0.001
     """Weight of the router z-loss."""
     activation: Literal["swiglu", "geglu", "reglu", "silu", "gelu", "relu2"] = "swiglu"
@@ -146,6 +172,9 @@ class ParallelConfig:
     """Ranks that share the dense parameters. 0: all that are left."""
     ep: int = 1
     """P, ranks that share the experts of a layer."""
+    ranks_per_node: int = 0
+    """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
+    reports."""
     reshard_after_forward: bool = True
     """Free the gathered parameters between forward and backward."""
 
@@ -214,6 +243,9 @@ class TrainConfig:
     trace_steps: str = ""
     """Steps FIRST-LAST, such as 10-12, whose computing, transfers and waits every rank writes to
     <run.dir>/trace, for Perfetto. Empty: none."""
+    record_routing: int = 0
+    """Steps of this start of the run whose routing is written to <run.dir>/routing, from its first
+    step on; see tools/simulate_routing.py --trace."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +271,11 @@ class MetricsConfig:
     tensorboard: bool = True
     """Write TensorBoard events to <run.dir>/tensorboard."""
     expert_load_every: int = 50
-    """Steps between histograms and images of the expert load."""
+    """Steps between histograms and images of the expert load, and the figures of each layer, in
+    TensorBoard."""
+    layer_table_every: int = 0
+    """Steps between tables of all MoE layers on the console. 0: only at the end, and of more than
+    12 layers the 8 whose busiest rank is furthest above the mean."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Engine(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """``model`` and ``optimizer`` state, sharded, with fp32 master weights."""
+        """``model`` and ``optimizer`` state, sharded, with fp32 master weights and the experts'
+        biases (int32) where there are any."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -100,12 +100,15 @@ class Fsdp2Engine:
     def state_dict(self) -> dict[str, Any]:
         named = dict(self.model.named_parameters())
         return {
-            "model": {name: parameter.detach() for name, parameter in named.items()},
+            "model": {
+                **{name: parameter.detach() for name, parameter in named.items()},
+                **dict(self.model.named_buffers()),
+            },
             "optimizer": optimizer_state(self.optimizer, named.items()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(state["model"][name])
+            for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+                tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.model.named_parameters(), state["optimizer"])

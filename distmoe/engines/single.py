@@ -75,13 +75,13 @@ class SingleEngine:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "model": dict(self.master),
+            "model": {**self.master, **dict(self.model.named_buffers())},
             "optimizer": optimizer_state(self.optimizer, self.master.items()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name, master in self.master.items():
-                master.copy_(state["model"][name])
+            for name, tensor in (*self.master.items(), *self.model.named_buffers()):
+                tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.master.items(), state["optimizer"])
         self._copy_master()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from distmoe.metrics.layer_table import layer_table
 from distmoe.metrics.record import StepRecord
 
 # Step lines between two lines of column names.
@@ -13,7 +14,7 @@ HEADING_EVERY = 20
 LEGEND = (
     "slowest: compute time of the slowest rank over the mean; load: busiest expert over the mean;\n"
     "tiles: busiest rank over the mean; waste: padding among the rows that ran (if not rounded);\n"
-    "moved: pairs that rounding dropped or added, of those that top-k chose"
+    "moved: pairs that rounding dropped or added, of those that top-k chose (and their scores)"
 )
 
 
@@ -57,7 +58,14 @@ class RunConsole:
             self.console.print("  ".join(names), style="bold")
         self._step_lines += 1
         line = "  ".join(f"{value:>{width}}" for _, width, value in cells)
-        self.console.print(line + ("  SKIPPED" if record.skipped else ""))
+        self.console.print(line)
+
+    def layers(self, record: StepRecord, *, most: int | None = None) -> None:
+        """A table of the step's MoE layers; ``most``: only the worst ones by tiles."""
+        title, *lines = layer_table(record, most=most)
+        self.console.print(title, style="bold")
+        for line in lines:
+            self.console.print(line)
 
     def advance(self, step: int) -> None:
         """Move the bar."""
@@ -88,12 +96,13 @@ def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
         ("step", max(9, 2 * len(str(steps)) + 1), f"{record.step}/{steps}"),
         ("loss", 7, f"{record.loss:.4f}"),
         ("lr", 8, f"{record.lr:.2e}"),
-        ("grad", 7, f"{record.grad_norm:.3f}"),
+        # A step is skipped for a norm that is not finite, so nothing is hidden.
+        ("grad", 7, "SKIPPED" if record.skipped else f"{record.grad_norm:.3f}"),
         ("tok/s/rank", 10, f"{record.tokens_per_second_per_rank:,.0f}"),
         ("slowest", 7, f"{record.slowest_over_mean:.2f}x"),
         ("load", 6, f"{load.load_max_over_mean:.2f}x"),
         ("tiles", 6, f"{load.tiles_max_over_mean:.2f}x"),
         ("waste", 13, f"{load.tile_waste:.1%} ({load.tile_waste_unrounded:.1%})"),
-        ("moved", 6, f"{record.pairs_moved_share:.1%}"),
+        ("moved", 13, f"{load.pairs_moved_share:.1%} ({load.score_moved_share:.1%})"),
         ("memory", 10, f"{record.memory_gib:.2f} GiB"),
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from distmoe.metrics.expert_load import ExpertLoad
 
@@ -11,11 +12,14 @@ from distmoe.metrics.expert_load import ExpertLoad
 class StepRecord:
     """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
 
+    ``load``: of all MoE layers; ``layers``: of each, by the index of its block.
     ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
-    ``rows_mib_with_copies``: the same with one copy per pair. ``exposed_seconds``: the mean rank's
-    host waited for its MoE layers' messages, ``exposed_share`` of the step; on a GPU, whose stream
-    waits instead, almost nothing. ``node_mib``, ``remote_mib``: bytes of all kinds that the MoE
-    layers of all ranks sent to ranks on their own node, and on others.
+    ``rows_mib_with_copies``: the same with one copy per pair. ``routing``: forced, if the router
+    did not choose by its scores, so that no figure of the step is taken for one of training.
+    ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
+    of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
+    bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
+    others.
     """
 
     step: int
@@ -31,10 +35,6 @@ class StepRecord:
     tokens_per_second_per_rank: float
     slowest_over_mean: float
     memory_gib: float
-    pairs: int
-    pairs_dropped: int
-    pairs_added: int
-    tokens_without_expert: int
     rows_mib: float
     rows_mib_with_copies: float
     exposed_seconds: float
@@ -42,18 +42,19 @@ class StepRecord:
     node_mib: float
     remote_mib: float
     load: ExpertLoad
+    layers: dict[int, ExpertLoad]
+    routing: Literal["real", "forced"] = "real"
 
-    @property
-    def pairs_moved_share(self) -> float:
-        """Pairs that rounding dropped or added, over the pairs of top-k."""
-        return (self.pairs_dropped + self.pairs_added) / max(self.pairs, 1)
+    def flat(self) -> dict[str, Any]:
+        """Without the layers and without nesting; the names are stable."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["load"], values["layers"]
+        return {**values, **self.load.flat()}
 
-    def flat(self) -> dict[str, float | int | bool]:
-        """Without nesting; the names are stable."""
-        values = asdict(self)
-        values.update(values.pop("load"))
-        values["pairs_moved_share"] = self.pairs_moved_share
-        return values
+    def line(self) -> dict[str, Any]:
+        """The flat record, and ``layers``: a flat load for each MoE layer."""
+        layers = [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
+        return {**self.flat(), "layers": layers}
 
 
 # TensorBoard group -> fields of the flat record.
@@ -71,6 +72,9 @@ GROUPS = {
         "pairs_dropped",
         "pairs_added",
         "pairs_moved_share",
+        "score_dropped_share",
+        "score_added_share",
+        "score_moved_share",
         "tokens_without_expert",
     ),
     "communication": (
@@ -83,3 +87,20 @@ GROUPS = {
     ),
     "memory": ("memory_gib",),
 }
+
+# Figures that TensorBoard has for every layer: `layers_NAME/layer_01`.
+LAYER_FIGURES = (
+    "tiles_max_over_mean",
+    "load_max_over_mean",
+    "tile_waste",
+    "tile_waste_unrounded",
+    "pairs_dropped",
+    "pairs_added",
+    "pairs_moved_share",
+    "score_dropped_share",
+    "score_added_share",
+    "score_moved_share",
+    "tokens_without_expert",
+    "tokens_per_expert_over_tile",
+    "dead_experts",
+)

@@ -17,6 +17,10 @@ from distmoe.metrics.throughput import Clock, median_after_warm_up, tokens_per_s
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
 
+# With more layers than this, the table at the end has only the worst ones.
+MANY_LAYERS = 12
+WORST_LAYERS = 8
+
 
 class Reporter:
     """Rank 0 writes and prints; on the other ranks every call does nothing that is seen.
@@ -34,6 +38,7 @@ class Reporter:
         self._peak = _bf16_peak(config)
         self._losses: list[tuple[int, float]] = []
         self._slowest: list[float] = []
+        self._last: StepRecord | None = None
         self._validation: float | None = None
         self._steps: JsonlWriter | None = None
         self._validations: JsonlWriter | None = None
@@ -59,29 +64,39 @@ class Reporter:
         self._losses = [*self._losses[:1], (record.step, record.loss)]
         self._slowest.append(record.slowest_over_mean)
         if self._steps is not None:
-            self._steps.write(record.flat())
+            self._steps.write(record.line())
         if self._tensorboard is not None:
             self._tensorboard.write(record)
             if record.step % metrics.expert_load_every == 0:
                 self._tensorboard.expert_load(record.step, freq_LE)
+                self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
             self.console.step(record)
+        self._last = record
+        if self._layer_table_is_due(record):
+            self.console.layers(record)
         self.console.advance(record.step)
         self._warn(record)
 
+    def _layer_table_is_due(self, record: StepRecord) -> bool:
+        every = self.config.metrics.layer_table_every
+        return every > 0 and record.step % every == 0
+
     def _warn(self, record: StepRecord) -> None:
-        load = record.load
         if record.skipped:
             self.console.warn_once(
                 "skipped", "a SKIPPED step had a loss or gradient that is not finite: no update"
             )
-        if self.config.moe.rounding.rule != "none" and load.rounding_costs_quality:
+        if self.config.moe.rounding.rule != "none" and record.load.rounding_costs_quality:
+            layer, worst = min(
+                record.layers.items(), key=lambda item: item[1].tokens_per_expert_over_tile
+            )
             self.console.warn_once(
                 "rounding",
-                f"mean tokens per expert / tile is {load.tokens_per_expert_over_tile:.2f}; "
-                "below 2 rounding costs quality: larger micro-batches or ep, or a smaller "
-                "moe.rounding.tile",
+                f"mean tokens per expert / tile is {worst.tokens_per_expert_over_tile:.2f} in "
+                f"layer {layer}, the worst; below 2 rounding costs quality: larger micro-batches "
+                "or ep, or a smaller moe.rounding.tile",
             )
 
     def validation(self, step: int, loss: float, unigram_entropy: float) -> None:
@@ -99,8 +114,12 @@ class Reporter:
         )
 
     def finish(self, *, step: int, unigram_entropy: float, tokens_per_step: int) -> None:
-        """The summary."""
+        """The layers of the last step, and the summary."""
         self.console.close()
+        last = self._last
+        if last is not None and last.layers and not self._layer_table_is_due(last):
+            many = len(last.layers) > MANY_LAYERS
+            self.console.layers(last, most=WORST_LAYERS if many else None)
         rows = loss_rows(self._losses, self._validation, unigram_entropy)
         if self.clock.steps:
             seconds = median_after_warm_up(self.clock.steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token, parameter_counts
 from distmoe.metrics.throughput import model_flops_utilization
+from distmoe.routing.routers import is_forced
 
 Rows = list[tuple[str, str]]
 
@@ -26,12 +27,20 @@ def model_rows(config: Config, *, peak: float | None) -> Rows:
             f"{moe.num_experts} per layer, top {moe.top_k}, router {moe.router}, "
             f"rounding {rounding.rule}{tiles}",
         ),
+        *routing_rows(config),
         (
             "flops",
             f"{flops.model / 1e6:.1f} MFLOP per token "
             f"({flops.palm / 1e6:.1f} by the PaLM convention){against}",
         ),
     ]
+
+
+def routing_rows(config: Config) -> Rows:
+    """The stamp of figures that say nothing of real routing; none for a real router."""
+    if not is_forced(config.moe.router):
+        return []
+    return [("routing", f"FORCED by router {config.moe.router}: no real routing")]
 
 
 def speed_rows(
@@ -49,6 +58,7 @@ def speed_rows(
         ("median speed", f"{tokens_per_second:,.0f} tokens/s/rank on {world} ranks"),
         ("in all", f"{millions_a_day:,.0f} M tokens a day"),
         ("slowest rank", f"{slowest_over_mean:.2f}x the mean compute time"),
+        *routing_rows(config),
     ]
     if peak is not None:
         model, palm = (

@@ -9,7 +9,7 @@ from typing import Any
 
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
-from distmoe.metrics.record import GROUPS, StepRecord
+from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
 
 LAYOUT = {
     "distmoe": {
@@ -23,6 +23,10 @@ LAYOUT = {
                 "throughput/slowest_over_mean",
             ],
         ],
+        "busiest rank over mean, tiles of each layer": [
+            "Multiline",
+            ["layers_tiles_max_over_mean/layer_.*"],
+        ],
         "tile waste: run, and without rounding": [
             "Multiline",
             ["experts/tile_waste$", "experts/tile_waste_unrounded"],
@@ -30,6 +34,14 @@ LAYOUT = {
         "pairs that rounding moved": [
             "Multiline",
             ["experts/pairs_dropped", "experts/pairs_added"],
+        ],
+        "pairs and scores that rounding moved, over those of top-k": [
+            "Multiline",
+            ["experts/pairs_moved_share", "experts/score_moved_share"],
+        ],
+        "scores that rounding moved in each layer": [
+            "Multiline",
+            ["layers_score_moved_share/layer_.*"],
         ],
         "rows sent, MiB: once per rank, and once per pair": [
             "Multiline",
@@ -66,16 +78,20 @@ class JsonlWriter:
         if values["step"] <= self._last_step:
             return
         self._last_step = values["step"]
-        # JSON has no NaN; a missing number is null.
-        safe = {
-            k: None if isinstance(v, float) and not math.isfinite(v) else v
-            for k, v in values.items()
-        }
-        self._file.write(json.dumps(safe) + "\n")
+        self._file.write(json.dumps(_without_nan(values)) + "\n")
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity; a missing number is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step_of(line: str) -> float:
@@ -101,7 +117,14 @@ class TensorBoardWriter:
         flat = record.flat()
         for group, names in GROUPS.items():
             for name in names:
-                self._scalar(f"{group}/{name}", flat[name], record.step)
+                self._scalar(f"{group}/{name}", float(flat[name]), record.step)
+
+    def layers(self, record: StepRecord) -> None:
+        """The figures of every MoE layer: a group per figure, a series per layer."""
+        for layer, load in record.layers.items():
+            flat = load.flat()
+            for name in LAYER_FIGURES:
+                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)

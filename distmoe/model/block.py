@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distmoe.comm.node_links import NodeGroups
 from distmoe.config import Config
 from distmoe.model.attention import Attention
 from distmoe.model.norm import RMSNorm
@@ -26,6 +27,7 @@ class Block(nn.Module):
         layer: int,
         ep_group: dist.ProcessGroup | None,
         loss_group: dist.ProcessGroup | None,
+        node_groups: NodeGroups | None,
     ) -> None:
         super().__init__()
         model = config.model
@@ -36,7 +38,13 @@ class Block(nn.Module):
         if layer < model.n_dense_layers:
             self.mlp = SwiGluMlp(model.hidden_size, model.intermediate_size)
         else:
-            self.mlp = MoE(config.moe, ep_group, loss_group=loss_group)
+            self.mlp = MoE(
+                config.moe,
+                ep_group,
+                loss_group=loss_group,
+                ranks_per_node=config.parallel.ranks_per_node,
+                node_groups=node_groups,
+            )
         self.recompute = config.train.activation_checkpoint
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:

@@ -22,7 +22,7 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "out_proj.weight", "w_out_eHI")
 @torch.no_grad()
 def initialize(model: Transformer, *, seed: int, first_expert: int = 0) -> None:
     """Fill every parameter in place: norms with 1, matrices with N(0, init_std^2), the outputs of
-    residual branches with that over sqrt(2 n_layers).
+    residual branches with that over sqrt(2 n_layers). Buffers, the experts' biases, with 0.
 
     Parameters may be plain tensors or DTensors sharded by FSDP; each rank draws the logical
     tensor and keeps its part. ``first_expert``: logical id of the first expert of this rank.
@@ -40,6 +40,8 @@ def initialize(model: Transformer, *, seed: int, first_expert: int = 0) -> None:
             full = _draw(tuple(parameter.shape), std, f"{seed}/{name}")
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         local.copy_(own_shard(full, parameter))
+    for buffer in model.buffers():
+        buffer.zero_()
 
 
 def _expert_parameters(model: nn.Module) -> Iterator[str]:

@@ -14,7 +14,7 @@ from distmoe.config import Config
 from distmoe.model.block import Block
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
-from distmoe.moe.layer import MoE, MoELosses
+from distmoe.moe.layer import MoE, MoELosses, node_groups_for
 
 # Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
 IGNORE = -100
@@ -49,8 +49,16 @@ class Transformer(nn.Module):
         model = config.model
         self.config = config
         self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
+        # One set for all layers.
+        node_groups = node_groups_for(config.moe, ep_group, config.parallel.ranks_per_node)
         self.blocks = nn.ModuleList(
-            Block(config, layer=layer, ep_group=ep_group, loss_group=loss_group)
+            Block(
+                config,
+                layer=layer,
+                ep_group=ep_group,
+                loss_group=loss_group,
+                node_groups=node_groups,
+            )
             for layer in range(model.n_layers)
         )
         self.final_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)

@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.moe.ep_function import ExpertParallel, expert_parallel
+from distmoe.moe.rows import Rows
 
 
 class Experts(nn.Module):
@@ -30,9 +31,10 @@ class Experts(nn.Module):
         self.w_in_eGH = nn.Parameter(torch.empty(num_local, width, hidden_size))
         self.w_out_eHI = nn.Parameter(torch.empty(num_local, hidden_size, intermediate_size))
 
-    def forward(self, x_TH: Tensor, score_N: Tensor, ep: ExpertParallel) -> Tensor:
-        """[T, H] -> [T, H]; collective over the expert-parallel group."""
-        return expert_parallel(x_TH, score_N, _local(self.w_in_eGH), _local(self.w_out_eHI), ep)
+    def forward(self, x_TH: Tensor, score_N: Tensor, ep: ExpertParallel, rows: Rows) -> Tensor:
+        """[T, H] -> [T, H]; collective over the expert-parallel group. ``rows``: those of x."""
+        w_in_eGH, w_out_eHI = _local(self.w_in_eGH), _local(self.w_out_eHI)
+        return expert_parallel(x_TH, score_N, w_in_eGH, w_out_eHI, ep, rows)
 
 
 def _local(parameter: Tensor) -> Tensor:

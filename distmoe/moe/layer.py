@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distmoe.comm import make_exchange
-from distmoe.config import MoEConfig, RoundingConfig
+from distmoe.comm import Exchange, make_exchange
+from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
+from distmoe.comm.torch_group import several_ranks
+from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
-from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.router_logits import router_logits
+from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
+from distmoe.moe.check import check_layer
 from distmoe.moe.dispatch import plan_dispatch
 from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.routing_tape import decided, is_replay
+from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
+from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
+from distmoe.routing.group_limit import group_limit
 from distmoe.routing.losses import load_balance_loss, z_loss
 from distmoe.routing.round_tokens import Rounded, round_scores
 from distmoe.routing.routers import Scores, make_router
@@ -39,15 +46,6 @@ class MoELosses:
 
 
 @dataclass(frozen=True)
-class _BalanceCounts:
-    """Top-k pairs per expert for the load-balance loss, their tokens, and all ranks' tokens."""
-
-    freq_E: Tensor
-    freq_tokens: int | Tensor
-    all_tokens: int | Tensor
-
-
-@dataclass(frozen=True)
 class _Decision:
     """Everything of a forward that carries no gradient, and that a replay must not make again."""
 
@@ -55,7 +53,7 @@ class _Decision:
     selected_TE: Tensor
     plan: DispatchPlan
     stats: MoEStats
-    balance: _BalanceCounts
+    balance: BalanceCounts
 
 
 class MoE(nn.Module):
@@ -64,10 +62,20 @@ class MoE(nn.Module):
     ``ep_group``: ranks that share the experts; each holds num_experts / P of them, in rank order,
     and calls the layer with its own tokens. None: this rank alone. ``loss_group``: ranks over
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
+    ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
+    ``node_groups``: made for it before, else every layer makes its own.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
+    ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
+    none.
+
+    An optimizer step of several micro-batches calls `begin_step` before the first; otherwise the
+    load-balance loss is that of each forward by itself. With config.bias_update_rate > 0 the layer
+    has ``bias_E`` int32, which `moe.expert_bias.update_expert_bias` moves after a step.
     """
 
     stats: MoEStats
+    bias_E: Tensor | None
+    on_scores: Callable[[Scores], None] | None = None
 
     def __init__(
         self,
@@ -75,15 +83,30 @@ class MoE(nn.Module):
         ep_group: dist.ProcessGroup | None = None,
         *,
         loss_group: dist.ProcessGroup | None = None,
+        ranks_per_node: int = 0,
+        node_groups: NodeGroups | None = None,
     ) -> None:
         super().__init__()
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
-        _check(config, num_ranks)
+        check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config = config
         self.loss_group = loss_group
-        self.exchange = make_exchange(ep_group, config.dispatch.exchange)
+        self.exchange = make_exchange(
+            ep_group, config.dispatch.exchange, ranks_per_node=ranks_per_node
+        )
+        self.schedule = _schedule(config, num_ranks, ranks_per_node)
+        node_groups = node_groups or node_groups_for(config, ep_group, ranks_per_node)
+        self.links: NodeLinks | None = None
+        if node_groups is not None:
+            self.links = NodeLinks.over(node_groups, config.dispatch.exchange)
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
+        limit = expert_groups(config, ep=num_ranks, ranks_per_node=ranks_per_node)
+        self.group_limit = group_limit(config, limit)
+        self.step_counts = StepCounts()
+        # In units of keys, so that decisions with it are exact.
+        bias_E = torch.zeros(config.num_experts, dtype=torch.int32)
+        self.register_buffer("bias_E", bias_E if config.bias_update_rate > 0 else None)
         self.router_EH = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
         self.experts = Experts(
             num_local=config.num_experts // num_ranks,
@@ -99,9 +122,17 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
-        """N(0, std^2) from torch's default generator; seed ranks apart, or experts start equal."""
+        """N(0, std^2) from torch's default generator; seed ranks apart, or experts start equal.
+        The bias is 0."""
         for parameter in self.parameters():
             parameter.normal_(0.0, std)
+        if self.bias_E is not None:
+            self.bias_E.zero_()
+
+    def begin_step(self) -> None:
+        """The forwards in training from here on are of one optimizer step: what they choose adds
+        up, for the load-balance loss and the bias. What was counted before is forgotten."""
+        self.step_counts.begin()
 
     @property
     def mlp(self) -> MoeMlp:
@@ -111,6 +142,10 @@ class MoE(nn.Module):
             self._mlp = load_backend(name, self.config.activation)
         return self._mlp
 
+    def exchanges(self) -> list[Exchange]:
+        """All that carry messages of this layer."""
+        return [self.exchange, *(self.links.all() if self.links is not None else ())]
+
     def _observed_mlp(self) -> MoeMlp:
         observer = self.exchange.observer
         return TimedMlp(self.mlp, observer) if observer.is_tracing else self.mlp
@@ -118,20 +153,28 @@ class MoE(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         x_TH = x.reshape(-1, x.shape[-1])
         logits_TE = router_logits(x_TH, self.router_EH)
-        scores = self.router(logits_TE)
-        decision = decided(lambda: self._decide(scores))
+        scores = self._score(logits_TE)
+        num_sequences = x.shape[:-2].numel()
+        decision = decided(lambda: self._decide(scores, num_sequences))
         routing = decision.routing.with_scores(scores.weight(decision.selected_TE))
         if not is_replay():
             self.stats = decision.stats
         ep = ExpertParallel(
-            decision.plan, self.exchange, self._observed_mlp(), overlap=self.config.dispatch.overlap
+            decision.plan,
+            self.exchange,
+            self._observed_mlp(),
+            overlap=self.config.dispatch.overlap,
+            links=self.links,
         )
-        out_TH = self.experts(x_TH, routing.score_N, ep)
-        if self.shared is not None:
-            out_TH = out_TH + self.shared(x_TH)
+        rows = ep.post_rows(x_TH.detach())
+        # While the first rows travel.
+        shared_TH = self.shared(x_TH) if self.shared is not None else None
+        out_TH = self.experts(x_TH, routing.score_N, ep, rows)
+        if shared_TH is not None:
+            out_TH = out_TH + shared_TH
         losses = MoELosses(
             load_balance=load_balance_loss(
-                scores.score_TE,
+                scores.prob_TE,
                 decision.balance.freq_E,
                 freq_tokens=decision.balance.freq_tokens,
                 num_tokens=decision.balance.all_tokens,
@@ -141,8 +184,14 @@ class MoE(nn.Module):
         )
         return out_TH.view(x.shape), losses
 
+    def _score(self, logits_TE: Tensor) -> Scores:
+        scores = self.router(logits_TE, self.bias_E)
+        if self.group_limit is not None:
+            scores = self.group_limit(scores)
+        return replace(scores, scale=self.config.score_scale)
+
     @torch.no_grad()
-    def _decide(self, scores: Scores) -> _Decision:
+    def _decide(self, scores: Scores, num_sequences: int) -> _Decision:
         rounding = self.config.rounding
         if not self.training:
             rounding = RoundingConfig(rule="none", tile=rounding.tile)
@@ -153,56 +202,52 @@ class MoE(nn.Module):
             max_pairs=rounded.max_pairs,
         )
         plan = plan_dispatch(
-            routing, self.exchange, tile=rounding.tile, from_ranks_Pe=rounded.from_ranks_Pe
+            routing,
+            self.exchange,
+            tile=rounding.tile,
+            schedule=self.schedule,
+            links=self.links,
+            from_ranks_Pe=rounded.from_ranks_Pe,
         )
-        changed_TE = rounded.selected_TE ^ scores.chosen_TE
-        stats = MoEStats(
-            freq_E=rounded.freq_E,
-            target_E=rounded.target_E,
-            dropped=(changed_TE & scores.chosen_TE).sum(),
-            added=(changed_TE & rounded.selected_TE).sum(),
-            without_expert=(~rounded.selected_TE.any(1)).sum(),
-            rows_sent=plan.rows_sent(),
-            copies_sent=plan.copies_sent(),
-        )
-        balance = self._balance_counts(scores, rounded)
+        stats = MoEStats.count(scores, rounded, plan)
+        if self.on_scores is not None:
+            self.on_scores(scores)
+        balance = self._balance_counts(scores, rounded, num_sequences)
         return _Decision(routing, rounded.selected_TE, plan, stats, balance)
 
-    def _balance_counts(self, scores: Scores, rounded: Rounded) -> _BalanceCounts:
-        group = self.loss_group
-        if group is None and dist.is_initialized():
-            group = dist.group.WORLD
-        if group is None or dist.get_world_size(group) == 1:
-            return _BalanceCounts(rounded.freq_E, rounded.num_tokens, rounded.num_tokens)
-        # Filled on the device: a copy from the host would wait for it.
-        own_tokens = rounded.freq_E.new_full((1,), len(scores.key_TE))
-        counts = torch.cat([scores.chosen_TE.sum(0), own_tokens])
-        dist.all_reduce(counts, group=group)
-        if self.config.load_balance_scope == "ep":
-            return _BalanceCounts(rounded.freq_E, rounded.num_tokens, counts[-1])
-        return _BalanceCounts(counts[:-1], counts[-1], counts[-1])
+    def _balance_counts(
+        self, scores: Scores, rounded: Rounded, num_sequences: int
+    ) -> BalanceCounts:
+        forward_E1 = own_counts(scores.chosen_TE)
+        # Evaluation is never counted, and a replay never comes here.
+        so_far_E1 = self.step_counts.add(forward_E1) if self.training else forward_E1
+        return balance_counts(
+            self.config.load_balance_scope,
+            OwnCounts(forward_E1, so_far_E1, scores.chosen_TE, num_sequences),
+            rounded,
+            group=several_ranks(self.loss_group),
+        )
 
 
-def _check(config: MoEConfig, num_ranks: int) -> None:
-    activation_called(config.activation)
-    groups = config.rounding.balance_groups or num_ranks
-    problems = [
-        (config.hidden_size < 1, f"hidden_size is {config.hidden_size}; it must be at least 1"),
-        (
-            not 1 <= config.top_k <= config.num_experts,
-            f"top_k is {config.top_k}; it must be in 1..num_experts ({config.num_experts})",
-        ),
-        (
-            config.num_experts % num_ranks != 0,
-            f"num_experts is {config.num_experts}; the {num_ranks} ranks must divide it",
-        ),
-        (
-            config.num_experts % groups != 0,
-            f"rounding.balance_groups is {groups}; it must divide num_experts "
-            f"({config.num_experts})",
-        ),
-        (config.rounding.tile < 1, f"rounding.tile is {config.rounding.tile}; at least 1"),
-    ]
-    for wrong, message in problems:
-        if wrong:
-            raise ValueError(message)
+def node_groups_for(
+    config: MoEConfig, ep_group: dist.ProcessGroup | None, ranks_per_node: int
+) -> NodeGroups | None:
+    """The groups that layers of ``config`` need to pass rows on inside a node, which they may
+    share; None if they send to every rank. Collective over ``ep_group``."""
+    if ep_group is None:
+        return None
+    schedule = _schedule(config, dist.get_world_size(ep_group), ranks_per_node)
+    if schedule.level != "node":
+        return None
+    return make_node_groups(ep_group, schedule.ranks_per_node)
+
+
+def _schedule(config: MoEConfig, num_ranks: int, ranks_per_node: int) -> Schedule:
+    dispatch = config.dispatch
+    return auto_schedule(
+        dispatch.level,
+        dispatch.order,
+        dispatch.steps,
+        num_ranks=num_ranks,
+        ranks_per_node=ranks_per_node,
+    )

@@ -7,15 +7,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distmoe.kernels.router_topk.torch_backend import integer_keys
+from distmoe.moe.plan import DispatchPlan
+from distmoe.routing.round_tokens import Rounded
+from distmoe.routing.routers import Scores
+
+# The counts of `MoEStats.own`, in its order.
+OWN_COUNTS = (
+    "dropped",
+    "added",
+    "without_expert",
+    "chosen_mass",
+    "dropped_mass",
+    "added_mass",
+    "rows_sent",
+    "copies_sent",
+)
+
 
 @dataclass(frozen=True)
 class MoEStats:
     """Counts of one layer and micro-batch.
 
     ``freq_E``: top-k pairs per expert over the ep group; ``target_E``: pairs after rounding, over
-    the ep group (both int64). This rank's own: ``dropped``, ``added`` pairs and
-    ``without_expert`` tokens (0-d int64), ``rows_sent`` rows that left the rank in one direction,
-    ``copies_sent`` rows that would have left it with one copy per pair.
+    the ep group (both int64). This rank's own (0-d int64): ``dropped``, ``added`` pairs and
+    ``without_expert`` tokens; ``chosen_mass``, ``dropped_mass``, ``added_mass``: scores of the
+    pairs of top-k, of the dropped and of the added ones, as exact sums of floor(score * 2^24).
+    ``rows_sent`` rows left the rank in one direction, ``copies_sent`` would have with one copy per
+    pair.
     """
 
     freq_E: Tensor
@@ -23,11 +42,39 @@ class MoEStats:
     dropped: Tensor
     added: Tensor
     without_expert: Tensor
+    chosen_mass: Tensor
+    dropped_mass: Tensor
+    added_mass: Tensor
     rows_sent: int
     copies_sent: int
 
+    @staticmethod
+    def count(scores: Scores, rounded: Rounded, plan: DispatchPlan) -> MoEStats:
+        """From the router's choice, what rounding made of it, and where its rows go."""
+        dropped_TE = scores.chosen_TE & ~rounded.selected_TE
+        added_TE = rounded.selected_TE & ~scores.chosen_TE
+        # Not key_TE, in which a balance bias may be.
+        mass_TE = integer_keys(scores.score_TE)
+        return MoEStats(
+            freq_E=rounded.freq_E,
+            target_E=rounded.target_E,
+            dropped=dropped_TE.sum(),
+            added=added_TE.sum(),
+            without_expert=(~rounded.selected_TE.any(1)).sum(),
+            chosen_mass=_sum_where(scores.chosen_TE, mass_TE),
+            dropped_mass=_sum_where(dropped_TE, mass_TE),
+            added_mass=_sum_where(added_TE, mass_TE),
+            rows_sent=plan.rows_sent(),
+            copies_sent=plan.copies_sent(),
+        )
+
     def own(self) -> Tensor:
-        """[5] int64: dropped, added, without_expert, rows_sent, copies_sent of this rank."""
-        counted = torch.stack([self.dropped, self.added, self.without_expert]).long()
+        """[len(OWN_COUNTS)] int64: this rank's counts."""
+        counted = torch.stack([getattr(self, name) for name in OWN_COUNTS[:-2]]).long()
         sent = torch.tensor([self.rows_sent, self.copies_sent], device=counted.device)
         return torch.cat([counted, sent])
+
+
+def _sum_where(mask_TE: Tensor, mass_TE: Tensor) -> Tensor:
+    """0-d int64: int32 sums would overflow at 128 scores of 1."""
+    return torch.where(mask_TE, mass_TE, 0).sum(dtype=torch.int64)

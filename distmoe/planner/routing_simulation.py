@@ -6,14 +6,19 @@ Works on the scores of all tokens of an expert-parallel group in one process, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from distmoe.routing.round_tokens import round_tokens
-from distmoe.routing.routers import scores_from_probabilities
+from distmoe.comm import make_exchange
+from distmoe.config import RoundingConfig
+from distmoe.kernels.router_topk import KEY_SCALE
+from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
+from distmoe.planner.routing_trace import GroupRouting
+from distmoe.routing.round_tokens import round_scores
+from distmoe.routing.routers import Scores, scores_from_probabilities
 
 TOP_K = "top-k, padded"
 LOCAL = "balance, each rank alone"
@@ -21,15 +26,17 @@ LOCAL = "balance, each rank alone"
 
 @dataclass(frozen=True)
 class Setting:
-    """``tokens`` of one rank; ``tile`` M; ``skew``: standard deviation of the experts' popularity
-    in units of that of a token's own taste."""
+    """``tokens`` of one rank; ``tile`` M. Of synthetic scores ``skew``: standard deviation of the
+    experts' popularity in units of that of a token's own taste. Of a trace ``layer``: the index of
+    its block."""
 
     tokens: int
     num_experts: int
     top_k: int
     ranks: int
     tile: int
-    skew: float = 0.0
+    skew: float | None = None
+    layer: int | None = None
 
     @property
     def tokens_per_expert_over_tile(self) -> float:
@@ -39,70 +46,117 @@ class Setting:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one way to round. Tiles of a rank are those of its experts; shares are of 1.
+    """Of one way to round, on one population or as means over several. Tiles of a rank are those of
+    its experts; shares are of 1.
 
-    ``waste``: padding rows over the rows that run. ``dropped``, ``added``: pairs over those of
-    top-k. ``score_lost``: scores of dropped pairs over those of the top-k pairs.
+    ``worst_busiest_over_mean``: over the populations. ``waste``: padding rows over the rows that
+    run. ``dropped``, ``added``: pairs over those of top-k. ``score_lost``, ``score_added``: scores
+    of dropped and of added pairs over those of the top-k pairs.
     """
 
     name: str
-    busiest_tiles: int
+    busiest_tiles: float
     mean_tiles: float
+    busiest_over_mean: float
+    worst_busiest_over_mean: float
     waste: float
     dropped: float
     added: float
     score_lost: float
-    tokens_without_expert: int
-
-    @property
-    def busiest_over_mean(self) -> float:
-        return self.busiest_tiles / max(self.mean_tiles, 1e-9)
+    score_added: float
+    tokens_without_expert: float
 
 
-def synthetic_scores(setting: Setting, *, seed: int = 0) -> Tensor:
-    """[ranks * tokens, E]: softmax of a token's taste plus the experts' popularity."""
+def synthetic_scores(setting: Setting, *, seed: int = 0) -> Scores:
+    """Of ranks * tokens tokens: softmax of a token's taste plus the experts' popularity."""
     generator = torch.Generator().manual_seed(seed)
     shape = setting.ranks * setting.tokens, setting.num_experts
     taste_TE = torch.randn(shape, generator=generator)
     popularity_E = torch.randn(setting.num_experts, generator=generator)
-    return (taste_TE + setting.skew * popularity_E).softmax(dim=1)
+    score_TE = (taste_TE + (setting.skew or 0.0) * popularity_E).softmax(dim=1)
+    return scores_from_probabilities(score_TE, top_k=setting.top_k, renormalize="topk")
 
 
-def simulate(setting: Setting, score_TE: Tensor, rules: list[str]) -> Iterator[Outcome]:
-    """Top-k with padded tiles, every rule over the group, and `balance` on each rank alone."""
-    top_TE = scores_from_probabilities(score_TE, top_k=setting.top_k, renormalize="topk").chosen_TE
-    yield _outcome(TOP_K, setting, score_TE, top_TE, top_TE)
-    for rule in rules:
-        yield _outcome(rule, setting, score_TE, top_TE, _rounded(score_TE, setting, rule))
-    parts = [_rounded(part, setting, "balance") for part in torch.split(score_TE, setting.tokens)]
-    yield _outcome(LOCAL, setting, score_TE, top_TE, torch.cat(parts))
-
-
-def _rounded(score_TE: Tensor, setting: Setting, rule: str) -> Tensor:
-    routing = round_tokens(
-        score_TE, setting.top_k, tile=setting.tile, rule=rule, balance_groups=setting.ranks
+def traced_scores(routing: GroupRouting) -> Scores:
+    """The scores that a run's router gave; 24 bits of each, which fp32 holds exactly."""
+    key_TE = torch.from_numpy(routing.key_TE)
+    score_TE = torch.from_numpy(routing.mass_TE) / KEY_SCALE
+    return Scores(
+        score_TE=score_TE,
+        key_TE=key_TE,
+        chosen_TE=choose_top_k(key_TE, routing.top_k),
+        top_k=routing.top_k,
+        renormalize="topk",
     )
-    mask_TE = torch.zeros_like(score_TE, dtype=torch.bool)
-    mask_TE[routing.token_N.long(), routing.expert_N.long()] = True
-    return mask_TE
+
+
+def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list[Outcome]:
+    """Top-k with padded tiles, every rule over the group of ``ranks`` equal parts of the tokens,
+    and `balance` on each rank alone. AssertionError if the parts are not equal."""
+    if len(scores.key_TE) % ranks:
+        raise AssertionError(f"{len(scores.key_TE)} tokens are no {ranks} equal parts")
+    ways = {TOP_K: scores.chosen_TE}
+    ways |= {rule: _rounded(scores, rule, groups=ranks, tile=tile) for rule in rules}
+    alone = [_rounded(part, "balance", groups=ranks, tile=tile) for part in _parts(scores, ranks)]
+    ways[LOCAL] = torch.cat(alone)
+    mass_TE = integer_keys(scores.score_TE).long()
+    return [
+        _outcome(name, scores.chosen_TE, mask_TE, mass_TE, ranks=ranks, tile=tile)
+        for name, mask_TE in ways.items()
+    ]
+
+
+def mean_outcomes(samples: list[list[Outcome]]) -> list[Outcome]:
+    """The mean of every figure of each way over populations, and the worst busiest rank."""
+    return [_mean(list(of_one_way)) for of_one_way in zip(*samples, strict=True)]
+
+
+def _mean(outcomes: list[Outcome]) -> Outcome:
+    names = [field.name for field in fields(Outcome) if field.name != "name"]
+    means = {name: fmean(getattr(outcome, name) for outcome in outcomes) for name in names}
+    means["worst_busiest_over_mean"] = max(o.worst_busiest_over_mean for o in outcomes)
+    return Outcome(outcomes[0].name, **means)
+
+
+def _parts(scores: Scores, ranks: int) -> list[Scores]:
+    """The tokens of each rank."""
+    tables = zip(
+        scores.score_TE.chunk(ranks),
+        scores.key_TE.chunk(ranks),
+        scores.chosen_TE.chunk(ranks),
+        strict=True,
+    )
+    return [
+        replace(scores, score_TE=score_TE, key_TE=key_TE, chosen_TE=chosen_TE)
+        for score_TE, key_TE, chosen_TE in tables
+    ]
+
+
+def _rounded(scores: Scores, rule: str, *, groups: int, tile: int) -> Tensor:
+    rounding = RoundingConfig(rule, tile=tile, balance_groups=groups)
+    return round_scores(scores, make_exchange(None), rounding).selected_TE
 
 
 def _outcome(
-    name: str, setting: Setting, score_TE: Tensor, top_TE: Tensor, mask_TE: Tensor
+    name: str, chosen_TE: Tensor, mask_TE: Tensor, mass_TE: Tensor, *, ranks: int, tile: int
 ) -> Outcome:
     count_E = mask_TE.sum(0)
-    tiles_E = (count_E + setting.tile - 1) // setting.tile
-    tiles_P = tiles_E.view(setting.ranks, -1).sum(1)
-    rows = int(tiles_E.sum()) * setting.tile
-    dropped_TE, added_TE = top_TE & ~mask_TE, mask_TE & ~top_TE
-    pairs = int(top_TE.sum())
+    tiles_E = (count_E + tile - 1) // tile
+    tiles_P = tiles_E.view(ranks, -1).sum(1)
+    rows = int(tiles_E.sum()) * tile
+    busiest, mean = int(tiles_P.max()), float(tiles_P.double().mean())
+    dropped_TE, added_TE = chosen_TE & ~mask_TE, mask_TE & ~chosen_TE
+    pairs, mass = max(int(chosen_TE.sum()), 1), max(int(mass_TE[chosen_TE].sum()), 1)
     return Outcome(
         name=name,
-        busiest_tiles=int(tiles_P.max()),
-        mean_tiles=float(tiles_P.double().mean()),
+        busiest_tiles=busiest,
+        mean_tiles=mean,
+        busiest_over_mean=busiest / max(mean, 1e-9),
+        worst_busiest_over_mean=busiest / max(mean, 1e-9),
         waste=(rows - int(count_E.sum())) / max(rows, 1),
-        dropped=int(dropped_TE.sum()) / max(pairs, 1),
-        added=int(added_TE.sum()) / max(pairs, 1),
-        score_lost=float(score_TE[dropped_TE].sum() / score_TE[top_TE].sum()),
+        dropped=int(dropped_TE.sum()) / pairs,
+        added=int(added_TE.sum()) / pairs,
+        score_lost=int(mass_TE[dropped_TE].sum()) / mass,
+        score_added=int(mass_TE[added_TE].sum()) / mass,
         tokens_without_expert=int((~mask_TE.any(1)).sum()),
     )

@@ -18,11 +18,15 @@ def load_balance_loss(
     ``freq_E``: top-k pairs per expert of ``freq_tokens`` (T') tokens, which carry no gradient;
     ``num_tokens`` (T): tokens of all ranks. The loss is linear in the probabilities, so local sums
     need no reduction: with T' = T the shares add up to the Switch loss (arXiv 2101.03961) over the
-    batch of all ranks, with T' of a part of the ranks to the mean over such parts.
+    batch of all ranks, with T' of a part of the tokens to the mean over such parts.
+
+    ``freq_E`` may be [B, E], for B equal runs of the local tokens: each is a part by itself.
     """
-    num_experts = prob_TE.shape[1]
-    share_E = freq_E.float() / (freq_tokens * top_k)
-    loss: Tensor = num_experts * (share_E * prob_TE.sum(0)).sum() / num_tokens
+    num_tokens_here, num_experts = prob_TE.shape
+    share_BE = freq_E.view(-1, num_experts).float() / (freq_tokens * top_k)
+    num_runs = len(share_BE)
+    prob_BE = prob_TE.view(num_runs, num_tokens_here // max(num_runs, 1), num_experts).sum(1)
+    loss: Tensor = num_experts * (share_BE * prob_BE).sum() / num_tokens
     return loss
 
 

@@ -9,10 +9,18 @@ import torch
 import torch.distributed as dist
 
 from distmoe.config import Config
-from distmoe.metrics.expert_load import ExpertLoad, IntArray, expert_load
+from distmoe.metrics.expert_load import (
+    IntArray,
+    LoadCounts,
+    load_of_all,
+    load_of_layer,
+    tiles_of,
+)
 from distmoe.metrics.memory import peak_memory_gib
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.throughput import slowest_over_mean, tokens_per_second_per_rank
+from distmoe.moe.stats import OWN_COUNTS
+from distmoe.routing.routers import is_forced
 from distmoe.runtime import Runtime
 from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
@@ -35,32 +43,21 @@ def collect_step(
     communication: StepCommunication,
     bytes_per_value: int,
 ) -> tuple[StepRecord, IntArray]:
-    """The record, and the top-k counts of the step over all ranks [L, E]; collective.
-
-    Tiles are those of this rank's own ep group; pairs, rows and counts are over all ranks.
-    """
+    """The record, and the top-k counts of the step over all ranks [L, E]; collective."""
     world = runtime.ranks.world
-    freq_MLE, target_MLE, own = _layer_counts(outcome, config)
-    load = (
-        expert_load(
-            freq_MLE.reshape(-1, config.moe.num_experts),
-            target_MLE.reshape(-1, config.moe.num_experts),
-            tile=config.moe.rounding.tile,
-            num_ranks=config.parallel.ep,
-        )
-        if freq_MLE.size
-        else ExpertLoad(1.0, 1.0, 0.0, 0.0, float("inf"), 0)
-    )
-    own = np.append(own, [communication.node_bytes, communication.remote_bytes])
-    summed = _sum_over_ranks(np.concatenate([freq_MLE.sum(0).ravel(), own]), runtime)
-    # Every rank of an ep group counts the whole group.
-    freq_LE = (summed[: -len(own)] // config.parallel.ep).reshape(freq_MLE.shape[1:])
-    dropped, added, without_expert, rows, copies, *sent = summed[-len(own) :].tolist()
-    compute_seconds, exposed_seconds = _gather(
-        [outcome.compute_seconds, communication.exposed_seconds], runtime
+    counts, rows, copies = _count_over_ranks(outcome, config, runtime)
+    compute_seconds, exposed_seconds, node_bytes, remote_bytes = _gather(
+        [
+            outcome.compute_seconds,
+            communication.exposed_seconds,
+            communication.node_bytes,
+            communication.remote_bytes,
+        ],
+        runtime,
     )
     exposed = statistics.fmean(exposed_seconds)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
+    first_moe_block = config.model.n_dense_layers
     record = StepRecord(
         step=step,
         loss=outcome.loss,
@@ -77,36 +74,76 @@ def collect_step(
         ),
         slowest_over_mean=slowest_over_mean(compute_seconds),
         memory_gib=peak_memory_gib(runtime.device),
-        pairs=int(freq_LE.sum()),
-        pairs_dropped=dropped,
-        pairs_added=added,
-        tokens_without_expert=without_expert,
         rows_mib=rows * row_mib,
         rows_mib_with_copies=copies * row_mib,
         exposed_seconds=exposed,
         exposed_share=exposed / max(step_seconds, 1e-9),
-        node_mib=sent[0] / MIB,
-        remote_mib=sent[1] / MIB,
-        load=load,
+        node_mib=sum(node_bytes) / MIB,
+        remote_mib=sum(remote_bytes) / MIB,
+        load=load_of_all(counts),
+        layers={
+            first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
+        },
+        routing="forced" if is_forced(config.moe.router) else "real",
     )
-    return record, freq_LE
+    return record, counts.freq_LE
 
 
-def _layer_counts(outcome: StepOutcome, config: Config) -> tuple[IntArray, IntArray, IntArray]:
-    """Top-k and rounded counts of this ep group [M, L, E], and this rank's own sums [5]."""
+def _count_over_ranks(
+    outcome: StepOutcome, config: Config, runtime: Runtime
+) -> tuple[LoadCounts, int, int]:
+    """All counts of the step, rows sent, and rows that copies would have needed; one all-reduce."""
+    ep = config.parallel.ep
+    group_LX = _group_counts(outcome, config)
+    own_LX = _own_counts(outcome)
+    summed_LX = _sum_over_ranks(np.concatenate([group_LX, own_LX], axis=1), runtime)
+    # Every rank of an ep group has counted the whole group.
+    group_LX = summed_LX[:, : group_LX.shape[1]] // ep
+    own = dict(zip(OWN_COUNTS, summed_LX[:, group_LX.shape[1] :].T, strict=True))
+    rows, copies = (int(own.pop(name).sum()) for name in ("rows_sent", "copies_sent"))
+    counts = LoadCounts(
+        freq_LE=group_LX[:, :-3],
+        tiles_L=group_LX[:, -3],
+        busiest_tiles_L=group_LX[:, -2],
+        unrounded_tiles_L=group_LX[:, -1],
+        **{f"{name}_L": counted_L for name, counted_L in own.items()},
+        tile=config.moe.rounding.tile,
+        ranks=ep,
+        populations=len(outcome.layers) * runtime.ranks.world // ep,
+    )
+    return counts, rows, copies
+
+
+def _group_counts(outcome: StepOutcome, config: Config) -> IntArray:
+    """[L, E + 3] of this ep group, over the micro-batches: top-k pairs of every expert, tiles that
+    ran, those of the busiest rank, and those that top-k would have run."""
+    tile, shape = config.moe.rounding.tile, (len(outcome.layers), -1, config.moe.num_experts)
     stats = [layer for layers in outcome.layers for layer in layers]
-    shape = (len(outcome.layers), -1, config.moe.num_experts)
     if not stats:
-        empty = np.zeros((len(outcome.layers), 0, config.moe.num_experts), dtype=np.int64)
-        return empty, empty, np.zeros(5, dtype=np.int64)
-    freq = torch.stack([s.freq_E for s in stats]).cpu().numpy().reshape(shape)
-    target = torch.stack([s.target_E for s in stats]).cpu().numpy().reshape(shape)
-    own = torch.stack([s.own() for s in stats]).sum(0).cpu().numpy()
-    return freq, target, own
+        return np.zeros((0, config.moe.num_experts + 3), dtype=np.int64)
+    freq_MLE = torch.stack([s.freq_E for s in stats]).cpu().numpy().reshape(shape)
+    target_MLE = torch.stack([s.target_E for s in stats]).cpu().numpy().reshape(shape)
+    tiles_MLE = tiles_of(target_MLE, tile)
+    tiles_MLP = tiles_MLE.reshape(*tiles_MLE.shape[:2], config.parallel.ep, -1).sum(3)
+    per_layer = [tiles_MLP.sum(2), tiles_MLP.max(2), tiles_of(freq_MLE, tile).sum(2)]
+    counted_MLX = np.concatenate([freq_MLE, np.stack(per_layer, axis=2)], axis=2)
+    counted_LX: IntArray = counted_MLX.sum(axis=0)
+    return counted_LX
+
+
+def _own_counts(outcome: StepOutcome) -> IntArray:
+    """[L, len(OWN_COUNTS)] of this rank, over the micro-batches."""
+    stats = [layer for layers in outcome.layers for layer in layers]
+    if not stats:
+        return np.zeros((0, len(OWN_COUNTS)), dtype=np.int64)
+    own_XC = torch.stack([s.own() for s in stats]).cpu().numpy()
+    summed: IntArray = own_XC.reshape(len(outcome.layers), -1, len(OWN_COUNTS)).sum(0)
+    return summed
 
 
 def _sum_over_ranks(counts: IntArray, runtime: Runtime) -> IntArray:
-    if runtime.group is None:
+    # A model without experts has nothing to sum.
+    if runtime.group is None or not counts.size:
         return counts
     tensor = torch.from_numpy(counts).to(runtime.device)
     dist.all_reduce(tensor)
@@ -118,7 +155,7 @@ def _gather(values: list[float], runtime: Runtime) -> list[list[float]]:
     """For each of ``values`` those of all ranks."""
     if runtime.group is None:
         return [[value] for value in values]
-    own = torch.tensor(values, device=runtime.device)
+    own = torch.tensor(values, dtype=torch.float64, device=runtime.device)
     gathered = [torch.empty_like(own) for _ in range(runtime.ranks.world)]
     dist.all_gather(gathered, own)
     by_value: list[list[float]] = torch.stack(gathered, dim=1).tolist()

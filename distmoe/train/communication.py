@@ -52,7 +52,8 @@ class Communication:
         self._exchanges: list[Exchange] = []
         for number, block in enumerate(model.blocks):
             if isinstance(block.mlp, MoE):
-                self._observe(block.mlp.exchange, f"layer {number}", config.launch.timeout_s)
+                for exchange in block.mlp.exchanges():
+                    self._observe(exchange, f"layer {number}", config.launch.timeout_s)
 
     def _watch(self, warning_s: float) -> None:
         ranks = self._runtime.ranks
@@ -65,7 +66,6 @@ class Communication:
         self._watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=self._heartbeats)
 
     def _observe(self, exchange: Exchange, layer: str, timeout_s: float) -> None:
-        exchange.ranks_per_node = self._runtime.ranks.local_world
         observer = exchange.observer
         observer.layer, observer.timeout_s = layer, timeout_s
         observer.timeline, observer.watchdog = self._timeline, self._watchdog

@@ -13,6 +13,7 @@ from distmoe.config import MoEConfig
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine
 from distmoe.model.transformer import IGNORE, LossSums
+from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.stats import MoEStats
 
 
@@ -43,13 +44,18 @@ def train_step(
     device: torch.device,
     group: dist.ProcessGroup | None,
 ) -> StepOutcome:
-    """Forward and backward of every micro-batch, then one update; collective over ``group``.
+    """Forward and backward of every micro-batch, then one update of the weights and of the experts'
+    biases; collective over ``group``.
 
     Each rank's loss is a sum over its tokens divided by the valid tokens of the global batch, and
     gradients are summed, so that the result does not depend on how the batch is cut.
     """
     valid_tokens = count_valid(batches, device=device, group=group)
     engine.model.train()
+    moe_layers = engine.model.moe_layers()
+    for layer in moe_layers:
+        # What a skipped step has counted is forgotten here.
+        layer.begin_step()
     sums = torch.zeros(3, device=device)
     layers: list[list[MoEStats]] = []
     # On a CPU the time that the rank worked, without its waits for peers.
@@ -64,7 +70,7 @@ def train_step(
             token_loss + len(out.layers) * (moe.load_balance_coef * balance + moe.z_loss_coef * z)
         )
         sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
-        layers.append([layer.stats for layer in engine.model.moe_layers()])
+        layers.append([layer.stats for layer in moe_layers])
     compute_seconds = clock() - started
     if group is not None:
         dist.all_reduce(sums, group=group)
@@ -75,6 +81,8 @@ def train_step(
     else:
         result = engine.step(lr)
         grad_norm, skipped = result.grad_norm, result.skipped
+        if not skipped:
+            update_expert_bias(moe_layers, group=group)
     return StepOutcome(
         loss=loss,
         load_balance_loss=load_balance_loss,

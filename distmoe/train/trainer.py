@@ -23,6 +23,7 @@ from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
+from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.step import train_step, validation_loss
 
 
@@ -76,6 +77,9 @@ class Trainer:
             config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
         )
         resources.callback(self.reporter.close)
+        self.recorder = RoutingRecorder(
+            config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
+        )
         self.reporter.header(self._facts(mesh, resumed_from))
         self.communication = Communication(config, runtime, self.engine.model)
         resources.callback(self.communication.close)
@@ -107,7 +111,7 @@ class Trainer:
         picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
         exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
         tokens = config.train.global_batch_size * config.data.seq_len
-        return [
+        facts = [
             ("mesh", mesh.describe() if mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
             ("engine", config.parallel.engine),
@@ -117,6 +121,9 @@ class Trainer:
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
             ("state", f"resumed from {resumed_from}" if resumed_from else "new run"),
         ]
+        if steps := self.recorder.steps_left:
+            facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
+        return facts
 
     def run(self, stop_signal: StopSignal) -> None:
         """Train until the steps are done or something asks for the end; save; summarise."""
@@ -160,7 +167,8 @@ class Trainer:
         data_seconds = time.perf_counter() - begun
         lr = self._lr()
         self.communication.begin(self.done + 1)
-        with clock.part("training"), self.communication.explained():
+        training = clock.part("training")
+        with training, self.recorder.recording(), self.communication.explained():
             outcome = train_step(
                 self.engine,
                 batches,
@@ -173,6 +181,9 @@ class Trainer:
         clock.add_step(step_seconds)
         self.done += 1
         communication, trace = self.communication.end(self.done)
+        if self.recorder.steps_left:
+            with clock.part("routing trace"):
+                self.recorder.write(self.done)
         self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
         record, freq_LE = collect_step(
             outcome,

@@ -1,11 +1,12 @@
 """Scores, integer keys and the top-k choice of every token, from the router's logits.
 
     score = softmax over all experts | sigmoid | the input itself
-    key = floor(clamp(score + bias, -2, 2) * 2^24)   without a bias floor(clamp(score, 0, 1) * 2^24)
+    key = floor(clamp(score, 0, 1) * 2^24) + bias    bias an integer, 0 where there is none
 
 A token chooses its ``top_k`` largest keys, ties to the lower expert. Keys are integers, so that the
-choice depends on nothing but a token's own row; the product with 2^24 is exact. NaN, of a run that
-has diverged, has key 0: any number in range keeps the counts aligned until the step is skipped.
+choice depends on nothing but a token's own row; the product with 2^24 is exact. The score of NaN,
+of a run that has diverged, counts as 0: any key in range keeps the counts aligned until the step is
+skipped.
 Top-k then softmax is the same choice with other weights: the full softmax over its top-k sum.
 """
 
@@ -22,8 +23,8 @@ from distmoe.kernels.backends import fused_or_torch
 from distmoe.registry import ROUTER_TOPK_BACKENDS
 
 KEY_SCALE = 1 << 24
-# Largest |score + bias| that a key tells apart.
-BIASED_LIMIT = 2.0
+# Largest |bias|, in units of keys: as much as a score of 1. Whoever changes a bias clamps it.
+BIAS_LIMIT = KEY_SCALE
 ACTIVATIONS = ("softmax", "sigmoid", "none")
 
 
@@ -86,7 +87,8 @@ def route_top_k(
     bias_E: Tensor | None = None,
     backend: str = "auto",
 ) -> Choice:
-    """``logits_TE`` fp32, or fp64 for references; ``bias_E`` fp32, added for the choice only.
+    """``logits_TE`` fp32, or fp64 for references; ``bias_E`` int32, within
+    BIAS_LIMIT of 0, added to the keys only.
 
     ValueError for an unknown activation.
     """

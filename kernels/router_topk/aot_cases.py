@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distmoe.kernels.aot import AotCase
-from distmoe.kernels.router_topk import BIASED_LIMIT, KEY_SCALE
+from distmoe.kernels.router_topk import KEY_SCALE
 from distmoe.kernels.router_topk.triton_backend import row_config
 from distmoe.kernels.router_topk.triton_router_topk import (
     router_topk_backward_kernel,
@@ -32,7 +32,7 @@ def _forward(experts: int, top_k: int, activation: str, *, biased: bool) -> AotC
         kernel=router_topk_kernel,
         signature={
             "logits_ptr": FP32,
-            "bias_ptr": FP32,
+            "bias_ptr": "*i32:16",
             "score_ptr": FP32,
             "key_ptr": "*i32:16",
             "chosen_ptr": "*u8:16",
@@ -44,7 +44,6 @@ def _forward(experts: int, top_k: int, activation: str, *, biased: bool) -> AotC
             "K": top_k,
             "ACTIVATION": activation,
             "BIASED": biased,
-            "LIMIT": BIASED_LIMIT if biased else 1.0,
             "SCALE": KEY_SCALE,
             "BT": config["BT"],
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.kernels.router_topk import BIASED_LIMIT, KEY_SCALE
+from distmoe.kernels.router_topk import KEY_SCALE
 
 
 class TorchRouterTopK:
@@ -31,18 +31,18 @@ def _score(logits_TE: Tensor, activation: str) -> Tensor:
     if activation == "softmax":
         return logits_TE.softmax(dim=1)
     if activation == "sigmoid":
-        return logits_TE.sigmoid()
+        # A CPU takes other code for the last elements of a tensor, so that in fp32 a token's score
+        # would depend on where the batch is cut.
+        return logits_TE.double().sigmoid().to(logits_TE.dtype)
     return logits_TE.clone()
 
 
 @torch.no_grad()
 def integer_keys(score_TE: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """int32 keys of the module's formula; the product is exact, a power of two."""
-    if bias_E is None:
-        bounded_TE = score_TE.nan_to_num(0.0).clamp(0.0, 1.0)
-    else:
-        bounded_TE = (score_TE + bias_E).nan_to_num(0.0).clamp(-BIASED_LIMIT, BIASED_LIMIT)
-    return (bounded_TE * KEY_SCALE).floor().to(torch.int32)
+    bounded_TE = score_TE.nan_to_num(0.0).clamp(0.0, 1.0)
+    key_TE = (bounded_TE * KEY_SCALE).floor().to(torch.int32)
+    return key_TE if bias_E is None else key_TE + bias_E
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from distmoe.kernels.router_topk import BIASED_LIMIT, KEY_SCALE
+from distmoe.kernels.router_topk import KEY_SCALE
 from distmoe.kernels.router_topk.triton_router_topk import (
     router_topk_backward_kernel,
     router_topk_kernel,
@@ -31,10 +31,10 @@ class TritonRouterTopK:
             config = row_config(num_experts)
             biased = bias_E is not None
             router_topk_kernel[(triton.cdiv(num_tokens, int(config["BT"])),)](
-                logits_TE, bias_E if biased else logits_TE, score_TE, key_TE,
+                logits_TE, bias_E if biased else key_TE, score_TE, key_TE,
                 chosen_TE.view(torch.uint8), num_tokens,
                 E=num_experts, K=top_k, ACTIVATION=activation, BIASED=biased,
-                LIMIT=BIASED_LIMIT if biased else 1.0, SCALE=KEY_SCALE, **config,
+                SCALE=KEY_SCALE, **config,
             )  # fmt: skip
         return score_TE, key_TE, chosen_TE
 

@@ -27,7 +27,7 @@ def scores_of(logits, expert, E: tl.constexpr, ACTIVATION: tl.constexpr):
 def router_topk_kernel(
     logits_ptr, bias_ptr, score_ptr, key_ptr, chosen_ptr, T,
     E: tl.constexpr, E_POW2: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr,
-    BIASED: tl.constexpr, LIMIT: tl.constexpr, SCALE: tl.constexpr, BT: tl.constexpr,
+    BIASED: tl.constexpr, SCALE: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """K rounds: the largest key of a row, the lowest of its experts, taken out for the next."""
     token = tl.program_id(0) * BT + tl.arange(0, BT)
@@ -37,12 +37,11 @@ def router_topk_kernel(
     logits = tl.load(logits_ptr + place, mask=inside, other=0.0)
     score = scores_of(logits, expert, E, ACTIVATION)
     tl.store(score_ptr + place, score, mask=inside)
-    bounded = score
-    if BIASED:
-        bounded += tl.load(bias_ptr + expert, mask=expert < E, other=0.0)[None, :]
-    bounded = tl.where(bounded == bounded, bounded, 0.0)
-    bounded = tl.minimum(tl.maximum(bounded, -LIMIT if BIASED else 0.0), LIMIT)
+    bounded = tl.where(score == score, score, 0.0)
+    bounded = tl.minimum(tl.maximum(bounded, 0.0), 1.0)
     key = tl.floor(bounded * SCALE).to(tl.int32)
+    if BIASED:
+        key += tl.load(bias_ptr + expert, mask=expert < E, other=0)[None, :]
     tl.store(key_ptr + place, key, mask=inside)
     # Below every key.
     taken: tl.constexpr = -1073741824

@@ -3,7 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from distmoe.config import Config, ConfigError, apply_overrides, check
+from distmoe.config import (
+    Config,
+    ConfigError,
+    MoEConfig,
+    apply_overrides,
+    check,
+    expert_group_problems,
+)
 from distmoe.config.check import NAMES
 from distmoe.config.keys import key_types
 from distmoe.config.ranges import RANGES
@@ -80,6 +87,70 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "--model.n_dense_layers=5",
             1,
             "model.n_dense_layers is 5; it must be in 0..model.n_layers (4)",
+        ),
+        (
+            "--moe.router=topk_softmax --moe.renormalize=none",
+            1,
+            "moe.renormalize is none; it must be topk with moe.router 'topk_softmax'",
+        ),
+        (
+            "--moe.bias_update_rate=1e-8",
+            1,
+            "moe.bias_update_rate is 1e-08; it must be 0 or at least 5.960464477539063e-08",
+        ),
+        (
+            "--moe.expert_groups=3 --moe.groups_per_token=2",
+            1,
+            "moe.expert_groups is 3; it must be 0, 1 or divide moe.num_experts (16)",
+        ),
+        (
+            "--moe.expert_groups=4",
+            1,
+            "moe.groups_per_token is 0; it must be in 1..moe.expert_groups (4)",
+        ),
+        (
+            "--moe.expert_groups=4 --moe.groups_per_token=5",
+            1,
+            "moe.groups_per_token is 5; it must be in 1..moe.expert_groups (4)",
+        ),
+        (
+            "--moe.groups_per_token=2",
+            1,
+            "moe.groups_per_token is 2; it must be 0 without moe.expert_groups",
+        ),
+        (
+            "--moe.expert_groups=8 --moe.groups_per_token=1",
+            1,
+            "moe.top_k is 4; it must be at most 2, moe.groups_per_token (1) * the experts of a "
+            "group (2)",
+        ),
+        (
+            "--moe.expert_groups=8 --moe.groups_per_token=2 --moe.nodes_per_token=1",
+            1,
+            "moe.nodes_per_token is 1; it must be 0 with moe.expert_groups (8): one of both",
+        ),
+        (
+            "--moe.nodes_per_token=1 --parallel.ep=8 --parallel.ranks_per_node=3",
+            8,
+            "parallel.ranks_per_node is 3; it must divide parallel.ep (8), or be a multiple of it, "
+            "with moe.nodes_per_token (1)",
+        ),
+        (
+            "--moe.nodes_per_token=1 --parallel.ep=8",
+            8,
+            "parallel.ranks_per_node is 0; it must be at least 1 with moe.nodes_per_token (1) "
+            "where no launcher reports it",
+        ),
+        (
+            "--moe.nodes_per_token=1 --parallel.ep=8 --parallel.ranks_per_node=1",
+            8,
+            "moe.top_k is 4; it must be at most 2, moe.nodes_per_token (1) * the experts of a "
+            "node (2)",
+        ),
+        (
+            "--moe.router=balanced --moe.top_k=3 --moe.expert_groups=4 --moe.groups_per_token=1",
+            1,
+            "moe.groups_per_token is 1; it must be at least 2 with moe.router 'balanced'",
         ),
         ("--moe.hidden_size=8", 1, "moe.hidden_size is 8; it must be 0 or model.hidden_size (256)"),
         (
@@ -192,6 +263,50 @@ def test_four_ranks_share_three_experts_by_rows_only(
         assert problem.startswith(
             "moe.num_experts is 6; it must be a multiple of parallel.dp_shard"
         )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--moe.expert_groups=4 --moe.groups_per_token=2",
+        "--moe.expert_groups=1",
+        "--moe.nodes_per_token=2 --parallel.ranks_per_node=2",
+        # One node, or no more than a token may use: no limit, whatever top_k is.
+        "--moe.nodes_per_token=1 --parallel.ranks_per_node=16",
+        "--moe.nodes_per_token=8 --parallel.ranks_per_node=1 --moe.top_k=16",
+        "--moe.router=balanced --moe.expert_groups=4 --moe.groups_per_token=1",
+        "--moe.router=hash --moe.bias_update_rate=1e-3 --moe.score_scale=2.5",
+    ],
+)
+def test_limits_that_fit(make_config: MakeConfig, options: str) -> None:
+    check(make_config(*options.split(), "--parallel.ep=8"), 8)
+
+
+def test_ranks_of_a_node_are_those_of_the_launcher(make_config: MakeConfig) -> None:
+    config = make_config("--parallel.ep=8", "--moe.nodes_per_token=1")
+    check(config, 8, local_world=8)
+    check(config, 8, local_world=4)
+    with pytest.raises(ConfigError, match="ranks_per_node is 3; it must divide"):
+        check(config, 8, local_world=3)
+
+
+def test_a_balanced_run_of_experts_touches_as_many_groups_as_the_rule_says() -> None:
+    for num_experts, count, top_k in ((16, 4, 3), (12, 4, 2), (24, 3, 5), (16, 8, 4), (18, 6, 7)):
+        size = num_experts // count
+        most = max(
+            len({(t * top_k + j) % num_experts // size for j in range(top_k)})
+            for t in range(num_experts)
+        )
+        for per_token in range(1, count):
+            moe = MoEConfig(
+                num_experts=num_experts,
+                top_k=top_k,
+                router="balanced",
+                expert_groups=count,
+                groups_per_token=per_token,
+            )
+            found = list(expert_group_problems(moe, ep=1, ranks_per_node=0))
+            assert any("balanced" in problem for problem in found) == (per_token < most)
 
 
 def test_rounding_none_needs_no_tile(make_config: MakeConfig) -> None:

@@ -7,6 +7,7 @@ from distmoe.config import check, load_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLDS = {"base": 1, "quickstart": 2, "one_gpu": 1, "eight_gpu": 8, "multi_node": 32}
+WORLDS["routing_quality"] = 4
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

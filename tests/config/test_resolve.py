@@ -32,6 +32,15 @@ def test_ranks_are_those_of_this_machine_by_default(make_config: MakeConfig) -> 
     assert resolve(config, 1).parallel.engine == "single"
 
 
+def test_ranks_of_a_node(make_config: MakeConfig) -> None:
+    config = make_config("--launch.nproc", "4")
+    assert resolve(config, 8, local_world=2).parallel.ranks_per_node == 2
+    assert resolve(config).parallel.ranks_per_node == 4
+    assert resolve(config, 8).parallel.ranks_per_node == 0
+    given = make_config("--parallel.ranks_per_node", "8")
+    assert resolve(given, 8, local_world=2).parallel.ranks_per_node == 8
+
+
 def test_what_cannot_be_derived_stays_unset() -> None:
     config = resolve(replace(Config(), data=DataConfig(path="no/such/folder")), 3)
     assert config.model.vocab_size == 0

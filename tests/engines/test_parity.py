@@ -228,6 +228,46 @@ def test_parity_law_of_one_global_batch(world: int, ep: int) -> None:
         assert_equal_runs(result, oracle)
 
 
+BIASED = {"moe": {"router": "sigmoid_topk", "bias_update_rate": 0.003, "score_scale": 1.5}}
+
+
+@pytest.fixture(scope="module")
+def biased_oracle() -> dict[str, Any]:
+    return run(1, 1, LAW[1, 1], engine="single", **BIASED)[0]
+
+
+@pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 4)])
+def test_parity_law_with_sigmoid_and_bias(
+    world: int, ep: int, biased_oracle: dict[str, Any]
+) -> None:
+    results = run(world, ep, LAW[world, ep], **BIASED)
+    for result in results:
+        assert_equal_runs(result, biased_oracle)
+        biases = [name for name in result["final"] if name.endswith("bias_E")]
+        assert len(biases) == 2
+        for name in biases:
+            assert np.array_equal(result["final"][name], biased_oracle["final"][name])
+            assert len(np.unique(result["final"][name])) > 2
+    groups = [results[rank]["decisions"] for rank in range(0, world, ep)]
+    assert np.array_equal(np.sum(groups, axis=0), biased_oracle["decisions"])
+
+
+def test_a_replay_does_not_move_the_bias(biased_oracle: dict[str, Any]) -> None:
+    result = run(2, 2, LAW[2, 2], activation_checkpoint="full", **BIASED)[0]
+    for name in (name for name in result["final"] if name.endswith("bias_E")):
+        assert np.array_equal(result["final"][name], biased_oracle["final"][name])
+
+
+@pytest.mark.parametrize(("world", "ep"), [(2, 2), (4, 4)])
+def test_parity_law_of_the_step_so_far(world: int, ep: int) -> None:
+    """With accumulation, too: every line of the law has the same two micro-batches."""
+    changes = {"moe": {"load_balance_scope": "global", "rounding": RoundingConfig("none", tile=8)}}
+    micro = GLOBAL_BATCH // 2 // world
+    oracle = run(1, 1, GLOBAL_BATCH // 2, engine="single", **changes)[0]
+    for result in run(world, ep, micro, **changes):
+        assert_equal_runs(result, oracle)
+
+
 @pytest.mark.parametrize("mode", ["selective", "full"])
 @pytest.mark.parametrize(("world", "ep"), [(1, 1), (2, 2)])
 def test_activation_checkpoint_changes_nothing(

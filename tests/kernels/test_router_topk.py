@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmoe.kernels.router_topk import ACTIVATIONS, Choice, route_top_k
+from distmoe.kernels.router_topk import ACTIVATIONS, BIAS_LIMIT, Choice, route_top_k
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.registry import ROUTER_TOPK_BACKENDS
 
@@ -33,6 +33,12 @@ def logits_of(shape: tuple[int, int, int], rows: str) -> Tensor:
     return logits.to(DEVICE)
 
 
+def bias_of(num_experts: int) -> Tensor:
+    """Both limits of a bias, and odd numbers between."""
+    bias_E = torch.linspace(-BIAS_LIMIT, BIAS_LIMIT, num_experts, dtype=torch.float64)
+    return bias_E.to(torch.int32).roll(num_experts // 2).to(DEVICE)
+
+
 def chosen_by_loops(key_TE: Tensor, top_k: int) -> Tensor:
     chosen_TE = torch.zeros_like(key_TE, dtype=torch.bool)
     for token, key_E in enumerate(key_TE.tolist()):
@@ -42,11 +48,10 @@ def chosen_by_loops(key_TE: Tensor, top_k: int) -> Tensor:
 
 def check(choice: Choice, top_k: int, bias_E: Tensor | None) -> None:
     """Keys follow from the scores, and the choice from the keys, to the bit."""
-    if bias_E is None:
-        bounded = choice.score_TE.detach().clamp(0, 1)
-    else:
-        bounded = (choice.score_TE.detach() + bias_E).clamp(-2, 2)
-    assert torch.equal(choice.key_TE.double(), (bounded.double() * 2**24).floor())
+    bounded = choice.score_TE.detach().double().clamp(0, 1)
+    key_TE = (bounded * 2**24).floor().long() + (0 if bias_E is None else bias_E.long())
+    assert choice.key_TE.dtype == torch.int32
+    assert torch.equal(choice.key_TE.long(), key_TE)
     assert torch.equal(choice.chosen_TE, chosen_by_loops(choice.key_TE, top_k))
 
 
@@ -59,7 +64,7 @@ def test_scores_keys_and_choice(
     backend: str, shape: tuple[int, int, int], rows: str, activation: str, biased: bool
 ) -> None:
     logits_TE, top_k = logits_of(shape, rows), shape[2]
-    bias_E = torch.linspace(-0.5, 0.7, shape[1], device=DEVICE) if biased else None
+    bias_E = bias_of(shape[1]) if biased else None
     with poisoned_empty():
         choice = route_top_k(
             logits_TE, top_k=top_k, activation=activation, bias_E=bias_E, backend=backend
@@ -91,13 +96,15 @@ def test_gradient(backend: str, activation: str) -> None:
     assert_as_good_as(got, gradient(logits_TE, same[activation]), want.float())
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("backend", list(ROUTER_TOPK_BACKENDS))
-def test_a_row_does_not_depend_on_its_neighbours(backend: str) -> None:
-    logits_TE = logits_of((70, 64, 8), "normal")
-    whole = route_top_k(logits_TE, top_k=8, activation="softmax", backend=backend)
+def test_a_row_does_not_depend_on_its_neighbours(backend: str, activation: str) -> None:
+    # Rows that are no multiple of a vector of the CPU.
+    logits_TE = logits_of((70, 61, 8), "normal")
+    whole = route_top_k(logits_TE, top_k=8, activation=activation, backend=backend)
     for rows in (1, 3, 16, 69):
         parts = [
-            route_top_k(part, top_k=8, activation="softmax", backend=backend)
+            route_top_k(part, top_k=8, activation=activation, backend=backend)
             for part in logits_TE.split(rows)
         ]
         assert torch.equal(torch.cat([p.score_TE for p in parts]), whole.score_TE)

@@ -227,6 +227,23 @@ def test_only_rank_0_explains_a_wrong_config(config_file: Path, rank: str, lines
     assert (run.returncode, run.stderr.count("\n")) == (2, lines)
 
 
+def test_the_launcher_says_how_many_ranks_share_a_node(
+    run_main: Main, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 of four on two machines, before anything starts."""
+    places = {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+    for name, value in (places | {"MASTER_ADDR": "localhost", "MASTER_PORT": 29500}).items():
+        monkeypatch.setenv(name, str(value))
+    seen = []
+    monkeypatch.setattr(cli, "run_worker", lambda config, *a, **k: (seen.append(config), 0)[1])
+    options = ["--parallel.ep=4", "--moe.nodes_per_token=1", "--moe.rounding.tile=8"]
+    assert run_main("train", config_file, *options)[0] == 0
+    assert seen[0].parallel.ranks_per_node == 2
+    code, _, errors = run_main("train", config_file, *options, "--moe.top_k=9")
+    assert code == 2
+    assert "moe.top_k is 9; it must be at most 8, moe.nodes_per_token (1)" in errors
+
+
 def test_single_rank_trains_here(
     run_main: Main, config_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

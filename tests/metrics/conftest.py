@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from load_counts import load_counts
 
 from distmoe.config import (
     Config,
@@ -18,7 +19,7 @@ from distmoe.config import (
     RunConfig,
     TrainConfig,
 )
-from distmoe.metrics.expert_load import IntArray, expert_load
+from distmoe.metrics.expert_load import IntArray, load_of_all, load_of_layer
 from distmoe.metrics.record import StepRecord
 
 # Layer 1 has an expert without tokens.
@@ -53,6 +54,7 @@ def config(tmp_path: Path) -> Config:
 @pytest.fixture
 def record() -> Callable[..., StepRecord]:
     """Makes the record of a step; every field can be given."""
+    counts = load_counts(FREQ_LE, TARGET_LE, tile=4, ranks=2)
 
     def make(step: int, **fields: object) -> StepRecord:
         base = StepRecord(
@@ -69,17 +71,15 @@ def record() -> Callable[..., StepRecord]:
             tokens_per_second_per_rank=70.0,
             slowest_over_mean=1.1,
             memory_gib=0.5,
-            pairs=28,
-            pairs_dropped=2,
-            pairs_added=6,
-            tokens_without_expert=0,
             rows_mib=1.0,
             rows_mib_with_copies=2.0,
             exposed_seconds=0.02,
             exposed_share=0.2,
             node_mib=1.5,
             remote_mib=0.5,
-            load=expert_load(FREQ_LE, TARGET_LE, tile=4, num_ranks=2),
+            load=load_of_all(counts),
+            # After a dense block.
+            layers={1 + row: load_of_layer(counts, row) for row in range(2)},
         )
         return replace(base, **fields)  # type: ignore[arg-type]
 

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from distmoe.metrics.record import GROUPS, StepRecord
+from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
 
 Make = Callable[..., StepRecord]
 
-NAMES = {
+LOAD_NAMES = {
+    "pairs",
+    "pairs_dropped",
+    "pairs_added",
+    "pairs_moved_share",
+    "score_dropped_share",
+    "score_added_share",
+    "score_moved_share",
+    "tokens_without_expert",
+    "load_max_over_mean",
+    "tiles_max_over_mean",
+    "tile_waste",
+    "tile_waste_unrounded",
+    "tokens_per_expert_over_tile",
+    "dead_experts",
+}
+NAMES = LOAD_NAMES | {
     "step",
     "loss",
     "load_balance_loss",
@@ -22,31 +38,31 @@ NAMES = {
     "tokens_per_second_per_rank",
     "slowest_over_mean",
     "memory_gib",
-    "pairs",
-    "pairs_dropped",
-    "pairs_added",
-    "pairs_moved_share",
-    "tokens_without_expert",
     "rows_mib",
     "rows_mib_with_copies",
     "exposed_seconds",
     "exposed_share",
     "node_mib",
     "remote_mib",
-    "load_max_over_mean",
-    "tiles_max_over_mean",
-    "tile_waste",
-    "tile_waste_unrounded",
-    "tokens_per_expert_over_tile",
-    "dead_experts",
+    "routing",
 }
 
 
 def test_names_are_stable(record: Make) -> None:
     assert set(record(1).flat()) == NAMES
     assert {name for names in GROUPS.values() for name in names} <= NAMES
+    assert set(LAYER_FIGURES) == LOAD_NAMES - {"pairs"}
 
 
-def test_moved_pairs(record: Make) -> None:
-    assert record(1, pairs=28, pairs_dropped=2, pairs_added=5).flat()["pairs_moved_share"] == 0.25
-    assert record(1, pairs=0, pairs_dropped=0, pairs_added=0).pairs_moved_share == 0
+def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:
+    assert record(1).flat()["routing"] == "real"
+    assert record(1, routing="forced").flat()["routing"] == "forced"
+
+
+def test_a_line_has_the_layers_by_block(record: Make) -> None:
+    line = record(1).line()
+    assert set(line) == NAMES | {"layers"}
+    assert [layer["layer"] for layer in line["layers"]] == [1, 2]
+    assert all(set(layer) == LOAD_NAMES | {"layer"} for layer in line["layers"])
+    assert [layer["pairs_dropped"] for layer in line["layers"]] == [1, 2]
+    assert line["pairs_dropped"] == 3

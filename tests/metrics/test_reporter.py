@@ -53,6 +53,41 @@ def test_a_run_on_the_screen(config: Config, record: Make, capsys: Captured) -> 
     assert f"pictures tensorboard --logdir {config.run.dir}/tensorboard".split() in lines
     assert "MFU" not in output
     assert output.count("below 2 rounding costs quality") == 1
+    assert "mean tokens per expert / tile is 0.88 in layer 1, the worst" in output
+    assert output.count("experts of each layer at step 5") == 1
+    assert output.count("experts of each layer") == 1
+
+
+def test_layer_tables_now_and_then_and_once_at_the_end(
+    config: Config, record: Make, capsys: Captured
+) -> None:
+    config = replace(config, metrics=MetricsConfig(tensorboard=False, layer_table_every=2))
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    output = capsys.readouterr().out
+    shown = [line.split()[-1] for line in output.splitlines() if "experts of each" in line]
+    assert shown == ["2", "4", "5"]
+    run(config, record, steps=range(6, 9), resumed_step=5)
+    output = capsys.readouterr().out
+    shown = [line.split()[-1] for line in output.splitlines() if "experts of each" in line]
+    assert shown == ["6", "8"]
+
+
+@pytest.mark.parametrize(("layers", "shown"), [(12, 12), (13, 8)])
+def test_many_layers_are_cut_at_the_end_only(
+    config: Config, record: Make, capsys: Captured, layers: int, shown: int
+) -> None:
+    config = replace(config, metrics=MetricsConfig(tensorboard=False, layer_table_every=2))
+
+    def many(step: int, **fields: object) -> StepRecord:
+        return record(step, layers=dict.fromkeys(range(layers), record(step).load), **fields)
+
+    run(config, many, steps=range(1, 4), resumed_step=0)
+    between, at_end = capsys.readouterr().out.split("experts of each layer at step ")[1:]
+    assert (
+        sum(line.split()[0].isdecimal() for line in between.splitlines()[2 : 2 + layers]) == layers
+    )
+    assert at_end.partition("done at step")[0].count("\n") == 2 + shown
+    assert (f"the 8 worst of {layers} by tiles" in at_end) is (shown == 8)
 
 
 def test_a_run_in_the_files(config: Config, record: Make) -> None:
@@ -64,6 +99,10 @@ def test_a_run_in_the_files(config: Config, record: Make) -> None:
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [s.step for s in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [i.step for i in events.Images("experts/load_layer_by_expert")] == [2, 4, 6]
+    tag = "layers_tiles_max_over_mean/layer_01"
+    assert [s.step for s in events.Scalars(tag)] == [2, 4, 6]
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [layer["layer"] for layer in line["layers"]] == [1, 2]
 
 
 def test_a_finished_run_that_is_called_again_adds_nothing(config: Config, record: Make) -> None:
@@ -94,6 +133,18 @@ def test_no_warning_without_rounding(config: Config, record: Make, capsys: Captu
     config = replace(config, moe=replace(config.moe, rounding=RoundingConfig(rule="none")))
     run(config, record, steps=range(1, 4), resumed_step=0)
     assert "warning:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("router", ["balanced", "hash"])
+def test_forced_routing_is_stamped_on_header_and_summary(
+    config: Config, record: Make, capsys: Captured, router: str
+) -> None:
+    run(config, record, steps=range(1, 6), resumed_step=0)
+    assert "FORCED" not in capsys.readouterr().out
+    forced = replace(config, moe=replace(config.moe, router=router))
+    run(forced, record, steps=range(6, 9), resumed_step=5)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines.count(f"routing FORCED by router {router}: no real routing".split()) == 2
 
 
 def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distmoe.metrics.record import GROUPS, StepRecord
+from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
 from distmoe.metrics.writers import LAYOUT, JsonlWriter, TensorBoardWriter
 
 Make = Callable[..., StepRecord]
@@ -25,7 +27,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def write(path: Path, records: list[StepRecord], *, resumed_step: int = 0) -> None:
     writer = JsonlWriter(path, resumed_step=resumed_step)
     for record in records:
-        writer.write(record.flat())
+        writer.write(record.line())
     writer.close()
 
 
@@ -37,6 +39,15 @@ def test_jsonl_has_each_step_once_after_a_resume(tmp_path: Path, record: Make) -
     write(path, [record(3, loss=math.nan)], resumed_step=2)
     assert [line["step"] for line in lines(path)] == [1, 2, 3]
     assert [line["loss"] for line in lines(path)] == [2.0, 2.0, None]
+
+
+def test_numbers_that_json_lacks_are_null_in_layers_too(tmp_path: Path, record: Make) -> None:
+    load = replace(record(1).load, tokens_per_expert_over_tile=math.inf, pairs_added=5)
+    write(tmp_path / "metrics.jsonl", [record(1, layers={3: load})])
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    (layer,) = line["layers"]
+    assert (layer["layer"], layer["tokens_per_expert_over_tile"]) == (3, None)
+    assert layer["pairs_added"] == 5
 
 
 def test_a_step_that_the_file_has_is_not_written_again(tmp_path: Path, record: Make) -> None:
@@ -79,12 +90,15 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
     writer.write(record(1))
     writer.expert_load(1, np.array([[3, 8, 1, 2]]))
+    writer.layers(record(1))
     writer.validation(1, 1.5)
     writer.close()
     read = events(tmp_path)
     tags = read.Tags()
     names = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
-    assert set(tags["scalars"]) == names | {"validation/loss"}
+    layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
+    assert set(tags["scalars"]) == names | layers | {"validation/loss"}
+    assert read.Scalars("layers_pairs_added/layer_02")[0].value == 4
     assert tags["images"] == ["experts/load_layer_by_expert"]
     assert tags["histograms"] == ["experts/load_layer_0"]
     assert read.Scalars("train/loss")[0].value == 2.0
@@ -109,8 +123,10 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
     assert "custom_scalars__config__" in events(tmp_path).Tags()["tensors"]
     written = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
     written.add("validation/loss")
+    written |= {f"layers_{name}/layer_01" for name in LAYER_FIGURES}
     for _, tags in LAYOUT["distmoe"].values():
-        assert {tag.removesuffix("$") for tag in tags} <= written
+        for tag in tags:
+            assert any(re.fullmatch(tag, name) for name in written), tag
 
 
 def test_a_model_without_experts_has_no_pictures(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from distmoe import MoE, MoEConfig
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.moe.reference import moe_reference
+from distmoe.moe.schedule import ORDERS
 from distmoe.routing.routers import scores_from_probabilities
 from distmoe.routing.routing import Routing
 
@@ -50,9 +51,16 @@ def inputs(tokens: list[int], favourite: int | None) -> tuple[Tensor, Tensor]:
     return x, torch.randn(sum(tokens), H, generator=generator)
 
 
-def run_layer(rank: int, config: MoEConfig, tokens: list[int], x: Tensor, dout: Tensor):
+def run_layer(
+    rank: int,
+    config: MoEConfig,
+    tokens: list[int],
+    x: Tensor,
+    dout: Tensor,
+    ranks_per_node: int = 0,
+):
     group = dist.group.WORLD if len(tokens) > 1 else None
-    layer = MoE(config, group)
+    layer = MoE(config, group, ranks_per_node=ranks_per_node)
     own = slice(rank * E // len(tokens), (rank + 1) * E // len(tokens))
     w = weights()
     with torch.no_grad():
@@ -76,6 +84,7 @@ def run_layer(rank: int, config: MoEConfig, tokens: list[int], x: Tensor, dout: 
         "rows_sent": layer.stats.rows_sent,
         "copies_sent": layer.stats.copies_sent,
         "traffic": layer.exchange.traffic.bytes_sent,
+        "links": [e.traffic.bytes_sent for e in layer.links.all()] if layer.links else [],
     }
 
 
@@ -151,6 +160,112 @@ def test_forward_and_gradients(num_ranks: int, case: str, rule: str, overlap: bo
         assert torch.equal(result["target"], routing.counts_E.long())
     if rule != "none":
         assert (routing.counts_E % TILE == 0).all()
+
+
+SCHEDULES = [
+    (num_ranks, level, order, steps)
+    for level in ("copies", "rank")
+    for order in ORDERS
+    for num_ranks, steps in [(2, 1), (2, 3), (4, 1), (4, 2), (4, 3), (4, 7)]
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [("uneven", "balance"), ("a_rank_without_tokens", "none"), ("all_to_one_expert", "balance")],
+)
+@pytest.mark.parametrize(("num_ranks", "level", "order", "steps"), SCHEDULES)
+def test_every_schedule(
+    num_ranks: int, level: str, order: str, steps: int, case: str, rule: str
+) -> None:
+    """The same layer however its rows travel; twice the same bits, with and without overlap."""
+    make_tokens, favourite = CASES[case]
+    tokens = make_tokens(num_ranks)
+    x, dout = inputs(tokens, favourite)
+    dispatch = DispatchConfig(level=level, order=order, steps=steps)
+    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE), dispatch=dispatch)
+    serial = replace(config, dispatch=replace(dispatch, overlap=False))
+    with poisoned_empty():
+        joined = together(run_ranks(run_layer, num_ranks, config, tokens, x, dout))
+        again = together(run_ranks(run_layer, num_ranks, serial, tokens, x, dout))
+    exact, _ = by_reference(config, x, dout, num_ranks, torch.float64)
+    same_dtype, _ = by_reference(config, x, dout, num_ranks, torch.float32)
+    for name, want in exact.items():
+        assert_as_good_as(joined[name], same_dtype[name], want.float(), name)
+        assert torch.equal(joined[name], again[name]), name
+
+
+@pytest.mark.parametrize(
+    ("case", "rule"),
+    [
+        ("uneven", "balance"),
+        ("a_rank_without_tokens", "none"),
+        ("all_to_one_expert", "balance"),
+        ("one_rank_starved", "none"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("num_ranks", "ranks_per_node", "steps"),
+    [(4, 2, 1), (4, 2, 2), (4, 2, 7), (8, 2, 1), (8, 2, 3), (8, 4, 2)],
+)
+def test_over_nodes(num_ranks: int, ranks_per_node: int, steps: int, case: str, rule: str) -> None:
+    """A row a node and token, passed on inside; twice the same bits, with and without overlap."""
+    make_tokens, favourite = CASES[case]
+    tokens = make_tokens(num_ranks)
+    x, dout = inputs(tokens, favourite)
+    dispatch = DispatchConfig(level="node", steps=steps)
+    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE), dispatch=dispatch)
+    serial = replace(config, dispatch=replace(dispatch, overlap=False))
+    with poisoned_empty():
+        joined, again = (
+            together(run_ranks(run_layer, num_ranks, c, tokens, x, dout, ranks_per_node))
+            for c in (config, serial)
+        )
+    exact, _ = by_reference(config, x, dout, num_ranks, torch.float64)
+    same_dtype, _ = by_reference(config, x, dout, num_ranks, torch.float32)
+    for name, want in exact.items():
+        assert_as_good_as(joined[name], same_dtype[name], want.float(), name)
+        assert torch.equal(joined[name], again[name]), name
+
+
+def crossings(routing: Routing, tokens: int, num_ranks: int, ranks_per_node: int) -> dict[str, int]:
+    """Rows that leave their rank, one direction, counted pair by pair: over nodes and inside."""
+    pairs = zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True)
+    rail, fan, near = set(), set(), set()
+    for token, expert in pairs:
+        source, target = token // tokens, expert // (E // num_ranks)
+        source_node, node = source // ranks_per_node, target // ranks_per_node
+        relay = node * ranks_per_node + source % ranks_per_node
+        if source_node == node:
+            near |= {(token, target)} if source != target else set()
+        else:
+            rail.add((token, node))
+            fan |= {(token, target)} if target != relay else set()
+    return {"rail": len(rail), "fan": len(fan), "near": len(near)}
+
+
+@pytest.mark.parametrize(("num_ranks", "ranks_per_node"), [(4, 2), (8, 4)])
+def test_a_row_crosses_to_a_node_once(num_ranks: int, ranks_per_node: int) -> None:
+    """Bytes of every link: along the rail a row a node and token, there and back, forward and
+    backward; inside the node what is passed on, and a byte a rank for what is."""
+    tokens = [24] * num_ranks
+    x, dout = inputs(tokens, None)
+    config = replace(CONFIG, rounding=RoundingConfig("balance", tile=TILE))
+    results = run_ranks(run_layer, num_ranks, config, tokens, x, dout, ranks_per_node)
+    _, routing = by_reference(config, x, dout, num_ranks, torch.float32)
+    want = crossings(routing, 24, num_ranks, ranks_per_node)
+    assert want["rail"] < want["fan"] + want["rail"]
+
+    def sent(place: int, kind: str) -> int:
+        return sum(r["links"][place].get(kind, 0) for r in results)
+
+    row = 4 * H * 4
+    assert sent(0, "rows") == want["rail"] * row
+    assert sent(0, "needs") == want["rail"] * ranks_per_node
+    assert sent(1, "rows") + sent(2, "rows") == want["fan"] * row
+    assert sum(r["traffic"]["rows"] for r in results) == want["near"] * row
+    # Rows along the rail and to near ranks are what a rank sends itself.
+    assert sum(r["rows_sent"] for r in results) == want["rail"] + want["near"]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 4])
@@ -266,3 +381,53 @@ def test_rounds_of_a_layer(rounding: RoundingConfig, small: dict[str, int]) -> N
 
     # Rows of the one peer there, and back.
     assert run_ranks(rounds, num_ranks) == [small | {"pairs": 1, "rows": 2}] * num_ranks
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score_scale": 0.0}, "score_scale is 0.0; it must be greater than 0"),
+        ({"bias_update_rate": -0.1}, r"bias_update_rate is -0.1; it must be in \[0, 1\]"),
+        ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
+        ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
+        ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
+        ({"expert_groups": 3}, "moe.expert_groups is 3; it must be 0, 1 or divide"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_without_a_config_file(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MoE(replace(CONFIG, **changes))
+
+
+def test_nodes_of_the_ep_group_limit_the_choice() -> None:
+    config = replace(CONFIG, nodes_per_token=1, top_k=2, rounding=RoundingConfig("none"))
+
+    def run(rank: int, ranks_per_node: int) -> Tensor:
+        layer = MoE(config, dist.group.WORLD, ranks_per_node=ranks_per_node)
+        with torch.no_grad():
+            layer.router_EH.copy_(weights()["router"])
+        layer(x[rank * 20 : (rank + 1) * 20])
+        logits_TE = x[rank * 20 : (rank + 1) * 20] @ weights()["router"].T
+        return layer._score(logits_TE).chosen_TE
+
+    x = torch.randn(80, H, generator=torch.Generator().manual_seed(5))
+    limited_TE = torch.cat(run_ranks(run, 4, 2))
+    # Two nodes of two ranks, four experts each.
+    assert int(limited_TE.view(80, 2, 4).any(2).sum(1).max()) == 1
+    assert limited_TE.sum(1).tolist() == [2] * 80
+    free_TE = torch.cat(run_ranks(run, 4, 4))
+    assert int(free_TE.view(80, 2, 4).any(2).sum(1).max()) == 2
+    with pytest.raises(RuntimeError, match="ranks_per_node is 0; it must be at least 1"):
+        run_ranks(run, 4, 0)
+
+
+def test_scale_multiplies_what_the_experts_give() -> None:
+    torch.manual_seed(0)
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("none")))
+    x = torch.randn(10, H)
+    plain = layer(x)[0]
+    layer.config = replace(layer.config, score_scale=2.0)
+    assert torch.equal(layer(x)[0], 2 * plain)

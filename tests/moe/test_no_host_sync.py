@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from distmoe import MoE, MoEConfig
+from distmoe import MoE, MoEConfig, update_expert_bias
 from distmoe.config import RoundingConfig
 from distmoe.kernels.testing import NoHostSync
 from distmoe.registry import ROUNDING_RULES
@@ -39,6 +40,51 @@ def test_layer(rule: str) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
             step(layer, x)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+ROUTINGS = {
+    "sigmoid with a bias": {"router": "sigmoid_topk", "bias_update_rate": 0.001},
+    "softmax with a bias and a scale": {"bias_update_rate": 0.001, "score_scale": 2.5},
+    "groups": {"expert_groups": 4, "groups_per_token": 2, "group_score": "top2"},
+    "groups with a bias": {
+        "router": "sigmoid_topk",
+        "bias_update_rate": 0.001,
+        "expert_groups": 4,
+        "groups_per_token": 2,
+    },
+    "balanced": {"router": "balanced"},
+    "hash": {"router": "hash"},
+    "sequences": {"load_balance_scope": "sequence"},
+    "rank": {"load_balance_scope": "rank"},
+    "ep": {"load_balance_scope": "ep"},
+    "micro_batch": {"load_balance_scope": "micro_batch"},
+}
+
+
+@pytest.mark.parametrize("changes", ROUTINGS.values(), ids=ROUTINGS)
+def test_a_step_of_two_micro_batches(changes: dict[str, Any]) -> None:
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("down", tile=16), **changes))
+    layer = layer.to(DEVICE).bfloat16()
+    x = torch.randn(2, 9, 32, device=DEVICE).bfloat16()
+
+    def whole_step() -> None:
+        layer.begin_step()
+        step(layer, x)
+        # The counts of a second micro-batch, without the cost of its backward.
+        layer(x)
+        update_expert_bias([layer])
+
+    if DEVICE.type == "cuda":
+        # Compiles the kernels.
+        whole_step()
+    with NoHostSync():
+        whole_step()
+    if DEVICE.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            whole_step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distmoe.kernels.moe_mlp import Run
-from distmoe.moe.plan import carry_tiles as carry_bounds
+from distmoe.moe.carry import carry_tiles as carry_bounds
 
 
 def carry_tiles(counts_be: np.ndarray, tile: int) -> tuple[list[list[Run]], list[list[int]]]:

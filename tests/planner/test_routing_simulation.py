@@ -10,15 +10,17 @@ from distmoe.planner.routing_simulation import (
     TOP_K,
     Outcome,
     Setting,
+    mean_outcomes,
     simulate,
     synthetic_scores,
 )
+from distmoe.routing.routers import scores_from_probabilities
 
 RULES = ["nearest", "balance", "up", "down", "stochastic"]
 
 
 def outcomes_of(setting: Setting) -> dict[str, Outcome]:
-    outcomes = simulate(setting, synthetic_scores(setting), RULES)
+    outcomes = simulate(synthetic_scores(setting), RULES, ranks=setting.ranks, tile=setting.tile)
     return {outcome.name: outcome for outcome in outcomes}
 
 
@@ -27,12 +29,14 @@ def test_by_hand() -> None:
     one row, and so does expert 1. Balance gives both one tile: the weakest third one moves."""
     score_TE = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])
     setting = Setting(tokens=2, num_experts=2, top_k=1, ranks=2, tile=2)
-    found = {o.name: o for o in simulate(setting, score_TE, ["balance"])}
+    scores = scores_from_probabilities(score_TE, top_k=1, renormalize="topk")
+    found = {o.name: o for o in simulate(scores, ["balance"], ranks=2, tile=2)}
     top_k, balance = found[TOP_K], found["balance"]
     assert (top_k.busiest_tiles, top_k.mean_tiles, top_k.waste) == (2, 1.5, 2 / 6)
     assert (balance.busiest_tiles, balance.mean_tiles, balance.waste) == (1, 1.0, 0.0)
     assert (balance.dropped, balance.added) == (1 / 4, 1 / 4)
     assert balance.score_lost == pytest.approx(0.6 / 3.0)
+    assert balance.score_added == pytest.approx(0.4 / 3.0)
     assert balance.tokens_without_expert == 0
     assert setting.tokens_per_expert_over_tile == 1.0
 
@@ -42,7 +46,7 @@ def test_the_order_of_the_rules(skew: float) -> None:
     setting = Setting(tokens=512, num_experts=64, top_k=4, ranks=4, tile=32, skew=skew)
     found = outcomes_of(setting)
     assert found["balance"].busiest_tiles <= found["nearest"].busiest_tiles
-    assert found["nearest"].busiest_tiles <= found[TOP_K].busiest_tiles
+    assert found["nearest"].busiest_tiles < found[TOP_K].busiest_tiles
     assert found["up"].busiest_tiles == found[TOP_K].busiest_tiles
     assert found[TOP_K].waste > 0
     assert all(outcome.waste == 0 for name, outcome in found.items() if name != TOP_K)
@@ -55,3 +59,19 @@ def test_the_order_of_the_rules(skew: float) -> None:
 def test_balance_is_even_where_the_experts_are() -> None:
     setting = Setting(tokens=512, num_experts=64, top_k=4, ranks=4, tile=32)
     assert outcomes_of(setting)["balance"].busiest_over_mean == 1.0
+
+
+def test_means_over_populations_and_the_worst_of_them() -> None:
+    setting = Setting(tokens=64, num_experts=8, top_k=2, ranks=2, tile=8, skew=1.0)
+    samples = [
+        simulate(synthetic_scores(setting, seed=seed), ["balance"], ranks=2, tile=8)
+        for seed in range(3)
+    ]
+    for way, mean in enumerate(mean_outcomes(samples)):
+        of_way = [sample[way] for sample in samples]
+        assert {o.name for o in of_way} == {mean.name}
+        assert mean.busiest_tiles == pytest.approx(sum(o.busiest_tiles for o in of_way) / 3)
+        assert mean.score_lost == pytest.approx(sum(o.score_lost for o in of_way) / 3)
+        ratios = [o.busiest_over_mean for o in of_way]
+        assert mean.busiest_over_mean == pytest.approx(sum(ratios) / 3)
+        assert mean.worst_busiest_over_mean == max(ratios)

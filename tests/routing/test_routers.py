@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,9 @@ from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.registry import ROUTERS
 from distmoe.routing.rounding.reference import top_k_reference
-from distmoe.routing.routers import make_router, scores_from_probabilities
+from distmoe.routing.routers import is_forced, make_router, scores_from_probabilities
+
+REAL = [name for name in ROUTERS if not is_forced(name)]
 
 
 def make_logits(num_tokens: int, num_experts: int, *, seed: int = 0) -> Tensor:
@@ -41,7 +45,8 @@ def test_keys_are_the_floor_in_units_of_two_to_the_minus_24() -> None:
     assert integer_keys(odd_TE).tolist() == [[0, 2**24, 0, 2**24]]
 
 
-@pytest.mark.parametrize("name", list(ROUTERS))
+# balanced goes by the place of a token.
+@pytest.mark.parametrize("name", [name for name in ROUTERS if name != "balanced"])
 def test_decisions_do_not_depend_on_the_cut(name: str) -> None:
     router = make_router(name, top_k=3, renormalize="topk")
     logits_TE = make_logits(101, 24)
@@ -54,7 +59,7 @@ def test_decisions_do_not_depend_on_the_cut(name: str) -> None:
         assert torch.equal(weights, whole.weight(whole.chosen_TE))
 
 
-@pytest.mark.parametrize("name", list(ROUTERS))
+@pytest.mark.parametrize("name", [name for name in ROUTERS if name != "sigmoid_topk"])
 def test_topk_weights_are_the_softmax_over_the_chosen_logits(name: str) -> None:
     logits_TE = make_logits(50, 16)
     scores = make_router(name, top_k=4, renormalize="topk")(logits_TE)
@@ -62,6 +67,58 @@ def test_topk_weights_are_the_softmax_over_the_chosen_logits(name: str) -> None:
     weight_TE = torch.where(scores.chosen_TE, scores.weight(scores.chosen_TE), 0.0)
     exact_TE = hidden_TE.double().softmax(1).float()
     assert_as_good_as(weight_TE, hidden_TE.softmax(1), exact_TE)
+
+
+def test_sigmoid_scores_weights_and_probabilities() -> None:
+    logits_TE = make_logits(50, 16)
+    scores = make_router("sigmoid_topk", top_k=4, renormalize="topk")(logits_TE)
+    exact_TE = 1 / (1 + (-logits_TE.double()).exp())
+    assert_as_good_as(scores.score_TE, logits_TE.sigmoid(), exact_TE.float())
+    assert torch.equal(scores.chosen_TE, top_k_reference(integer_keys(scores.score_TE), 4))
+    for token in range(50):
+        chosen = scores.chosen_TE[token]
+        weight = scores.weight(scores.chosen_TE)[token][chosen]
+        want = exact_TE[token][chosen] / exact_TE[token][chosen].sum()
+        assert weight.tolist() == pytest.approx(want.tolist(), rel=1e-6)
+        prob = exact_TE[token] / exact_TE[token].sum()
+        assert scores.prob_TE[token].tolist() == pytest.approx(prob.tolist(), rel=1e-6)
+
+
+def test_probabilities_of_the_balance_loss_have_a_gradient() -> None:
+    logits_TE = make_logits(5, 6).requires_grad_()
+    same_TE = make_logits(5, 6).double().requires_grad_()
+    scores = make_router("sigmoid_topk", top_k=2, renormalize="topk")(logits_TE)
+    factor_TE = make_logits(5, 6, seed=1)
+    (scores.prob_TE * factor_TE).sum().backward()
+    score_TE = same_TE.sigmoid()
+    (score_TE / score_TE.sum(1, keepdim=True) * factor_TE).sum().backward()
+    assert logits_TE.grad is not None
+    assert logits_TE.grad.flatten().tolist() == pytest.approx(
+        same_TE.grad.flatten().tolist(), rel=1e-4, abs=1e-7
+    )
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_a_bias_moves_the_choice_and_no_weight(name: str) -> None:
+    router = make_router(name, top_k=3, renormalize="topk")
+    logits_TE = make_logits(40, 8)
+    bias_E = torch.tensor([0, 2**24, -(2**24), 5, -7, 2**20, 0, 1], dtype=torch.int32)
+    plain, biased = router(logits_TE), router(logits_TE, bias_E)
+    assert torch.equal(biased.key_TE.long(), plain.key_TE.long() + bias_E.long())
+    assert torch.equal(biased.chosen_TE, top_k_reference(biased.key_TE, 3))
+    assert bool(biased.chosen_TE[:, 1].all())
+    assert not bool(biased.chosen_TE[:, 2].any())
+    assert torch.equal(biased.score_TE, plain.score_TE)
+    total_T1 = (plain.score_TE * biased.chosen_TE).sum(1, keepdim=True)
+    want_TE = plain.score_TE / total_T1
+    assert_as_good_as(biased.weight(biased.chosen_TE), want_TE, want_TE.double().float())
+
+
+def test_scale_is_a_factor_on_every_weight() -> None:
+    logits_TE = make_logits(20, 8)
+    scores = make_router("softmax_topk", top_k=3, renormalize="assigned")(logits_TE)
+    scaled = replace(scores, scale=2.5)
+    assert torch.equal(scaled.weight(scores.chosen_TE), scores.weight(scores.chosen_TE) * 2.5)
 
 
 def test_weights_by_renormalisation_with_an_added_and_a_dropped_pair() -> None:

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from distmoe.planner.routing_trace import RankTrace, TraceFacts, write_trace
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["--ranks", "2", "--experts", "8", "--top_k", "2", "--tokens", "64", "--tile", "8"]
@@ -30,9 +33,85 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_a_sweep_has_a_table_per_setting_and_one_of_all(tmp_path: Path) -> None:
+    sizes = ["--ranks", "2,4", "--experts", "8,16", "--top_k", "2", "--tokens", "64"]
+    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
+    done = simulate(*sizes, "--tile", "8,16", "--skew", "0.5", *files)
+    assert done.returncode == 0, done.stderr
+    settings = json.loads((tmp_path / "o.json").read_text())["settings"]
+    found = {(s["ranks"], s["num_experts"], s["tile"]) for s in settings}
+    assert len(settings) == 8
+    assert found == {(p, e, m) for p in (2, 4) for e in (8, 16) for m in (8, 16)}
+    assert done.stdout.count(" a rank, M=") == 8
+    rows = done.stdout.partition("all settings: busiest rank over the mean")[2].splitlines()
+    assert sum(line.startswith(" P=") for line in rows) == 8
+    assert (tmp_path / "o.png").stat().st_size > 1000
+    assert "all settings" not in simulate(*sizes, "--tile", "8", "--skew", "0.5").stdout
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Path:
+    """The folder of a run with a trace: two steps, two ranks, blocks 1 and 2, M = 8."""
+    folder = tmp_path / "run" / "routing"
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for step in (1, 2):
+        for rank in (0, 1):
+            facts = TraceFacts(step, rank, 2, 2, top_k=2, tile=8, layers=(1, 2))
+            key_LMTE = generator.integers(0, 1 << 20, (2, 3, 64, 8), dtype=np.int32)
+            write_trace(folder, RankTrace(facts, key_LMTE, key_LMTE))
+    return tmp_path / "run"
+
+
+@pytest.mark.processes
+def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> None:
+    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
+    done = simulate("--trace", str(trace), "--rules", "nearest,balance", *files)
+    assert done.returncode == 0, done.stderr
+    for layer in (1, 2):
+        assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in done.stdout
+    assert "skew" not in done.stdout
+    facts = json.loads((tmp_path / "o.json").read_text())
+    assert "--trace" in facts["command"]
+    assert [(s["layer"], s["tile"]) for s in facts["settings"]] == [(1, 8), (2, 8)]
+    names = [outcome["name"] for outcome in facts["settings"][0]["outcomes"]]
+    assert names == ["top-k, padded", "nearest", "balance", "balance, each rank alone"]
+    top_k = facts["settings"][0]["outcomes"][0]
+    assert top_k["worst_busiest_over_mean"] > top_k["busiest_over_mean"] > 1
+    assert (tmp_path / "o.png").stat().st_size > 1000
+    other = simulate("--trace", str(trace / "routing"), "--tile", "4,16", "--rules", "balance")
+    assert [other.stdout.count(f", M={tile}: ") for tile in (4, 8, 16)] == [2, 0, 2]
+
+
+@pytest.mark.processes
+def test_a_broken_trace_is_a_failure_in_one_line(trace: Path) -> None:
+    missing = trace / "routing" / "step-00000002-rank-0001.npz"
+    missing.unlink()
+    done = simulate("--trace", str(trace), "--rules", "balance")
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"simulate_routing: error: {missing} is missing: rank 0 of step 2"
+    )
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "sizes", [["--tokens", "8"], ["--experts", "8"], ["--skew", "1"], ["--seed", "1"]]
+)
+def test_a_trace_has_its_own_sizes(trace: Path, sizes: list[str]) -> None:
+    done = simulate("--trace", str(trace), *sizes)
+    assert done.returncode == 2
+    assert f"{sizes[0]} and --trace: a trace has its own; only --tile can be changed" in done.stderr
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--ranks", "2,3"], "--experts is 8; --ranks (3) must divide it"),
+        (["--top_k", "2,x"], "argument --top_k: invalid numbers value: '2,x'"),
+        (["--json", "no/such/folder/file"], "there is no folder no/such/folder"),
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
         (["--tile", "0"], "--tile is 0; it must be at least 1"),
@@ -43,3 +122,10 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
     done = simulate(*SMALL, *arguments)
     assert done.returncode == 2
     assert words in done.stderr
+
+
+@pytest.mark.processes
+def test_a_folder_without_a_trace_is_a_wrong_argument(tmp_path: Path) -> None:
+    done = simulate("--trace", str(tmp_path))
+    assert done.returncode == 2
+    assert f"--trace: {tmp_path} has no routing trace" in done.stderr

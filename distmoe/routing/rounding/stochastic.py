@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from distmoe.routing.rounding import KeySums, Rule, may_round_up
+from distmoe.routing.splitmix import GOLDEN, mix
 
-# splitmix64 (Steele, Lea, Flood, OOPSLA 2014), in arithmetic modulo 2^64 on signed numbers.
-GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
-FIRST_FACTOR = 0xBF58476D1CE4E5B9 - (1 << 64)
-SECOND_FACTOR = 0x94D049BB133111EB - (1 << 64)
+# Of a drawn number.
 DRAW_BITS = 62
 
 
@@ -30,24 +28,13 @@ def targets(
 def draw(freq_E: Tensor, seed: int) -> Tensor:
     """int64 [E] of DRAW_BITS bits, one independent number per expert for every seed and counts."""
     stream_E = torch.arange(1, len(freq_E) + 1, device=freq_E.device) * GOLDEN
-    state = _mix(_mix(stream_E + freq_E).sum() + _signed(seed * GOLDEN))
-    return _mix(state + stream_E) & ((1 << DRAW_BITS) - 1)
+    state = mix(mix(stream_E + freq_E).sum() + _signed(seed * GOLDEN))
+    return mix(state + stream_E) & ((1 << DRAW_BITS) - 1)
 
 
 def _signed(x: int) -> int:
     """x modulo 2^64, as a signed number of 64 bits."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * FIRST_FACTOR
-    x = (x ^ _shift(x, 27)) * SECOND_FACTOR
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 RULE = Rule(targets, most_added=lambda num_experts, tile: num_experts * (tile - 1))

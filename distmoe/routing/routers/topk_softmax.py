@@ -11,6 +11,8 @@ class TopKSoftmax:
     """Softmax over the chosen logits is the full softmax divided by its top-k sum, so only the
     normalisation differs from softmax_topk, and keys and added pairs keep one scale."""
 
+    forced = False
+
     def __init__(self, *, top_k: int, renormalize: str) -> None:
         if renormalize != "topk":
             raise ValueError(
@@ -18,7 +20,11 @@ class TopKSoftmax:
             )
         self.top_k = top_k
 
-    def __call__(self, logits_TE: Tensor) -> Scores:
+    def __call__(self, logits_TE: Tensor, bias_E: Tensor | None = None) -> Scores:
         return scores_from_logits(
-            logits_TE, activation="softmax", top_k=self.top_k, renormalize="topk"
+            logits_TE,
+            activation="softmax",
+            top_k=self.top_k,
+            renormalize="topk",
+            bias_E=bias_E,
         )

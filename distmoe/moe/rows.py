@@ -1,0 +1,109 @@
+"""The rows of one pass on their way: to the experts, and the partial sums back."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from distmoe.comm import Exchange, Transfer
+from distmoe.moe.plan import DispatchPlan
+
+
+class Rows(Protocol):
+    """One way to move them. ``rows_RH``: what arrives, and the own rows; ``home_UH``: the partial
+    sums of the rows that this rank's tokens have everywhere, in the plan's order."""
+
+    rows_RH: Tensor
+    home_UH: Tensor
+
+    def wait_for(self, i: int) -> None:
+        """Block until the rows of block ``i`` are here."""
+        ...
+
+    def send_home(self, i: int, y_RH: Tensor) -> None:
+        """Send the partial sums of block ``i`` to the ranks that own its tokens."""
+        ...
+
+    def finish(self, y_RH: Tensor) -> None:
+        """Until ``home_UH`` is complete and nothing is in flight."""
+        ...
+
+
+class OwnRows:
+    """One rank: the rows are the tokens."""
+
+    def __init__(self, source_TH: Tensor) -> None:
+        self.rows_RH = self.home_UH = source_TH
+
+    def wait_for(self, i: int) -> None:
+        """Nothing is on its way."""
+
+    def send_home(self, i: int, y_RH: Tensor) -> None:
+        """They are at home."""
+
+    def finish(self, y_RH: Tensor) -> None:
+        """Nothing was sent."""
+
+
+class FlatRows:
+    """Straight to every rank, in one transfer a block and direction; blocks whose rows are passed
+    on inside a node are somebody else's."""
+
+    def __init__(
+        self, plan: DispatchPlan, exchange: Exchange, source_TH: Tensor, *, overlap: bool
+    ) -> None:
+        self.plan, self.exchange, self.overlap = plan, exchange, overlap
+        width = source_TH.shape[1]
+        self.rows_RH = source_TH.new_empty(plan.num_rows, width)
+        self.home_UH = source_TH.new_empty(plan.num_outgoing, width)
+        blocks = {i: b for i, b in enumerate(plan.blocks) if b.travels and b.duty is None}
+        self.there = {i: self._receive(self.rows_RH, b.receives) for i, b in blocks.items()}
+        self.back = {i: self._receive(self.home_UH, b.sends) for i, b in blocks.items()}
+        for i, block in blocks.items():
+            parts = {p: source_TH[plan.token[rows]] for p, rows in block.sends.items()}
+            self._send(self.there[i], parts)
+        self._place_own(source_TH)
+
+    def _receive(self, buffer: Tensor, parts: dict[int, slice]) -> Transfer:
+        rows = not_empty({p: buffer[part] for p, part in parts.items()})
+        return self.exchange.post_recv("rows", rows)
+
+    def _send(self, transfer: Transfer, parts: dict[int, Tensor]) -> None:
+        self.exchange.post_send(transfer, not_empty(parts))
+        if not self.overlap:
+            self.exchange.wait_recv(transfer)
+            self.exchange.wait_send(transfer)
+
+    def _place_own(self, source_TH: Tensor) -> None:
+        own = self.plan.token[self.plan.rows_to[self.plan.rank]]
+        done = 0
+        for block in self.plan.blocks:
+            if not block.travels:
+                count = block.rows.stop - block.rows.start
+                token = own[done : done + count]
+                torch.index_select(source_TH, 0, token, out=self.rows_RH[block.rows])
+                done += count
+
+    def wait_for(self, i: int) -> None:
+        if i in self.there:
+            self.exchange.wait_recv(self.there[i])
+
+    def send_home(self, i: int, y_RH: Tensor) -> None:
+        if i in self.back:
+            receives = self.plan.blocks[i].receives
+            self._send(self.back[i], {p: y_RH[rows] for p, rows in receives.items()})
+
+    def finish(self, y_RH: Tensor) -> None:
+        for transfer in self.back.values():
+            self.exchange.wait_recv(transfer)
+        for transfer in (*self.there.values(), *self.back.values()):
+            self.exchange.wait_send(transfer)
+        own = [y_RH[block.rows] for block in self.plan.blocks if not block.travels]
+        torch.cat(own, out=self.home_UH[self.plan.rows_to[self.plan.rank]])
+
+
+def not_empty(parts: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Ranks without rows are left out of a transfer."""
+    return {peer: part for peer, part in parts.items() if part.numel()}

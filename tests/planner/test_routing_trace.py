@@ -1,0 +1,334 @@
+"""Traces: written, joined, refused, and what a simulation makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor
+
+from distmoe import MoE, MoEConfig
+from distmoe.config import (
+    Config,
+    ModelConfig,
+    ParallelConfig,
+    RankInfo,
+    RoundingConfig,
+    RunConfig,
+    TrainConfig,
+)
+from distmoe.planner.routing_simulation import (
+    TOP_K,
+    Setting,
+    mean_outcomes,
+    simulate,
+    synthetic_scores,
+    traced_scores,
+)
+from distmoe.planner.routing_trace import (
+    RankTrace,
+    TraceError,
+    TraceFacts,
+    forget_traces,
+    read_rank_trace,
+    read_traces,
+    trace_folder,
+    trace_path,
+    write_trace,
+)
+from distmoe.routing.routers import Scores
+from distmoe.train.record_routing import RoutingRecorder
+
+H, E, K, M, T = 16, 8, 2, 8, 24
+LAYERS, MICRO_BATCHES = 2, 3
+RULES = ["nearest", "balance", "up", "down"]
+
+
+def made(rank: int, *, step: int = 7, world: int = 4, ep: int = 2, tokens: int = 5) -> RankTrace:
+    """Two layers and three micro-batches of one rank, whose keys tell where they belong."""
+    generator = np.random.default_rng(100 * step + rank)
+    key_LMTE = generator.integers(0, 1 << 24, (LAYERS, MICRO_BATCHES, tokens, E), dtype=np.int32)
+    facts = TraceFacts(step, rank, world, ep, top_k=K, tile=M, layers=(1, 3))
+    return RankTrace(facts, key_LMTE, key_LMTE)
+
+
+def write_all(folder: Path, *, steps: tuple[int, ...] = (7,), world: int = 4) -> None:
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+        for rank in range(world):
+            write_trace(folder, made(rank, step=step, world=world))
+
+
+def test_round_trip_joins_ranks_in_order(tmp_path: Path) -> None:
+    write_all(tmp_path, steps=(12, 7))
+    groups = list(read_traces(tmp_path))
+    assert len(groups) == 2 * 2 * LAYERS * MICRO_BATCHES
+    where = [(g.step, g.group, g.layer, g.micro_batch) for g in groups]
+    assert where == sorted(where)
+    assert {(g.top_k, g.tile, g.ranks) for g in groups} == {(K, M, 2)}
+    for group in groups:
+        parts = [
+            made(rank, step=group.step).key_LMTE[(1, 3).index(group.layer), group.micro_batch]
+            for rank in (2 * group.group, 2 * group.group + 1)
+        ]
+        assert np.array_equal(group.key_TE, np.concatenate(parts))
+        assert np.array_equal(group.mass_TE, group.key_TE)
+
+
+def test_scores_are_written_only_where_a_bias_makes_them_differ(tmp_path: Path) -> None:
+    plain = made(0, world=1, ep=1)
+    biased = replace(plain, key_LMTE=plain.key_LMTE - 5)
+    for trace, names in ((plain, {"key"}), (biased, {"key", "mass"})):
+        write_trace(tmp_path, trace)
+        with np.load(trace_path(tmp_path, 7, 0)) as file:
+            assert {"key", "mass"} & set(file.files) == names
+        read = read_rank_trace(tmp_path, 7, 0)
+        assert read.facts == trace.facts
+        assert np.array_equal(read.key_LMTE, trace.key_LMTE)
+        assert np.array_equal(read.mass_LMTE, trace.mass_LMTE)
+        assert read.key_LMTE.dtype == read.mass_LMTE.dtype == np.int32
+
+
+def test_a_kill_while_writing_leaves_no_file_of_that_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(file, **arrays) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_trace(tmp_path, made(0))
+    assert not trace_path(tmp_path, 7, 0).exists()
+    with pytest.raises(TraceError, match="no routing trace"):
+        trace_folder(tmp_path)
+
+
+def test_the_folder_of_a_run_or_of_its_traces(tmp_path: Path) -> None:
+    write_all(tmp_path / "routing")
+    assert trace_folder(tmp_path) == trace_folder(tmp_path / "routing") == tmp_path / "routing"
+    with pytest.raises(TraceError, match=f"{tmp_path}/nowhere has no routing trace"):
+        trace_folder(tmp_path / "nowhere")
+
+
+def problem(folder: Path) -> str:
+    with pytest.raises(TraceError) as caught:
+        list(read_traces(folder))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_missing_rank_is_named(tmp_path: Path, rank: int) -> None:
+    write_all(tmp_path)
+    trace_path(tmp_path, 7, rank).unlink()
+    assert problem(tmp_path).startswith(f"{trace_path(tmp_path, 7, rank)} is missing: rank ")
+
+
+def test_a_rank_of_a_larger_run_is_named(tmp_path: Path) -> None:
+    write_all(tmp_path, world=2)
+    write_trace(tmp_path, made(2, world=4))
+    assert problem(tmp_path).startswith(f"{trace_path(tmp_path, 7, 2)} is too many: rank 0 of step")
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"PK\x03\x04 half of a zip file"])
+def test_a_file_that_is_no_trace_is_named(tmp_path: Path, content: bytes) -> None:
+    write_all(tmp_path)
+    trace_path(tmp_path, 7, 1).write_bytes(content)
+    assert problem(tmp_path).startswith(f"{trace_path(tmp_path, 7, 1)} is not a routing trace: ")
+
+
+def test_half_a_file_is_named(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    path = trace_path(tmp_path, 7, 3)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert problem(tmp_path).startswith(f"{path} is not a routing trace: ")
+
+
+def test_other_arrays_and_versions_are_named(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    path = trace_path(tmp_path, 7, 0)
+    with np.load(path) as file:
+        values = dict(file)
+    np.savez(path, **{name: values[name] for name in values if name not in ("key", "tile")})
+    assert problem(tmp_path) == f"{path} is not a routing trace: no key, tile"
+    np.savez(path, **{**values, "version": np.asarray(2)})
+    assert problem(tmp_path) == f"{path} has format 2; known: 1"
+    np.savez(path, **{**values, "key": values["key"].astype(np.int64)})
+    assert problem(tmp_path) == f"{path} has keys of type int64, not int32"
+    np.savez(path, **{**values, "rank": np.asarray(1)})
+    assert problem(tmp_path) == f"{path} is of step 7, rank 1"
+
+
+def test_ranks_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    write_all(tmp_path)
+    path = trace_path(tmp_path, 7, 3)
+    write_trace(tmp_path, made(3, tokens=6))
+    assert problem(tmp_path).startswith(f"{path}: keys are [2, 3, 6, 8] [layers, micro-batches, T")
+    other = made(3)
+    write_trace(tmp_path, replace(other, facts=replace(other.facts, tile=16)))
+    assert problem(tmp_path) == f"{path}: tile is 16; rank 0 has 8"
+
+
+def test_steps_that_are_made_again_are_forgotten(tmp_path: Path) -> None:
+    write_all(tmp_path, steps=(3, 4, 5))
+    (tmp_path / "step-00000005-rank-0000.npz.part").touch()
+    (tmp_path / "step-notes.txt").touch()
+    forget_traces(tmp_path, after_step=4)
+    assert sorted({g.step for g in read_traces(tmp_path)}) == [3, 4]
+    left = sorted(path.name for path in tmp_path.iterdir() if path.name[5:13] > "00000004")
+    assert left == ["step-notes.txt"]
+
+
+def config_of(folder: Path, ep: int) -> Config:
+    return Config(
+        run=RunConfig(dir=str(folder)),
+        model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1),
+        moe=MoEConfig(
+            hidden_size=H,
+            intermediate_size=8,
+            num_experts=E,
+            top_k=K,
+            rounding=RoundingConfig("balance", tile=M),
+        ),
+        parallel=ParallelConfig(ep=ep),
+        train=TrainConfig(record_routing=2),
+    )
+
+
+def record_steps(rank: int, config: Config, x_PSMLTH: Tensor) -> list[list[tuple[int, int]]]:
+    """Steps of one rank, the evaluation of each among them; the pairs of every training forward."""
+    ep = config.parallel.ep
+    layers = [MoE(config.moe, dist.group.WORLD if ep > 1 else None) for _ in range(LAYERS)]
+    for row, layer in enumerate(layers):
+        weight = torch.randn(E, H, generator=torch.Generator().manual_seed(row))
+        layer.router_EH.data.copy_(weight)
+    recorder = RoutingRecorder(config, RankInfo(rank=rank, world=ep), layers, resumed_step=0)
+    pairs = []
+    for step in range(len(x_PSMLTH[rank])):
+        with recorder.recording():
+            for x_LTH in x_PSMLTH[rank, step]:
+                pairs += [pairs_of(layer, x_TH) for layer, x_TH in zip(layers, x_LTH, strict=True)]
+        assert all(layer.on_scores is None for layer in layers)
+        if recorder.steps_left:
+            recorder.write(step + 1)
+        for layer in layers:
+            layer.eval()(x_PSMLTH[rank, step, 0, 0])
+            layer.train()
+    return pairs
+
+
+def pairs_of(layer: MoE, x_TH: Tensor) -> list[tuple[int, int]]:
+    """The (expert, token) pairs that a forward runs."""
+    decided = []
+    decide = layer._decide
+    layer._decide = lambda scores: decided.append(decide(scores)) or decided[-1]
+    layer(x_TH)
+    del layer._decide
+    routing = decided[0].routing.trimmed()
+    return list(zip(routing.expert_N.tolist(), routing.token_N.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("ep", [1, 2])
+def test_joined_ranks_are_what_the_run_chose(tmp_path: Path, ep: int) -> None:
+    """Rounded again from the trace, every layer and micro-batch gives the pairs that really ran."""
+    from distmoe.comm import make_exchange
+    from distmoe.routing.round_tokens import round_scores
+
+    shape = (ep, 3, MICRO_BATCHES, LAYERS, T, H)
+    x_PSMLTH = torch.randn(shape, generator=torch.Generator().manual_seed(ep))
+    ran = run_ranks(record_steps, ep, config_of(tmp_path, ep), x_PSMLTH)
+    groups = list(read_traces(trace_folder(tmp_path)))
+    # Of three steps two are recorded, and no evaluation.
+    assert [g.step for g in groups] == [1] * (LAYERS * MICRO_BATCHES) + [2] * (
+        LAYERS * MICRO_BATCHES
+    )
+    moved = 0
+    for group in groups:
+        n = ((group.step - 1) * MICRO_BATCHES + group.micro_batch) * LAYERS + group.layer - 1
+        really = [(expert, token + T * r) for r in range(ep) for expert, token in ran[r][n]]
+        scores = traced_scores(group)
+        rounding = RoundingConfig("balance", tile=M, balance_groups=ep)
+        rounded = round_scores(scores, make_exchange(None), rounding)
+        assert [tuple(pair) for pair in rounded.selected_TE.T.nonzero().tolist()] == sorted(really)
+        moved += int((rounded.selected_TE != scores.chosen_TE).sum())
+    assert moved > 0
+
+
+def test_a_recomputed_forward_is_recorded_once(tmp_path: Path) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    from distmoe.moe.routing_tape import RoutingTape
+
+    config = config_of(tmp_path, 1)
+    layers = [MoE(config.moe) for _ in range(LAYERS)]
+    recorder = RoutingRecorder(config, RankInfo(), layers, resumed_step=0)
+    with recorder.recording():
+        x_TH = torch.randn(T, H, requires_grad=True)
+        for layer in layers:
+            context = RoutingTape().contexts
+            x_TH, _ = checkpoint(layer, x_TH, use_reentrant=False, context_fn=context)
+        x_TH.sum().backward()
+    recorder.write(1)
+    assert read_rank_trace(tmp_path / "routing", 1, 0).key_LMTE.shape == (LAYERS, 1, T, E)
+
+
+def test_off_is_nothing(tmp_path: Path) -> None:
+    config = replace(config_of(tmp_path, 1), train=TrainConfig(record_routing=0))
+    layers = [MoE(config.moe)]
+    recorder = RoutingRecorder(config, RankInfo(), layers, resumed_step=0)
+    with recorder.recording():
+        assert layers[0].on_scores is None
+    assert recorder.steps_left == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_that_is_no_top_k_of_the_keys_is_refused(tmp_path: Path) -> None:
+    """As of a router that limits the groups of experts: its trace would be simulated wrongly."""
+    layers = [MoE(config_of(tmp_path, 1).moe)]
+    recorder = RoutingRecorder(config_of(tmp_path, 1), RankInfo(), layers, resumed_step=0)
+    router = layers[0].router
+
+    def limited(logits_TE: Tensor) -> Scores:
+        scores = router(logits_TE)
+        return replace(scores, chosen_TE=scores.chosen_TE.roll(1, dims=1))
+
+    layers[0].router = limited
+    with recorder.recording(), pytest.raises(ValueError, match="does not choose the top-k of its"):
+        layers[0](torch.randn(T, H))
+
+
+def test_simulating_a_trace_is_simulating_its_scores(tmp_path: Path) -> None:
+    setting = Setting(tokens=64, num_experts=E, top_k=K, ranks=2, tile=M, skew=0.5)
+    scores = synthetic_scores(setting)
+    facts = TraceFacts(1, 0, 2, 2, top_k=K, tile=M, layers=(0,))
+    for rank, key_TE in enumerate(scores.key_TE.chunk(2)):
+        key_LMTE = key_TE.numpy()[None, None]
+        write_trace(tmp_path, RankTrace(replace(facts, rank=rank), key_LMTE, key_LMTE))
+    (group,) = read_traces(tmp_path)
+    again = simulate(traced_scores(group), RULES, ranks=2, tile=M)
+    assert again == simulate(scores, RULES, ranks=2, tile=M)
+
+
+def test_a_recorded_trace_keeps_the_order_of_the_rules(tmp_path: Path) -> None:
+    """DESIGN's example on a router's own scores: tiles of the busiest rank, top-k padded > nearest
+    >= balance in the mean, and no rounded rule pads."""
+    x_PSMLTH = torch.randn(2, 2, 4, LAYERS, 96, H, generator=torch.Generator().manual_seed(5))
+    run_ranks(record_steps, 2, config_of(tmp_path, 2), x_PSMLTH)
+    samples = [
+        simulate(traced_scores(group), RULES, ranks=group.ranks, tile=group.tile)
+        for group in read_traces(trace_folder(tmp_path))
+    ]
+    assert len(samples) == 2 * 4 * LAYERS
+    found = {outcome.name: outcome for outcome in mean_outcomes(samples)}
+    busiest = [found[name].busiest_tiles for name in ("balance", "nearest", TOP_K)]
+    assert busiest == sorted(busiest)
+    assert busiest[0] < busiest[1] < busiest[2]
+    assert found[TOP_K].waste > 0
+    assert all(outcome.waste == 0 for name, outcome in found.items() if name != TOP_K)
+    worst = max(sample[0].busiest_over_mean for sample in samples)
+    assert found[TOP_K].worst_busiest_over_mean == worst > found[TOP_K].busiest_over_mean

@@ -1,0 +1,234 @@
+"""The load of every layer against a plain loop over tokens, on any number of ranks and groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch import Tensor
+
+from distmoe import MoE, MoEConfig
+from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
+from distmoe.metrics.record import StepRecord
+from distmoe.moe.stats import MoEStats
+from distmoe.routing.routers import Scores
+from distmoe.routing.routing import Routing
+from distmoe.runtime import Runtime
+from distmoe.train.collect import collect_step
+from distmoe.train.communication import StepCommunication
+from distmoe.train.step import StepOutcome
+
+H, E, K, M, T = 16, 8, 2, 8, 24
+LAYERS, MICRO_BATCHES = 2, 3
+CONFIG = Config(
+    model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1),
+    moe=MoEConfig(
+        hidden_size=H,
+        intermediate_size=8,
+        num_experts=E,
+        top_k=K,
+        rounding=RoundingConfig("nearest", tile=M),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What one rank chose and ran in one layer and micro-batch."""
+
+    layer: int
+    micro_batch: int
+    rank: int
+    scores: Scores
+    routing: Routing
+
+
+def run_step(
+    rank: int, config: Config, router_LEH: Tensor, x_PMLTH: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> tuple[StepRecord, list[Forward]]:
+    """Forwards of every layer and micro-batch of one rank, and the record of the step."""
+    ep, world = config.parallel.ep, dist.get_world_size()
+    groups = [dist.new_group(list(range(g, g + ep))) for g in range(0, world, ep)]
+    layers = [MoE(config.moe, groups[rank // ep] if ep > 1 else None) for _ in range(LAYERS)]
+    forwards: list[Forward] = []
+    stats: list[list[MoEStats]] = []
+    for micro_batch in range(MICRO_BATCHES):
+        for row, layer in enumerate(layers):
+            scored: list[Scores] = []
+            layer.on_scores = scored.append
+            with torch.no_grad():
+                layer.router_EH.copy_(router_LEH[row])
+            decisions = []
+            decide = layer._decide
+
+            def keep(scores: Scores, decide=decide, decisions=decisions):
+                decisions.append(decide(scores))
+                return decisions[-1]
+
+            monkeypatch.setattr(layer, "_decide", keep)
+            layer(x_PMLTH[rank, micro_batch, row])
+            monkeypatch.setattr(layer, "_decide", decide)
+            routing = decisions[0].routing.trimmed()
+            forwards.append(Forward(row, micro_batch, rank, scored[0], routing))
+        stats.append([layer.stats for layer in layers])
+    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 0.1, stats)
+    record, _ = collect_step(
+        outcome,
+        config,
+        Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD),
+        step=3,
+        lr=0.1,
+        step_seconds=1.0,
+        data_seconds=0.0,
+        communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
+        bytes_per_value=4,
+    )
+    return record, forwards
+
+
+def by_loop(forwards: list[Forward], *, ep: int) -> dict[str, float]:
+    """Every figure of one layer, counted pair by pair."""
+    chosen = [[0] * E for _ in forwards]
+    ran = [[0] * E for _ in forwards]
+    found = dict.fromkeys(("pairs", "pairs_dropped", "pairs_added", "tokens_without_expert"), 0)
+    mass = dict.fromkeys(("chosen", "dropped", "added"), 0)
+    for n, forward in enumerate(forwards):
+        kept = set(
+            zip(forward.routing.token_N.tolist(), forward.routing.expert_N.tolist(), strict=True)
+        )
+        for token in range(T):
+            found["tokens_without_expert"] += not any((token, e) in kept for e in range(E))
+            for expert in range(E):
+                top = bool(forward.scores.chosen_TE[token, expert])
+                has = (token, expert) in kept
+                amount = int(float(forward.scores.score_TE[token, expert].detach()) * 2**24)
+                chosen[n][expert] += top
+                ran[n][expert] += has
+                found["pairs"] += top
+                found["pairs_dropped"] += top and not has
+                found["pairs_added"] += has and not top
+                mass["chosen"] += amount * top
+                mass["dropped"] += amount * (top and not has)
+                mass["added"] += amount * (has and not top)
+    return {**found, **_ratios(forwards, chosen, ran, ep=ep), **_shares(mass)}
+
+
+def _shares(mass: dict[str, int]) -> dict[str, float]:
+    return {f"score_{name}_share": mass[name] / mass["chosen"] for name in ("dropped", "added")}
+
+
+def _ratios(
+    forwards: list[Forward], chosen: list[list[int]], ran: list[list[int]], *, ep: int
+) -> dict[str, float]:
+    busiest = tiles = unrounded = 0
+    populations = {(f.micro_batch, f.rank // ep) for f in forwards}
+    for micro_batch, group in populations:
+        members = [
+            n
+            for n, f in enumerate(forwards)
+            if (f.micro_batch, f.rank // ep) == (micro_batch, group)
+        ]
+        per_expert = [-(-sum(ran[n][e] for n in members) // M) for e in range(E)]
+        unrounded += sum(-(-sum(chosen[n][e] for n in members) // M) for e in range(E))
+        per_rank = [sum(per_expert[r * E // ep : (r + 1) * E // ep]) for r in range(ep)]
+        tiles += sum(per_rank)
+        busiest += max(per_rank)
+    freq = [sum(row[e] for row in chosen) for e in range(E)]
+    return {
+        "tiles_max_over_mean": busiest / (tiles / ep),
+        "load_max_over_mean": max(freq) / (sum(freq) / E),
+        "tile_waste": (tiles * M - sum(map(sum, ran))) / (tiles * M),
+        "tile_waste_unrounded": (unrounded * M - sum(freq)) / (unrounded * M),
+        "tokens_per_expert_over_tile": sum(freq) / len(populations) / E / M,
+        "dead_experts": freq.count(0),
+    }
+
+
+@pytest.mark.parametrize("rule", ["nearest", "none"])
+@pytest.mark.parametrize(("world", "ep"), [(1, 1), (2, 2), (4, 4), (4, 2), (2, 1)])
+def test_every_layer_is_what_a_loop_counts(
+    world: int, ep: int, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(
+        CONFIG,
+        moe=replace(CONFIG.moe, rounding=RoundingConfig(rule, tile=M)),
+        parallel=ParallelConfig(ep=ep),
+    )
+    generator = torch.Generator().manual_seed(world * 10 + ep)
+    router_LEH = torch.randn(LAYERS, E, H, generator=generator)
+    # An expert that nobody likes, and a layer that is less even than the other.
+    router_LEH[1, 0] = -3 * router_LEH[1, 1:4].sum(0)
+    x_PMLTH = torch.randn(world, MICRO_BATCHES, LAYERS, T, H, generator=generator)
+    x_PMLTH[:, :, 1] += 3 * router_LEH[1, 1:4].sum(0)
+    results = run_ranks(run_step, world, config, router_LEH, x_PMLTH, monkeypatch)
+    record = results[0][0]
+    forwards = [forward for _, of_rank in results for forward in of_rank]
+    assert list(record.layers) == [1, 2]
+    for row, load in enumerate(record.layers.values()):
+        want = by_loop([f for f in forwards if f.layer == row], ep=ep)
+        got = load.flat()
+        moved = {"pairs_moved_share", "score_moved_share"}
+        assert want.keys() == got.keys() - moved
+        for name, value in want.items():
+            assert got[name] == pytest.approx(value, rel=1e-12), name
+        dropped_or_added = want["pairs_dropped"] + want["pairs_added"]
+        assert got["pairs_moved_share"] == dropped_or_added / want["pairs"]
+        assert (dropped_or_added > 0) is (rule != "none")
+    assert record.load.dead_experts >= 1
+    assert all(other.layers == record.layers for other, _ in results)
+    assert record.load.pairs == world * MICRO_BATCHES * LAYERS * T * K
+    # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
+    assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
+    assert (record.node_mib, record.remote_mib) == (
+        world * (world + 1) / 2,
+        world * (world - 1) / 2,
+    )
+
+
+def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One all-reduce of counts, one all-gather of times."""
+    calls: list[str] = []
+    for name in ("all_reduce", "all_gather"):
+        real = getattr(dist, name)
+
+        def counted(*args, name=name, real=real, **kwargs):
+            if dist.get_rank() == 0:
+                calls.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(f"distmoe.train.collect.dist.{name}", counted)
+    config = replace(CONFIG, parallel=ParallelConfig(ep=2))
+    none = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 0.1, [[some_stats(), some_stats()]])
+
+    def collect(rank: int) -> None:
+        runtime = Runtime(RankInfo(rank=rank, world=2), torch.device("cpu"), dist.group.WORLD)
+        collect_step(
+            none,
+            config,
+            runtime,
+            step=1,
+            lr=0.1,
+            step_seconds=1.0,
+            data_seconds=0.0,
+            communication=StepCommunication(),
+            bytes_per_value=4,
+        )
+
+    run_ranks(collect, 2)
+    assert calls == ["all_reduce", "all_gather"]
+
+
+def some_stats() -> MoEStats:
+    count_E, one = torch.full((E,), 8), torch.tensor(1)
+    return MoEStats(count_E, count_E, one, one, one, one, one, one, 1, 1)
+
+
+def test_sums_of_scores_are_exact_beyond_32_bits() -> None:
+    """A thousand scores of 1 are 2^34 units."""
+    layer = MoE(replace(CONFIG.moe, num_experts=1, top_k=1, rounding=RoundingConfig("none")))
+    layer(torch.randn(1024, H, generator=torch.Generator().manual_seed(0)))
+    assert int(layer.stats.chosen_mass) == 1024 << 24
+    assert int(layer.stats.dropped_mass) == int(layer.stats.added_mass) == 0
