@@ -24,6 +24,8 @@ commands:
                     check a run of N ranks (default launch.nproc) and print its settings
   data prepare ...  tokenize text, JSONL or Parquet
   data inspect DIR  show a prepared folder
+  doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
+                    measure links and devices as all ranks of a job
   --version         print the version
   --help            print this; after `train` or `config`: print every option
 
@@ -33,6 +35,7 @@ examples:
   distmoe train configs/quickstart.toml --train.steps 50 --moe.rounding.rule none
   distmoe config configs/eight_gpu.toml --world 8
   torchrun --nproc-per-node 8 -m distmoe train configs/eight_gpu.toml
+  torchrun --nproc-per-node 8 -m distmoe doctor comm configs/eight_gpu.toml --save machine.toml
 """
 
 RESUMES = "the same command resumes from the last checkpoint"
@@ -120,10 +123,17 @@ def _data(argv: Sequence[str]) -> int:
     return data_main(list(argv))
 
 
+def _doctor(argv: Sequence[str]) -> int:
+    from distmoe.launch.doctor import main as doctor_main
+
+    return doctor_main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "config": _config,
     "data": _data,
+    "doctor": _doctor,
 }
 
 

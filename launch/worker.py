@@ -1,4 +1,4 @@
-"""One rank: train, and leave so that the peers notice at once if that fails."""
+"""One rank: work, and leave so that the peers notice at once if that fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
@@ -15,15 +16,27 @@ LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
 
 def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
     """Train as one rank; the exit code, if this is the only rank or all went well."""
-    # A Ctrl-C before the trainer takes it over ends the process, without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
+
+    def work() -> None:
         from distmoe.train.trainer import train
 
         train(config, ranks)
+
+    return run_rank("train", ranks, work, debug=debug)
+
+
+def run_rank(
+    command: str, ranks: RankInfo, work: Callable[[], None], *, debug: bool = False
+) -> int:
+    """``work`` as one rank of `distmoe COMMAND`; an error is one line, and ends the process at once
+    if there are peers."""
+    # A Ctrl-C before the work takes it over ends the process, without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        work()
     except ConfigError as error:
         if ranks.rank == 0:
-            print_problems("train", error)
+            print_problems(command, error)
         return _leave(2, ranks)
     except Exception as error:
         if debug:

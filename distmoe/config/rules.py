@@ -182,6 +182,28 @@ def _local_exchange(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule("parallel.ep", "moe.dispatch.steps")
+def _steps_by_source(config: Config, world: int) -> Iterator[str]:
+    peers = max(1, config.parallel.ep - 1)
+    if config.moe.dispatch.order == "source" and config.moe.dispatch.steps > peers:
+        yield _wrong(
+            config,
+            "moe.dispatch.steps",
+            f"be at most {peers} with moe.dispatch.order source and parallel.ep "
+            f"{config.parallel.ep}",
+        )
+
+
+@_rule()
+def _profile(config: Config, world: int) -> Iterator[str]:
+    if config.parallel.profile and not Path(config.parallel.profile).is_file():
+        yield _wrong(
+            config,
+            "parallel.profile",
+            "be empty or a file that `distmoe doctor comm --save` wrote",
+        )
+
+
 @_rule("parallel.dp_replicate", "parallel.dp_shard")
 def _world(config: Config, world: int) -> Iterator[str]:
     parallel = config.parallel

@@ -177,6 +177,9 @@ class ParallelConfig:
     reports."""
     reshard_after_forward: bool = True
     """Free the gathered parameters between forward and backward."""
+    profile: str = ""
+    """Speeds of links and devices, a file that `distmoe doctor comm --save` wrote. Empty: those of
+    the device, if it is a known one."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ way home.
 `source`: every step brings all rows of some ranks, the next ones by distance; in the same step the
 rank sends to those that are as far in the other direction. `tokens`: every step brings one run of
 every rank's rows. Level `node`: first the ranks of the own node, one by one; then node by node, by
-distance, in ``steps`` runs each, all ranks of the node at once.
+distance, all ranks of the node at once, whole or in so many runs that there are ``steps`` of them.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class Schedule:
     steps: int = 1
     ranks_per_node: int = 0
 
-    def runs(self) -> int:
-        """Into how many runs the rows for another rank are cut."""
-        return self.steps if self.level == "node" or self.order == "tokens" else 1
+    def runs(self, num_ranks: int) -> int:
+        """Into how many runs the rows for another rank (of another node) are cut."""
+        if self.order == "source":
+            return 1
+        if self.level == "node":
+            return -(-self.steps // (num_ranks // self.ranks_per_node - 1))
+        return self.steps
 
     def blocks(self, rank: int, num_ranks: int) -> list[Step]:
         """All blocks in the order of work, the halves of the own rows (runs 0 and 1) among them."""
@@ -89,7 +93,7 @@ class Schedule:
         far = []
         for d in range(1, num_nodes):
             source, target = (node - d) % num_nodes, (node + d) % num_nodes
-            for run in range(self.steps):
+            for run in range(self.runs(num_ranks)):
                 far.append(
                     Step(
                         receives=[Part(source * width + g, run) for g in range(width)],
@@ -121,9 +125,9 @@ def auto_schedule(
             )
         width = num_ranks
     if level == "auto":
-        level = "node" if width < num_ranks else "rank"
+        level = "node" if 1 < width < num_ranks else "rank"
     if order == "auto":
-        order = "source" if num_ranks <= 8 else "tokens"
+        order = "source" if num_ranks <= 8 and level != "node" else "tokens"
     for what, name, known in (("level", level, LEVELS), ("order", order, ORDERS)):
         if name not in known:
             raise ValueError(f"{what} is {name!r}; it must be one of auto, {', '.join(known)}")
@@ -133,6 +137,5 @@ def auto_schedule(
     if level == "node" and width in (1, num_ranks):
         level = "rank"
     if steps == 0:
-        pairwise = level != "node" and order == "source"
-        steps = max(1, num_ranks - 1) if pairwise else 4
+        steps = max(1, num_ranks - 1) if order == "source" else 4
     return Schedule(level, order, steps, width if level == "node" else 0)

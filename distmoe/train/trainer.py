@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from distmoe import runtime as runtime_room
 from distmoe.checkpoint.rng import rng_state, set_rng_state
@@ -19,6 +22,8 @@ from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.reporter import Reporter
+from distmoe.planner.machine_profile import find_profile
+from distmoe.planner.schedule_policy import resolve_schedule
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.collect import collect_step
@@ -59,7 +64,8 @@ class Trainer:
     def __init__(
         self, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
     ) -> None:
-        self.config, self.runtime = config, runtime
+        self.config, self.why_schedule = with_schedule(config, runtime)
+        config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
         self.engine = make_engine(config, mesh, runtime.device)
         self.store = CheckpointStore(
@@ -118,12 +124,20 @@ class Trainer:
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
+            ("schedule", self._schedule()),
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
             ("state", f"resumed from {resumed_from}" if resumed_from else "new run"),
         ]
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
+
+    def _schedule(self) -> str:
+        schedules = {m.schedule for m in self.engine.model.moe_layers()}
+        if self.config.parallel.ep == 1 or not schedules:
+            return "one rank: nothing travels"
+        names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
+        return f"{', '.join(sorted(names))}; {self.why_schedule}"
 
     def run(self, stop_signal: StopSignal) -> None:
         """Train until the steps are done or something asks for the end; save; summarise."""
@@ -274,3 +288,17 @@ class Trainer:
         except ValueError:
             return
         set_rng_state(state[key])
+
+
+def with_schedule(config: Config, runtime: Runtime) -> tuple[Config, str]:
+    """``config`` with what is auto of moe.dispatch for these ranks and links, and why."""
+    name = torch.cuda.get_device_name() if runtime.device.type == "cuda" else ""
+    ranks = runtime.ranks
+    found = resolve_schedule(
+        config,
+        ranks.world,
+        config.parallel.ranks_per_node or ranks.local_world,
+        find_profile(config.parallel.profile, name),
+    )
+    dispatch = replace(config.moe.dispatch, level=found.level, order=found.order, steps=found.steps)
+    return replace(config, moe=replace(config.moe, dispatch=dispatch)), found.why

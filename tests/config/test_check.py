@@ -185,6 +185,18 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "moe.dispatch.exchange is local; it must be auto for parallel.ep 2",
         ),
         (
+            "--moe.dispatch.order=source --moe.dispatch.steps=2 --parallel.ep=2",
+            2,
+            "moe.dispatch.steps is 2; it must be at most 1 with moe.dispatch.order source and "
+            "parallel.ep 2",
+        ),
+        (
+            "--parallel.profile=no/such/file.toml",
+            1,
+            "parallel.profile is no/such/file.toml; it must be empty or a file that `distmoe "
+            "doctor comm --save` wrote",
+        ),
+        (
             "--train.global_batch_size=15",
             2,
             "train.global_batch_size is 15; it must be a multiple of the number of ranks (2)",

@@ -111,7 +111,10 @@ def test_config_prints_a_run_that_reads_back(
     ("argv", "expected"),
     [
         (["trian"], "distmoe: error: unknown command 'trian'; did you mean 'train'?\n"),
-        (["--port"], "distmoe: error: unknown command '--port'; known: train, config, data\n"),
+        (
+            ["--port"],
+            "distmoe: error: unknown command '--port'; known: train, config, data, doctor\n",
+        ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),
         (["config", "FILE", "--world=0"], "distmoe config: error: --world is '0'; it must be"),

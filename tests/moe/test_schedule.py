@@ -32,7 +32,12 @@ def test_every_run_arrives_once(num_ranks: int, order: str, steps: int) -> None:
     schedule = Schedule(order=order, steps=steps)
     for rank in range(num_ranks):
         arriving = [part for step in schedule.blocks(rank, num_ranks) for part in step.receives]
-        others = [Part(p, c) for p in range(num_ranks) for c in range(schedule.runs()) if p != rank]
+        others = [
+            Part(p, c)
+            for p in range(num_ranks)
+            for c in range(schedule.runs(num_ranks))
+            if p != rank
+        ]
         assert sorted(arriving, key=str) == sorted([Part(rank, 0), Part(rank, 1), *others], key=str)
 
 
@@ -58,3 +63,29 @@ def test_auto() -> None:
         auto_schedule("x", "auto", 0, num_ranks=2)
     with pytest.raises(ValueError, match="steps is -1; it must be at least 0"):
         auto_schedule("rank", "auto", -1, num_ranks=2)
+
+
+@pytest.mark.parametrize(("order", "steps", "runs"), [("source", 5, 1), ("tokens", 5, 3)])
+def test_over_nodes(order: str, steps: int, runs: int) -> None:
+    """Twelve ranks, four a node: three peers one by one, then two nodes, in three runs for five
+    steps."""
+    schedule = auto_schedule("node", order, steps, num_ranks=12, ranks_per_node=4)
+    assert schedule.runs(12) == runs
+    blocks = schedule.blocks(5, 12)
+    assert [[p.rank for p in step.receives] for step in blocks[1:4]] == [[4], [7], [6]]
+    far = blocks[4:-1]
+    assert all(step.relayed for step in far)
+    # Nodes 0 and 2 of rank 5's tokens; sent to the rank of its place, from all ranks of the node.
+    assert [[p.rank for p in step.sends] for step in far] == [[9]] * runs + [[1]] * runs
+    assert [[p.rank for p in step.receives] for step in far[:runs]] == [[0, 1, 2, 3]] * runs
+    assert [step.receives[0].run for step in far] == [*range(runs)] * 2
+
+
+def test_without_nodes_a_row_goes_to_a_rank() -> None:
+    assert auto_schedule("auto", "auto", 0, num_ranks=8, ranks_per_node=4).level == "node"
+    for per_node in (0, 8, 1, 3):
+        assert (
+            auto_schedule("auto", "auto", 0, num_ranks=8, ranks_per_node=per_node).level == "rank"
+        )
+    with pytest.raises(ValueError, match="ranks_per_node is 3; it must divide the 8 ranks"):
+        auto_schedule("node", "auto", 0, num_ranks=8, ranks_per_node=3)

@@ -64,8 +64,8 @@ def run_step(
             decisions = []
             decide = layer._decide
 
-            def keep(scores: Scores, decide=decide, decisions=decisions):
-                decisions.append(decide(scores))
+            def keep(scores: Scores, num_sequences: int, decide=decide, decisions=decisions):
+                decisions.append(decide(scores, num_sequences))
                 return decisions[-1]
 
             monkeypatch.setattr(layer, "_decide", keep)

@@ -1,0 +1,195 @@
+"""What a machine can do, as `distmoe doctor comm` measures it or a table of known ones says."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+LINKS = ("own", "node", "remote")
+DTYPES = ("bf16", "fp32")
+
+
+class ProfileError(ValueError):
+    """A profile cannot be read; the message names file, key, value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A message of n bytes takes ``latency_s`` + n / ``bytes_per_s``, in each direction at once.
+
+    ``shared``: the rate is of one link that all ranks of a node share. Else it is of each rank.
+    """
+
+    latency_s: float
+    bytes_per_s: float
+    shared: bool = False
+
+    @staticmethod
+    def through(small: tuple[int, float], large: tuple[int, float]) -> Link:
+        """From the times of two messages, (bytes, seconds). Where noise makes the large one no
+        slower, all of its time counts as transfer."""
+        seconds = large[1] - small[1]
+        if seconds <= 0:
+            return Link(small[1], large[0] / large[1])
+        rate = (large[0] - small[0]) / seconds
+        return Link(max(0.0, small[1] - small[0] / rate), rate)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the figures come from: device and date, versions, and words."""
+
+    device: str = ""
+    date: str = ""
+    note: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``links`` by class: "own", a copy inside a rank's device (bytes copied, not read + written),
+    "node", ranks of one node, "remote", ranks of two nodes. ``gemm_flops``: FLOP/s of the expert
+    products by dtype. ``host_latency_s``: seconds of a launch."""
+
+    links: Mapping[str, Link]
+    gemm_flops: Mapping[str, float]
+    host_latency_s: float
+    origin: Origin = Origin()
+
+    def link(self, name: str) -> Link:
+        """The link class; ValueError if it was not measured."""
+        if name not in self.links:
+            raise ValueError(f"the profile has no link '{name}'; it has {', '.join(self.links)}")
+        return self.links[name]
+
+
+# NVLink 4 has 450 GB/s in each direction and the NIC 400 Gbit/s = 50 GB/s, by the data sheets; that
+# collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies: half
+# of the bytes that a large one reads and writes (roofline.py). 500 TFLOP/s: SonicMoE reports 535
+# forward and 480 backward on an H100 (arXiv 2512.14080).
+def _hopper(device: str, copied_per_s: float) -> Profile:
+    return Profile(
+        links={
+            "own": Link(5e-6, copied_per_s),
+            "node": Link(0.5e-6, 0.8 * 450e9),
+            "remote": Link(1.5e-6, 0.85 * 50e9),
+        },
+        gemm_flops={"bf16": 500e12},
+        host_latency_s=25e-6,
+        origin=Origin(device=device, note="assumed: NVLink in the node, a 400 Gbit/s NIC per GPU"),
+    )
+
+
+PRESETS = {
+    "NVIDIA H100 80GB HBM3": _hopper("NVIDIA H100 80GB HBM3", 1.5e12),
+    "NVIDIA H200": _hopper("NVIDIA H200", 2.15e12),
+}
+"""By the name that the driver gives."""
+
+
+def find_profile(path: str, device_name: str) -> Profile | None:
+    """The profile in the file ``path``; for "" the preset of the device, if it has one.
+    ProfileError for a file that is wrong."""
+    return load_profile(path) if path else PRESETS.get(device_name)
+
+
+def save_profile(profile: Profile, path: str | Path) -> None:
+    """As TOML; `load_profile` reads an equal Profile back."""
+    import tomli_w
+
+    Path(path).write_text(tomli_w.dumps(dataclasses.asdict(profile)), encoding="utf-8")
+
+
+def load_profile(path: str | Path) -> Profile:
+    """A profile that `save_profile` wrote, or one by hand; ProfileError for anything else."""
+    try:
+        tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ProfileError(f"profile '{path}' cannot be read: {error}") from error
+    return _Reader(str(path)).profile(tables)
+
+
+class _Reader:
+    """Turns the tables of a file into a Profile, and names the first key that is wrong."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def profile(self, tables: Mapping[str, Any]) -> Profile:
+        self._check_keys("", tables, ("links", "gemm_flops", "host_latency_s", "origin"))
+        links = self._table("links", tables)
+        self._check_keys("links", links, LINKS)
+        flops = self._table("gemm_flops", tables)
+        self._check_keys("gemm_flops", flops, DTYPES)
+        if "own" not in links:
+            raise self._wrong("links.own", "missing", "be there")
+        return Profile(
+            links={name: self._link(name, links) for name in links},
+            gemm_flops={name: self._positive(f"gemm_flops.{name}", flops) for name in flops},
+            host_latency_s=self._not_negative("host_latency_s", tables),
+            origin=self._origin(tables),
+        )
+
+    def _link(self, name: str, links: Mapping[str, Any]) -> Link:
+        section = f"links.{name}"
+        table = self._table(section, links)
+        self._check_keys(section, table, ("latency_s", "bytes_per_s", "shared"))
+        shared = table.get("shared", False)
+        if not isinstance(shared, bool):
+            raise self._wrong(f"{section}.shared", shared, "be true or false")
+        return Link(
+            latency_s=self._not_negative(f"{section}.latency_s", table),
+            bytes_per_s=self._positive(f"{section}.bytes_per_s", table),
+            shared=shared,
+        )
+
+    def _origin(self, tables: Mapping[str, Any]) -> Origin:
+        if "origin" not in tables:
+            return Origin()
+        table = self._table("origin", tables)
+        self._check_keys("origin", table, ("device", "date", "note", "versions"))
+        versions = self._table("origin.versions", table) if "versions" in table else {}
+        texts = {f"origin.{k}": v for k, v in table.items() if k != "versions"}
+        texts |= {f"origin.versions.{k}": v for k, v in versions.items()}
+        for key, text in texts.items():
+            if not isinstance(text, str):
+                raise self._wrong(key, text, "be a string")
+        return Origin(**(dict(table) | {"versions": versions}))
+
+    def _table(self, key: str, parent: Mapping[str, Any]) -> Mapping[str, Any]:
+        table = parent.get(key.rpartition(".")[2], "missing")
+        if not isinstance(table, Mapping):
+            raise self._wrong(key, table, f"be a table, [{key}]")
+        return table
+
+    def _positive(self, key: str, table: Mapping[str, Any]) -> float:
+        number = self._not_negative(key, table, "be a number greater than 0")
+        if number == 0:
+            raise self._wrong(key, number, "be a number greater than 0")
+        return number
+
+    def _not_negative(
+        self, key: str, table: Mapping[str, Any], allowed: str = "be a number, at least 0"
+    ) -> float:
+        number = table.get(key.rpartition(".")[2], "missing")
+        # A bool is an int to isinstance; nan is no number that can be compared.
+        if type(number) not in (int, float) or not 0 <= number < inf:
+            raise self._wrong(key, number, allowed)
+        return float(number)
+
+    def _check_keys(self, section: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        for name, value in table.items():
+            if name not in known:
+                key = f"{section}.{name}" if section else name
+                raise ProfileError(
+                    f"unknown key '{key}' ({value!r}) in profile '{self._path}'; known: "
+                    f"{', '.join(known)}"
+                )
+
+    def _wrong(self, key: str, value: object, allowed: str) -> ProfileError:
+        return ProfileError(f"{key} is {value!r} in profile '{self._path}'; it must {allowed}")

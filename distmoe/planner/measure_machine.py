@@ -1,0 +1,103 @@
+"""Everything that `distmoe doctor comm` measures: links, all-gather, copies, expert products."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+
+import torch
+
+from distmoe.comm import make_exchange
+from distmoe.config import Config
+from distmoe.engines import compute_dtype
+from distmoe.kernels.moe_mlp import backend_for
+from distmoe.planner.kernel_bench.environment import environment
+from distmoe.planner.machine_profile import Link, Origin, Profile
+from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
+from distmoe.planner.measure_links import LinkFigures, measure_all_gather, measure_links
+from distmoe.runtime import Runtime
+
+DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+
+@dataclass(frozen=True)
+class MachineFigures:
+    """``own``, ``launch_s``: medians over ranks; ``gemm_flops`` of every rank in dtype ``dtype`` by
+    ``kernel``. ``all_gather_s`` of ``all_gather_bytes`` from each rank. ``where``: device and
+    versions."""
+
+    ranks: int
+    ranks_per_node: int
+    exchange: str
+    own: Link
+    links: list[LinkFigures]
+    all_gather_bytes: int
+    all_gather_s: float
+    kernel: str
+    dtype: str
+    gemm_flops: list[float]
+    launch_s: float
+    date: str
+    where: dict[str, object]
+
+    def profile(self) -> Profile:
+        """What the cost model reads."""
+        versions = self.where["versions"]
+        known = versions if isinstance(versions, dict) else {}
+        return Profile(
+            links={"own": self.own} | {f.name: f.link(self.ranks_per_node) for f in self.links},
+            gemm_flops={self.dtype: statistics.median(self.gemm_flops)},
+            host_latency_s=self.launch_s,
+            origin=Origin(
+                device=str(self.where["device"]),
+                date=self.date,
+                note=f"{self.ranks} ranks, {self.ranks_per_node} on a node, {self.exchange}, "
+                f"{self.kernel} kernels",
+                versions={name: known[name] for name in ("distmoe", "torch") if known.get(name)},
+            ),
+        )
+
+    def as_json(self) -> dict[str, object]:
+        """All of it, for a file."""
+        return asdict(self)
+
+
+def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) -> MachineFigures:
+    """The figures of a resolved config's machine, the same on every rank; collective."""
+    moe, device = config.moe, runtime.device
+    exchange = make_exchange(runtime.group, moe.dispatch.exchange)
+    dtype = compute_dtype(config, device)
+    tokens = config.train.micro_batch_size * config.data.seq_len
+    links = measure_links(exchange, ranks_per_node=ranks_per_node, device=device)
+    all_gather_s = measure_all_gather(exchange, moe.num_experts + 1, device=device)
+    own = measure_copy(device)
+    launch_s = measure_launch(moe, device=device, dtype=dtype)
+    gemm_flops = measure_gemm(
+        moe,
+        num_experts=max(1, moe.num_experts // config.parallel.ep),
+        pairs=tokens * moe.top_k,
+        device=device,
+        dtype=dtype,
+    )
+    mine = [own.latency_s, own.bytes_per_s, launch_s, gemm_flops]
+    all_ranks = exchange.all_gather(
+        torch.tensor(mine, dtype=torch.float64, device=device), kind="figures"
+    ).tolist()
+    columns = list(zip(*all_ranks, strict=True))
+    own_latency, own_rate, launch_s = (statistics.median(column) for column in columns[:3])
+    return MachineFigures(
+        ranks=exchange.size,
+        ranks_per_node=ranks_per_node,
+        exchange=type(exchange).__name__,
+        own=Link(own_latency, own_rate),
+        links=links,
+        all_gather_bytes=4 * (moe.num_experts + 1),
+        all_gather_s=all_gather_s,
+        kernel=backend_for(moe.kernel, device),
+        dtype=DTYPE_NAMES[dtype],
+        gemm_flops=list(columns[3]),
+        launch_s=launch_s,
+        date=datetime.now(UTC).date().isoformat(),
+        where=environment(device),
+    )

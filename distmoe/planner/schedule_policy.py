@@ -1,0 +1,134 @@
+"""What `auto` means for moe.dispatch.level, order and steps: resolved once, before training.
+
+One rank exchanges nothing. With a profile of the machine the cost model decides. Without one, up
+to 8 ranks get their rows by source, a step per peer, more ranks by tokens in at most 4 steps, and
+ranks on several nodes send a token to a node once.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import NamedTuple
+
+from distmoe.config import Config, resolve
+from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.planner.cost_model import (
+    LEVELS,
+    ORDERS,
+    LayerShape,
+    Level,
+    Order,
+    Prediction,
+    best_schedule,
+    most_groups,
+    most_steps,
+)
+from distmoe.planner.machine_profile import Profile
+from distmoe.planner.row_volumes import RankLayout
+
+MOST_RANKS_BY_SOURCE = 8
+MOST_STEPS_UNMEASURED = 4
+
+
+class ResolvedSchedule(NamedTuple):
+    """``why``: one line for the log."""
+
+    level: Level
+    order: Order
+    steps: int
+    why: str
+
+
+def resolve_schedule(
+    config: Config, world: int, ranks_per_node: int, profile: Profile | None
+) -> ResolvedSchedule:
+    """The schedule of the expert layers of a run of ``world`` ranks, consecutive ranks on a node.
+
+    Settings that are not auto stay as they are. ValueError for fewer than one rank on a node.
+    """
+    if ranks_per_node < 1:
+        raise ValueError(f"ranks_per_node is {ranks_per_node}; it must be at least 1")
+    config = resolve(config, world)
+    dispatch = config.moe.dispatch
+    if config.parallel.ep == 1:
+        return ResolvedSchedule("rank", "source", 1, "one rank: nothing travels")
+    # Where ep groups do not fit the nodes, the longest runs of ranks that no node's border cuts.
+    layout = RankLayout(config.parallel.ep, gcd(config.parallel.ep, ranks_per_node))
+    if dispatch.level != "auto" and dispatch.order != "auto" and dispatch.steps:
+        return ResolvedSchedule(dispatch.level, dispatch.order, dispatch.steps, "as configured")
+    missing = "no profile of this machine" if profile is None else _missing(layout, profile, config)
+    if missing or profile is None:
+        return _without_profile(config, layout, missing)
+    found = best_schedule(
+        layer_shape(config, dtype=_dtype(config, profile)),
+        layout,
+        profile,
+        levels=LEVELS if dispatch.level == "auto" else (dispatch.level,),
+        orders=ORDERS if dispatch.order == "auto" else (dispatch.order,),
+        steps=dispatch.steps,
+    )
+    best = found[0].schedule
+    return ResolvedSchedule(best.level, best.order, best.steps, _reason(found, profile))
+
+
+def layer_shape(config: Config, *, dtype: str) -> LayerShape:
+    """The expert layers of a resolved config."""
+    moe = config.moe
+    return LayerShape(
+        num_tokens=config.train.micro_batch_size * config.data.seq_len,
+        hidden=moe.hidden_size,
+        intermediate=moe.intermediate_size,
+        num_experts=moe.num_experts,
+        top_k=moe.top_k,
+        tile=moe.rounding.tile,
+        dtype=dtype,
+        gated=activation_called(moe.activation).gated,
+    )
+
+
+def _dtype(config: Config, profile: Profile) -> str:
+    """auto depends on the device, and a profile has the rate of its device's dtype."""
+    if config.train.dtype != "auto":
+        return config.train.dtype
+    return next(iter(profile.gemm_flops), "auto")
+
+
+def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
+    """What the profile lacks for these ranks; empty if nothing."""
+    used = {"node": layout.per_node > 1, "remote": layout.num_nodes > 1}
+    lacking = [f"link '{name}'" for name in used if used[name] and name not in profile.links]
+    if _dtype(config, profile) not in profile.gemm_flops:
+        lacking.append(f"GEMM rate of {config.train.dtype}")
+    return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
+
+
+def _without_profile(config: Config, layout: RankLayout, why: str) -> ResolvedSchedule:
+    dispatch = config.moe.dispatch
+    level, order = dispatch.level, dispatch.order
+    if level == "auto":
+        level = "node" if layout.num_nodes > 1 and layout.per_node > 1 else "rank"
+    if order == "auto":
+        few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
+        order = "source" if level != "node" and few else "tokens"
+    if order == "source":
+        steps = min(most_groups(layout, level), MOST_RANKS_BY_SOURCE - 1)
+    else:
+        shape = layer_shape(config, dtype="bf16")
+        steps = min(most_steps(shape, layout), MOST_STEPS_UNMEASURED)
+    return ResolvedSchedule(
+        level, order, dispatch.steps or steps, f"{why}: by the number of ranks and nodes"
+    )
+
+
+def _reason(found: list[Prediction], profile: Profile) -> str:
+    best = found[0]
+    times = [
+        f"{name} {1e3 * one.overlapped_s:.3g} ms, {one.exposed_share:.0%} of it waiting"
+        for name, one in (("forward", best.forward), ("backward", best.backward))
+    ]
+    slowest = found[-1].total_s / best.total_s
+    return (
+        f"cost model for {profile.origin.device or 'a device without a name'}: "
+        f"{', '.join(times)} (of {len(found)} schedules, the slowest takes {slowest:.2f} times as "
+        "long)"
+    )
