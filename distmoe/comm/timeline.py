@@ -6,8 +6,8 @@ that asked for it. Layers are opaque labels.
 When a message is complete is known to whoever waits for it. So while the timeline is on, one thread
 for each peer and way waits for that peer's messages in the order in which they were sent, and the
 training thread waits for that thread. Completion is exact to a switch of threads (tens of
-microseconds on an idle core), unless messages of one peer overtake each other: then the end of the
-earlier one is noted late.
+microseconds on an idle core), unless one message of a peer overtakes another: its end is noted when
+the other's is, or when the training thread waits for it.
 
 A received message is in flight from the moment at which this rank sent its own part of the same
 transfer: its buffer is posted long before, when nothing travels yet. One that was complete before
