@@ -242,10 +242,10 @@ def test_a_store_that_does_not_answer() -> None:
 
 
 def test_threads_end() -> None:
-    before = threading.active_count()
     hearts = Heartbeats(HashStore(), rank=0, world=1, beat_s=60)
     watchdog = Watchdog(0, warning_s=60, heartbeats=hearts)
-    assert threading.active_count() == before + 2
+    threads = [watchdog._thread, hearts._thread]
+    assert all(thread.is_alive() for thread in threads)
     watchdog.close()
     hearts.close()
-    assert threading.active_count() == before
+    assert not any(thread.is_alive() for thread in threads)
