@@ -77,6 +77,7 @@ EXCHANGES = Registry(
         "p2p": "distmoe.comm.torch_p2p:PointToPointExchange",
         "all_to_all": "distmoe.comm.torch_all_to_all:AllToAllExchange",
         "threaded": "distmoe.comm.threaded:ThreadedExchange",
+        "mpi": "distmoe.comm.mpi:MpiExchange",
     },
 )
 MOE_MLP_BACKENDS = Registry(

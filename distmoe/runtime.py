@@ -11,7 +11,8 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
+from torch.distributed.distributed_c10d import _get_default_store
 
 from distmoe.config import RankInfo
 
@@ -60,6 +61,12 @@ def start(ranks: RankInfo, *, device: str, timeout_s: float, threads: int, engin
         device_id=picked if picked.type == "cuda" else None,
     )
     return Runtime(ranks, picked, dist.group.WORLD)
+
+
+def default_store() -> Store:
+    """The store through which the ranks of the process group have met."""
+    store: Store = _get_default_store()
+    return store
 
 
 def stop(runtime: Runtime) -> None:

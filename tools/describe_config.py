@@ -76,6 +76,8 @@ def _kind(kind: Any) -> str:
 
 def _default(key: str) -> str:
     value = value_of(Config(), key)
+    if value == "":
+        return '""'
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -16,47 +16,41 @@ from typing import Protocol
 import torch.distributed as dist
 from torch import Tensor
 
+from distmoe.comm.message import Message
+from distmoe.comm.observer import Observer
+from distmoe.comm.traffic import Traffic
 from distmoe.registry import EXCHANGES
 
-
-@dataclass
-class Traffic:
-    """Bytes that this rank has sent to other ranks, by kind of message; own rows never count.
-    ``rounds``: all-gathers and transfers, in each of which every rank takes part."""
-
-    bytes_sent: dict[str, int] = field(default_factory=dict)
-    messages_sent: dict[str, int] = field(default_factory=dict)
-    rounds: dict[str, int] = field(default_factory=dict)
-
-    def begin(self, kind: str) -> None:
-        self.rounds[kind] = self.rounds.get(kind, 0) + 1
-
-    def add(self, kind: str, rows: Tensor) -> None:
-        if rows.numel():
-            num_bytes = rows.numel() * rows.element_size()
-            self.bytes_sent[kind] = self.bytes_sent.get(kind, 0) + num_bytes
-            self.messages_sent[kind] = self.messages_sent.get(kind, 0) + 1
+__all__ = ["Exchange", "Message", "Observer", "Traffic", "Transfer", "make_exchange"]
 
 
 @dataclass
 class Transfer:
-    """One exchange in flight. Keeps the buffers of both sides alive until it is complete."""
+    """One exchange in flight. Keeps the buffers of both sides alive until it is complete.
+
+    ``arriving`` and ``leaving``: its messages that nobody has waited for yet.
+    """
 
     kind: str
     tag: int
     recv: Mapping[int, Tensor]
     send: Mapping[int, Tensor] = field(default_factory=dict)
     staging: Tensor | None = None
-    recv_work: list[dist.Work] = field(default_factory=list)
-    send_work: list[dist.Work] = field(default_factory=list)
+    arriving: list[Message] = field(default_factory=list)
+    leaving: list[Message] = field(default_factory=list)
 
 
 class Exchange(Protocol):
-    """One transport over one group. ``rank`` and ``size`` are places in the group."""
+    """One transport over one group. ``rank`` and ``size`` are places in the group.
+
+    ``ranks_per_node``: the group's ranks lie on nodes in runs of so many; 0: all on one node.
+    """
 
     rank: int
     size: int
+    ranks_per_node: int
     traffic: Traffic
+    observer: Observer
 
     def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
         """[P, *x.shape] from x of one shape and dtype on every rank; small integers; blocks.
@@ -72,7 +66,8 @@ class Exchange(Protocol):
         ...
 
     def wait_recv(self, transfer: Transfer) -> None:
-        """Block until the receive buffers are filled (on CUDA: until the stream may read them)."""
+        """Block until the receive buffers are filled (on CUDA: until the stream may read them).
+        TimeoutError, naming the missing ranks, after ``observer.timeout_s``."""
         ...
 
     def wait_send(self, transfer: Transfer) -> None:
@@ -80,11 +75,14 @@ class Exchange(Protocol):
         ...
 
 
-def make_exchange(group: dist.ProcessGroup | None, name: str = "auto") -> Exchange:
+def make_exchange(
+    group: dist.ProcessGroup | None, name: str = "auto", *, ranks_per_node: int = 0
+) -> Exchange:
     """The transport ``name`` over ``group``; ``auto`` picks by size and backend of the group."""
     if name == "auto":
         name = _auto(group)
     exchange: Exchange = EXCHANGES.load(name)(group)
+    exchange.ranks_per_node = ranks_per_node
     return exchange
 
 

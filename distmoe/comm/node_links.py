@@ -35,7 +35,7 @@ class NodeLinks:
     def over(groups: NodeGroups, name: str = "auto") -> NodeLinks:
         """Transport ``name`` over every group."""
         return NodeLinks(
-            make_exchange(groups.rail, name),
+            make_exchange(groups.rail, name, ranks_per_node=1),
             make_exchange(groups.fan, name),
             make_exchange(groups.gather, name),
         )

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distmoe.comm import Transfer
-from distmoe.comm.torch_group import TorchGroup
+from distmoe.comm import Message, Transfer
+from distmoe.comm.torch_group import TorchGroup, num_bytes
 
 # Exchange, source, target, tag.
 Address = tuple[int, int, int, int]
@@ -22,8 +22,6 @@ Address = tuple[int, int, int, int]
 _arrived = threading.Condition()
 _mail: dict[Address, Tensor] = {}
 _fresh_numbers = itertools.count()
-
-TIMEOUT_S = 60.0
 
 
 class ThreadedExchange(TorchGroup):
@@ -37,34 +35,27 @@ class ThreadedExchange(TorchGroup):
         offer = torch.tensor([next(_fresh_numbers)], device="cpu")
         dist.all_gather(offers, offer, group=group)
         self._number = int(offers[0])
-        self._next_tag = 0
 
     def _address(self, source: int, target: int, tag: int) -> Address:
         return (self._number, source, target, tag)
 
-    def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
-        self.traffic.begin(kind)
-        self._next_tag += 1
-        return Transfer(kind=kind, tag=self._next_tag, recv=recv)
+    def _receive(self, transfer: Transfer) -> None:
+        for peer, buffer in transfer.recv.items():
+            take = partial(self._take, peer, buffer, transfer.tag)
+            transfer.arriving.append(Message("receive", peer, num_bytes(buffer), take))
 
-    def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
+    def _send(self, transfer: Transfer) -> None:
         with _arrived:
-            for peer, rows in send.items():
-                self.traffic.add(transfer.kind, rows)
+            for peer, rows in transfer.send.items():
                 _mail[self._address(self.rank, peer, transfer.tag)] = rows.clone()
             _arrived.notify_all()
 
-    def wait_recv(self, transfer: Transfer) -> None:
-        for peer, buffer in transfer.recv.items():
-            address = self._address(peer, self.rank, transfer.tag)
-            with _arrived:
-                if not _arrived.wait_for(lambda a=address: a in _mail, TIMEOUT_S):  # type: ignore[misc]
-                    raise TimeoutError(f"no {transfer.kind} from rank {peer} in {TIMEOUT_S} s")
-                rows = _mail.pop(address)
-            if rows.shape != buffer.shape:
-                raise AssertionError(f"expected {buffer.shape} from {peer}, got {rows.shape}")
-            buffer.copy_(rows)
-        transfer.recv = {}
-
-    def wait_send(self, transfer: Transfer) -> None:
-        transfer.send = {}
+    def _take(self, peer: int, buffer: Tensor, tag: int) -> None:
+        address, limit = self._address(peer, self.rank, tag), self.observer.timeout_s
+        with _arrived:
+            if not _arrived.wait_for(lambda: address in _mail, limit):
+                raise TimeoutError(f"nothing from rank {peer} in {limit:g} s")
+            rows = _mail.pop(address)
+        if rows.shape != buffer.shape:
+            raise AssertionError(f"expected {buffer.shape} from {peer}, got {rows.shape}")
+        buffer.copy_(rows)

@@ -6,14 +6,12 @@ buffer; there it is a baseline and a test of the contract, not a fast path.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distmoe.comm import Transfer
-from distmoe.comm.torch_group import TorchGroup
+from distmoe.comm import Message, Transfer
+from distmoe.comm.torch_group import TorchGroup, num_bytes
 
 
 class AllToAllExchange(TorchGroup):
@@ -22,19 +20,14 @@ class AllToAllExchange(TorchGroup):
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)
         self._takes_lists = dist.get_backend(group) == "nccl"
-        self._next_tag = 0
 
-    def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
-        self.traffic.begin(kind)
-        self._next_tag += 1
-        return Transfer(kind=kind, tag=self._next_tag, recv=recv)
+    def _receive(self, transfer: Transfer) -> None:
+        """The collective starts with the sends."""
 
-    def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
-        transfer.send = send
-        for rows in send.values():
-            self.traffic.add(transfer.kind, rows)
-        nothing = self._empty_like([*send.values(), *transfer.recv.values()])
-        outputs = [transfer.recv.get(peer, nothing).view(-1) for peer in range(self.size)]
+    def _send(self, transfer: Transfer) -> None:
+        recv, send = transfer.recv, transfer.send
+        nothing = self._empty_like([*send.values(), *recv.values()])
+        outputs = [recv.get(peer, nothing).view(-1) for peer in range(self.size)]
         inputs = [send.get(peer, nothing).view(-1) for peer in range(self.size)]
         if self._takes_lists:
             work = dist.all_to_all(outputs, inputs, group=self.group, async_op=True)
@@ -48,17 +41,17 @@ class AllToAllExchange(TorchGroup):
                 group=self.group,
                 async_op=True,
             )
-        transfer.recv_work = [work]
+        size = sum(map(num_bytes, send.values()))
+        transfer.arriving = [
+            Message("exchange", None, size, work.wait, on_stream=self._takes_lists)
+        ]
 
     def _empty_like(self, tensors: list[Tensor]) -> Tensor:
         if tensors:
             return tensors[0].new_empty(0)
         return torch.empty(0, device="cuda" if self._takes_lists else "cpu")
 
-    def wait_recv(self, transfer: Transfer) -> None:
-        for work in transfer.recv_work:
-            work.wait()
-        transfer.recv_work = []
+    def _received(self, transfer: Transfer) -> None:
         if transfer.staging is not None:
             splits = [
                 transfer.recv[p].numel() if p in transfer.recv else 0 for p in range(self.size)
@@ -70,4 +63,4 @@ class AllToAllExchange(TorchGroup):
 
     def wait_send(self, transfer: Transfer) -> None:
         self.wait_recv(transfer)
-        transfer.send = {}
+        super().wait_send(transfer)

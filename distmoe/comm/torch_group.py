@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distmoe.comm import Traffic
+from distmoe.comm.transport import Transport
 
 
 def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
@@ -16,19 +16,19 @@ def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     return None if group is None or dist.get_world_size(group) == 1 else group
 
 
-class TorchGroup:
-    """``rank`` and ``size`` in ``group``, and an all-gather of small integer tensors."""
+class TorchGroup(Transport):
+    """A transport over ``group``, whose all-gather is torch's own."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__(dist.get_rank(group), dist.get_process_group_ranks(group))
         self.group = group
-        self.rank = dist.get_rank(group)
-        self.size = dist.get_world_size(group)
-        self.traffic = Traffic()
 
-    def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
-        self.traffic.begin(kind)
-        for _ in range(self.size - 1):
-            self.traffic.add(kind, x)
+    def _gather(self, x: Tensor) -> Tensor:
         gathered = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(gathered, x.contiguous(), group=self.group)
         return torch.stack(gathered)
+
+
+def num_bytes(rows: Tensor) -> int:
+    """Bytes that ``rows`` has on the wire."""
+    return rows.numel() * rows.element_size()

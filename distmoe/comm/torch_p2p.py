@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distmoe.comm import Transfer
-from distmoe.comm.torch_group import TorchGroup
+from distmoe.comm import Message, Transfer
+from distmoe.comm.message import Way
+from distmoe.comm.torch_group import TorchGroup, num_bytes
 
 
 class PointToPointExchange(TorchGroup):
@@ -24,30 +25,26 @@ class PointToPointExchange(TorchGroup):
         super().__init__(group)
         self._batched = dist.get_backend(group) == "nccl"
         self._peers = dist.get_process_group_ranks(group)
-        self._next_tag = 0
 
-    def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
-        self.traffic.begin(kind)
-        transfer = Transfer(kind=kind, tag=self._next_tag, recv=recv)
-        self._next_tag += 1
+    def _receive(self, transfer: Transfer) -> None:
         if not self._batched:
-            transfer.recv_work = [
-                self._work(dist.irecv(buffer, self._peers[peer], self.group, transfer.tag))
-                for peer, buffer in recv.items()
-            ]
-        return transfer
+            transfer.arriving = self._start("receive", transfer.recv, transfer.tag)
 
-    def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
-        transfer.send = send
-        for rows in send.values():
-            self.traffic.add(transfer.kind, rows)
+    def _send(self, transfer: Transfer) -> None:
         if self._batched:
             self._post_together(transfer)
         else:
-            transfer.send_work = [
-                self._work(dist.isend(rows, self._peers[peer], self.group, transfer.tag))
-                for peer, rows in send.items()
-            ]
+            transfer.leaving = self._start("send", transfer.send, transfer.tag)
+
+    def _start(self, way: Way, rows_of: Mapping[int, Tensor], tag: int) -> list[Message]:
+        operation = dist.isend if way == "send" else dist.irecv
+        messages = []
+        for peer, rows in rows_of.items():
+            work = operation(rows, self._peers[peer], self.group, tag)
+            if work is None:
+                raise AssertionError("this rank is not in the group that it exchanges rows with")
+            messages.append(Message(way, peer, num_bytes(rows), work.wait))
+        return messages
 
     def _post_together(self, transfer: Transfer) -> None:
         ops = [
@@ -58,27 +55,17 @@ class PointToPointExchange(TorchGroup):
             dist.P2POp(dist.isend, rows, self._peers[peer], self.group)
             for peer, rows in transfer.send.items()
         ]
-        transfer.recv_work = dist.batch_isend_irecv(ops) if ops else []
-
-    @staticmethod
-    def _work(work: dist.Work | None) -> dist.Work:
-        if work is None:
-            raise AssertionError("this rank is not in the group that it exchanges rows with")
-        return work
-
-    def wait_recv(self, transfer: Transfer) -> None:
-        for work in transfer.recv_work:
-            work.wait()
-        transfer.recv_work = []
+        size = sum(map(num_bytes, transfer.send.values()))
+        works = dist.batch_isend_irecv(ops) if ops else []
+        transfer.arriving = [
+            Message("exchange", None, size, work.wait, on_stream=True) for work in works
+        ]
 
     def wait_send(self, transfer: Transfer) -> None:
-        for work in transfer.send_work:
-            work.wait()
-        transfer.send_work = []
         if self._batched:
             # One group of operations: the sends are complete when the receives are.
             self.wait_recv(transfer)
         for rows in transfer.send.values():
             if rows.is_cuda:
                 rows.record_stream(torch.cuda.current_stream())
-        transfer.send = {}
+        super().wait_send(transfer)

@@ -44,6 +44,7 @@ RANGES = {
     "launch.nproc": COUNT,
     "launch.threads": COUNT_OR_UNSET,
     "launch.timeout_s": POSITIVE,
+    "launch.stall_warning_s": POSITIVE,
     "model.vocab_size": COUNT_OR_UNSET,
     "model.hidden_size": COUNT,
     "model.n_layers": COUNT,

@@ -10,6 +10,7 @@ from pathlib import Path
 from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
 from distmoe.config.schema import Config
+from distmoe.config.steps import parse_steps
 
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
@@ -296,6 +297,17 @@ def _decay(config: Config, world: int) -> Iterator[str]:
             "optim.decay_steps",
             f"be at most the steps after the warm-up, train.steps - optim.warmup_steps ({left})",
         )
+
+
+@_rule("train.steps")
+def _trace_steps(config: Config, world: int) -> Iterator[str]:
+    try:
+        fits = parse_steps(config.train.trace_steps).stop <= config.train.steps + 1
+    except ValueError:
+        fits = False
+    if not fits:
+        last = f"train.steps ({config.train.steps})"
+        yield _wrong(config, "train.trace_steps", f"be empty or FIRST-LAST within 1..{last}")
 
 
 @_rule()

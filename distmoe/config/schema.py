@@ -30,6 +30,8 @@ class LaunchConfig:
     """CPU threads of a rank. 0: the cores divided by the ranks."""
     timeout_s: float = 600.0
     """Seconds that a collective may wait for a peer."""
+    stall_warning_s: float = 60.0
+    """Seconds after which a rank that waits for another says so, and names it."""
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,9 @@ class TrainConfig:
     """Steps between validations. 0: only at the end."""
     validation_batches: int = 8
     """Global batches of one validation."""
+    trace_steps: str = ""
+    """Steps FIRST-LAST, such as 10-12, whose computing, transfers and waits every rank writes to
+    <run.dir>/trace, for Perfetto. Empty: none."""
     record_routing: int = 0
     """Steps of this start of the run whose routing is written to <run.dir>/routing, from its first
     step on; see tools/simulate_routing.py --trace."""

@@ -16,6 +16,10 @@ class StepRecord:
     ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
     ``rows_mib_with_copies``: the same with one copy per pair. ``routing``: forced, if the router
     did not choose by its scores, so that no figure of the step is taken for one of training.
+    ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
+    of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
+    bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
+    others.
     """
 
     step: int
@@ -33,6 +37,10 @@ class StepRecord:
     memory_gib: float
     rows_mib: float
     rows_mib_with_copies: float
+    exposed_seconds: float
+    exposed_share: float
+    node_mib: float
+    remote_mib: float
     load: ExpertLoad
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
@@ -69,7 +77,14 @@ GROUPS = {
         "score_moved_share",
         "tokens_without_expert",
     ),
-    "communication": ("rows_mib", "rows_mib_with_copies"),
+    "communication": (
+        "rows_mib",
+        "rows_mib_with_copies",
+        "exposed_seconds",
+        "exposed_share",
+        "node_mib",
+        "remote_mib",
+    ),
     "memory": ("memory_gib",),
 }
 

@@ -47,6 +47,14 @@ LAYOUT = {
             "Multiline",
             ["communication/rows_mib$", "communication/rows_mib_with_copies"],
         ],
+        "sent in all, MiB: inside a node, and between nodes": [
+            "Multiline",
+            ["communication/node_mib", "communication/remote_mib"],
+        ],
+        "share of the step in which a host waits for other ranks": [
+            "Multiline",
+            ["communication/exposed_share"],
+        ],
     }
 }
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distmoe.comm import make_exchange
+from distmoe.comm import Exchange, make_exchange
 from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
 from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
@@ -26,6 +26,7 @@ from distmoe.moe.routing_tape import decided, is_replay
 from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
+from distmoe.moe.timed_mlp import TimedMlp
 from distmoe.routing.group_limit import group_limit
 from distmoe.routing.losses import load_balance_loss, z_loss
 from distmoe.routing.round_tokens import Rounded, round_scores
@@ -90,7 +91,9 @@ class MoE(nn.Module):
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config = config
         self.loss_group = loss_group
-        self.exchange = make_exchange(ep_group, config.dispatch.exchange)
+        self.exchange = make_exchange(
+            ep_group, config.dispatch.exchange, ranks_per_node=ranks_per_node
+        )
         self.schedule = _schedule(config, num_ranks, ranks_per_node)
         node_groups = node_groups or node_groups_for(config, ep_group, ranks_per_node)
         self.links: NodeLinks | None = None
@@ -139,6 +142,14 @@ class MoE(nn.Module):
             self._mlp = load_backend(name, self.config.activation)
         return self._mlp
 
+    def exchanges(self) -> list[Exchange]:
+        """All that carry messages of this layer."""
+        return [self.exchange, *(self.links.all() if self.links is not None else ())]
+
+    def _observed_mlp(self) -> MoeMlp:
+        observer = self.exchange.observer
+        return TimedMlp(self.mlp, observer) if observer.is_tracing else self.mlp
+
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         x_TH = x.reshape(-1, x.shape[-1])
         logits_TE = router_logits(x_TH, self.router_EH)
@@ -151,7 +162,7 @@ class MoE(nn.Module):
         ep = ExpertParallel(
             decision.plan,
             self.exchange,
-            self.mlp,
+            self._observed_mlp(),
             overlap=self.config.dispatch.overlap,
             links=self.links,
         )

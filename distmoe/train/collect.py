@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from distmoe.metrics.throughput import slowest_over_mean, tokens_per_second_per_
 from distmoe.moe.stats import OWN_COUNTS
 from distmoe.routing.routers import is_forced
 from distmoe.runtime import Runtime
+from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
 
 MIB = 1 << 20
@@ -37,11 +40,22 @@ def collect_step(
     lr: float,
     step_seconds: float,
     data_seconds: float,
+    communication: StepCommunication,
     bytes_per_value: int,
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective."""
     world = runtime.ranks.world
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
+    compute_seconds, exposed_seconds, node_bytes, remote_bytes = _gather(
+        [
+            outcome.compute_seconds,
+            communication.exposed_seconds,
+            communication.node_bytes,
+            communication.remote_bytes,
+        ],
+        runtime,
+    )
+    exposed = statistics.fmean(exposed_seconds)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     first_moe_block = config.model.n_dense_layers
     record = StepRecord(
@@ -58,10 +72,14 @@ def collect_step(
         tokens_per_second_per_rank=tokens_per_second_per_rank(
             outcome.valid_tokens, step_seconds, world
         ),
-        slowest_over_mean=slowest_over_mean(_gather(outcome.compute_seconds, runtime)),
+        slowest_over_mean=slowest_over_mean(compute_seconds),
         memory_gib=peak_memory_gib(runtime.device),
         rows_mib=rows * row_mib,
         rows_mib_with_copies=copies * row_mib,
+        exposed_seconds=exposed,
+        exposed_share=exposed / max(step_seconds, 1e-9),
+        node_mib=sum(node_bytes) / MIB,
+        remote_mib=sum(remote_bytes) / MIB,
         load=load_of_all(counts),
         layers={
             first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
@@ -133,10 +151,12 @@ def _sum_over_ranks(counts: IntArray, runtime: Runtime) -> IntArray:
     return summed
 
 
-def _gather(value: float, runtime: Runtime) -> list[float]:
+def _gather(values: list[float], runtime: Runtime) -> list[list[float]]:
+    """For each of ``values`` those of all ranks."""
     if runtime.group is None:
-        return [value]
-    own = torch.tensor([value], device=runtime.device)
+        return [[value] for value in values]
+    own = torch.tensor(values, dtype=torch.float64, device=runtime.device)
     gathered = [torch.empty_like(own) for _ in range(runtime.ranks.world)]
     dist.all_gather(gathered, own)
-    return torch.cat(gathered).tolist()
+    by_value: list[list[float]] = torch.stack(gathered, dim=1).tolist()
+    return by_value

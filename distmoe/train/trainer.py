@@ -27,6 +27,7 @@ from distmoe.planner.schedule_policy import resolve_schedule
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.collect import collect_step
+from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.step import train_step, validation_loss
 
@@ -86,6 +87,8 @@ class Trainer:
             config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
         )
         self.reporter.header(self._facts(mesh, resumed_from))
+        self.communication = Communication(config, runtime, self.engine.model)
+        resources.callback(self.communication.close)
 
     def _open_data(self, resources: ExitStack) -> None:
         config, ranks = self.config, self.runtime.ranks
@@ -177,7 +180,9 @@ class Trainer:
             batches = self.batches.step(self.done)
         data_seconds = time.perf_counter() - begun
         lr = self._lr()
-        with clock.part("training"), self.recorder.recording():
+        self.communication.begin(self.done + 1)
+        training = clock.part("training")
+        with training, self.recorder.recording(), self.communication.explained():
             outcome = train_step(
                 self.engine,
                 batches,
@@ -189,6 +194,7 @@ class Trainer:
         step_seconds = time.perf_counter() - begun
         clock.add_step(step_seconds)
         self.done += 1
+        communication, trace = self.communication.end(self.done)
         if self.recorder.steps_left:
             with clock.part("routing trace"):
                 self.recorder.write(self.done)
@@ -201,9 +207,12 @@ class Trainer:
             lr=lr,
             step_seconds=step_seconds,
             data_seconds=data_seconds,
+            communication=communication,
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
         )
         self.reporter.step(record, freq_LE)
+        if trace is not None:
+            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
         if self.skipped_in_a_row > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "

@@ -219,6 +219,17 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "train.steps - optim.warmup_steps (180)",
         ),
         (
+            "--train.trace_steps=5-201",
+            1,
+            "train.trace_steps is 5-201; it must be empty or FIRST-LAST within 1..train.steps "
+            "(200)",
+        ),
+        (
+            "--train.trace_steps=5..7",
+            1,
+            "train.trace_steps is 5..7; it must be empty or FIRST-LAST within 1..train.steps (200)",
+        ),
+        (
             "--checkpoint.resume=no/such/folder",
             1,
             "checkpoint.resume is no/such/folder; it must be auto, never or the folder of a "

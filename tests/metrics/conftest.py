@@ -73,6 +73,10 @@ def record() -> Callable[..., StepRecord]:
             memory_gib=0.5,
             rows_mib=1.0,
             rows_mib_with_copies=2.0,
+            exposed_seconds=0.02,
+            exposed_share=0.2,
+            node_mib=1.5,
+            remote_mib=0.5,
             load=load_of_all(counts),
             # After a dense block.
             layers={1 + row: load_of_layer(counts, row) for row in range(2)},

@@ -40,6 +40,10 @@ NAMES = LOAD_NAMES | {
     "memory_gib",
     "rows_mib",
     "rows_mib_with_copies",
+    "exposed_seconds",
+    "exposed_share",
+    "node_mib",
+    "remote_mib",
     "routing",
 }
 

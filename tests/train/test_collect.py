@@ -18,6 +18,7 @@ from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
 from distmoe.runtime import Runtime
 from distmoe.train.collect import collect_step
+from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
 
 H, E, K, M, T = 16, 8, 2, 8, 24
@@ -82,6 +83,7 @@ def run_step(
         lr=0.1,
         step_seconds=1.0,
         data_seconds=0.0,
+        communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
         bytes_per_value=4,
     )
     return record, forwards
@@ -178,6 +180,12 @@ def test_every_layer_is_what_a_loop_counts(
     assert record.load.dead_experts >= 1
     assert all(other.layers == record.layers for other, _ in results)
     assert record.load.pairs == world * MICRO_BATCHES * LAYERS * T * K
+    # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
+    assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
+    assert (record.node_mib, record.remote_mib) == (
+        world * (world + 1) / 2,
+        world * (world - 1) / 2,
+    )
 
 
 def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +213,7 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
             lr=0.1,
             step_seconds=1.0,
             data_seconds=0.0,
+            communication=StepCommunication(),
             bytes_per_value=4,
         )
 

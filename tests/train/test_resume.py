@@ -2,121 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-
-from distmoe.data.cli import main as data_main
+from training_runs import (
+    STEPS,
+    config_file,
+    finish,
+    learning,
+    records,
+    start,
+    wait_for_step,
+    worker,
+)
 
 pytestmark = pytest.mark.processes
-
-CONFIG = """
-[run]
-dir = "{run}"
-device = "cpu"
-[launch]
-nproc = 2
-threads = 1
-[model]
-hidden_size = 32
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-intermediate_size = 64
-[moe]
-num_experts = 4
-top_k = 2
-intermediate_size = 16
-router = "sigmoid_topk"
-bias_update_rate = 0.01
-[moe.rounding]
-tile = 8
-[parallel]
-ep = 2
-[data]
-path = "{data}"
-seq_len = 32
-[optim]
-warmup_steps = 2
-[train]
-steps = 12
-global_batch_size = 4
-validate_every = 0
-validation_batches = 2
-[checkpoint]
-every = 4
-[metrics]
-log_every = 1
-"""
-
-STEPS = 12
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shakespeare"
-    assert data_main(["prepare", "--builtin", "shakespeare", "--out", str(folder)]) == 0
-    return folder
-
-
-def config_file(folder: Path, data: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / "config.toml"
-    path.write_text(CONFIG.format(run=folder / "run", data=data))
-    return path
-
-
-def start(config: Path, *options: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distmoe", "train", str(config), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == code, output
-    return output
-
-
-def records(config: Path) -> list[dict[str, float]]:
-    path = config.parent / "run" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def learning(config: Path) -> list[tuple[float, ...]]:
-    names = ("step", "loss", "load_balance_loss", "z_loss", "grad_norm", "lr", "pairs_added")
-    return [tuple(record[name] for name in names) for record in records(config)]
-
-
-def wait_for_step(process: subprocess.Popen[str], config: Path, step: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(records(config)) < step:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def worker(launcher: int, rank: int) -> int:
-    """Process id of a rank that the launcher started."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            variables = (folder / "environ").read_bytes().split(b"\0")
-        except (OSError, IndexError):
-            continue
-        if parent == launcher and f"RANK={rank}".encode() in variables:
-            return int(folder.name)
-    raise AssertionError(f"no rank {rank} under {launcher}")
 
 
 @pytest.fixture(scope="module")

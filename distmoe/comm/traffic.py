@@ -1,0 +1,39 @@
+"""Bytes that a rank has sent, by kind of message and by how far they went."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor
+
+Distance = Literal["node", "remote"]
+
+
+@dataclass
+class Traffic:
+    """Bytes that this rank has sent to other ranks, by kind of message; own rows never count.
+    ``bytes_by_distance``: the same by (kind, distance): "node" is a peer on the same machine.
+    ``rounds``: all-gathers and transfers, in each of which every rank takes part."""
+
+    bytes_sent: dict[str, int] = field(default_factory=dict)
+    messages_sent: dict[str, int] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+    bytes_by_distance: Counter[tuple[str, Distance]] = field(default_factory=Counter)
+
+    def begin(self, kind: str) -> None:
+        self.rounds[kind] = self.rounds.get(kind, 0) + 1
+
+    def add(self, kind: str, rows: Tensor, distance: Distance) -> None:
+        if rows.numel():
+            num_bytes = rows.numel() * rows.element_size()
+            self.bytes_sent[kind] = self.bytes_sent.get(kind, 0) + num_bytes
+            self.messages_sent[kind] = self.messages_sent.get(kind, 0) + 1
+            self.bytes_by_distance[kind, distance] += num_bytes
+
+    def sent(self, distance: Distance) -> int:
+        """Bytes of all kinds to peers at ``distance``."""
+        return sum(
+            count for (_, where), count in self.bytes_by_distance.items() if where == distance
+        )

@@ -1,0 +1,39 @@
+"""The expert kernels with every call on the timeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distmoe.comm import Observer
+from distmoe.kernels.moe_mlp import MoeMlp
+
+
+class TimedMlp:
+    """``mlp`` for one layer's pass; ``observer`` notes each call, numbered as it comes."""
+
+    def __init__(self, mlp: MoeMlp, observer: Observer) -> None:
+        self._mlp, self._observer = mlp, observer
+        self._calls: dict[str, int] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        with self._observer.compute("forward", block=self._next("forward")):
+            self._mlp.forward(*args, **kwargs)
+
+    def row_sum(self, *args: Any, **kwargs: Any) -> None:
+        with self._observer.compute("row_sum"):
+            self._mlp.row_sum(*args, **kwargs)
+
+    def dgrad(self, *args: Any, **kwargs: Any) -> None:
+        with self._observer.compute("dgrad", block=self._next("dgrad")):
+            self._mlp.dgrad(*args, **kwargs)
+
+    def wgrad(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        with self._observer.compute("wgrad"):
+            return self._mlp.wgrad(*args, **kwargs)
+
+    def _next(self, call: str) -> int:
+        """The place of this call among those of its name: the block, as blocks run in order."""
+        self._calls[call] = self._calls.get(call, -1) + 1
+        return self._calls[call]

@@ -1,0 +1,130 @@
+"""The exchanges of a run's layers under observation: figures of every step, traces, warnings."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from distmoe.comm import Exchange
+from distmoe.comm.heartbeat import Heartbeats
+from distmoe.comm.observer import ALMOST
+from distmoe.comm.timeline import Timeline
+from distmoe.comm.trace import RankClock, write_trace
+from distmoe.comm.watchdog import Watchdog
+from distmoe.config import Config
+from distmoe.config.steps import parse_steps
+from distmoe.model.transformer import Transformer
+from distmoe.moe.layer import MoE
+from distmoe.runtime import Runtime, default_store
+
+# Seconds between two heartbeats, at most.
+BEAT_S = 15.0
+
+
+@dataclass(frozen=True)
+class StepCommunication:
+    """What the exchanges of this rank did in a step. ``exposed_seconds``: the host waited for them;
+    bytes are those that it sent, to ranks on its node and on others."""
+
+    exposed_seconds: float = 0.0
+    node_bytes: int = 0
+    remote_bytes: int = 0
+
+
+class Communication:
+    """Observes every MoE layer's exchange until ``close``. Collective where there are ranks."""
+
+    def __init__(self, config: Config, runtime: Runtime, model: Transformer) -> None:
+        self._runtime = runtime
+        self._folder = Path(config.run.dir) / "trace"
+        self._timeout_s = config.launch.timeout_s
+        self._trace_steps = parse_steps(config.train.trace_steps)
+        self._timeline = Timeline(runtime.device)
+        self._heartbeats: Heartbeats | None = None
+        self._watchdog: Watchdog | None = None
+        if runtime.group is not None and runtime.ranks.world > 1:
+            self._watch(config.launch.stall_warning_s)
+        self._exchanges: list[Exchange] = []
+        for number, block in enumerate(model.blocks):
+            if isinstance(block.mlp, MoE):
+                for exchange in block.mlp.exchanges():
+                    self._observe(exchange, f"layer {number}", config.launch.timeout_s)
+
+    def _watch(self, warning_s: float) -> None:
+        ranks = self._runtime.ranks
+        self._heartbeats = Heartbeats(
+            default_store(),
+            rank=ranks.rank,
+            world=ranks.world,
+            beat_s=min(BEAT_S, warning_s / 4),
+        )
+        self._watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=self._heartbeats)
+
+    def _observe(self, exchange: Exchange, layer: str, timeout_s: float) -> None:
+        observer = exchange.observer
+        observer.layer, observer.timeout_s = layer, timeout_s
+        observer.timeline, observer.watchdog = self._timeline, self._watchdog
+        self._exchanges.append(exchange)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Collectives that are not the exchanges' own fail by the process group's timeout and do
+        not say whom they waited for. If the heartbeats do, the error inside is a TimeoutError."""
+        try:
+            yield
+        except RuntimeError as error:
+            line = self._watchdog.stand_still(ALMOST * self._timeout_s) if self._watchdog else ""
+            if not line:
+                raise
+            raise TimeoutError(line) from error
+
+    def begin(self, step: int) -> None:
+        """Before the forward of ``step``."""
+        if step in self._trace_steps and not self._timeline.on:
+            self._traced_from = step
+            self._clock = self._common_clock()
+            self._timeline.start()
+        self._before = self._so_far()
+
+    def end(self, step: int) -> tuple[StepCommunication, Path | None]:
+        """After the update of ``step``: what it did, and the trace that it completed, if any."""
+        before, now = self._before, self._so_far()
+        used = StepCommunication(
+            now.exposed_seconds - before.exposed_seconds,
+            now.node_bytes - before.node_bytes,
+            now.remote_bytes - before.remote_bytes,
+        )
+        if not self._timeline.on or step < self._trace_steps[-1]:
+            return used, None
+        rank = self._runtime.ranks.rank
+        path = self._folder / f"steps-{self._traced_from}-{step}-rank-{rank}.json"
+        write_trace(path, self._timeline.stop(), rank=rank, clock=self._clock)
+        return used, path
+
+    def _so_far(self) -> StepCommunication:
+        return StepCommunication(
+            sum(exchange.observer.wait_seconds for exchange in self._exchanges),
+            sum(exchange.traffic.sent("node") for exchange in self._exchanges),
+            sum(exchange.traffic.sent("remote") for exchange in self._exchanges),
+        )
+
+    def _common_clock(self) -> RankClock:
+        if self._runtime.group is None:
+            return RankClock(time.perf_counter(), 0.0)
+        # The first barrier gathers the ranks, the second one shows what a barrier takes.
+        dist.barrier()
+        began = time.perf_counter()
+        dist.barrier()
+        zero = time.perf_counter()
+        return RankClock(zero, zero - began)
+
+    def close(self) -> None:
+        """End the threads; again is harmless."""
+        for watcher in (self._watchdog, self._heartbeats):
+            if watcher is not None:
+                watcher.close()

@@ -1,0 +1,88 @@
+"""What a run tells about its communication: figures, a trace, and who keeps it waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from training_runs import STEPS, config_file, finish, records, start, wait_for_step, worker
+
+pytestmark = pytest.mark.processes
+
+WARNING_S = 2
+
+
+def lines_of(process: subprocess.Popen[str]) -> queue.SimpleQueue[str]:
+    """The lines that ``process`` prints, as they come."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    output = process.stdout
+    assert output is not None
+    threading.Thread(target=lambda: [lines.put(line) for line in output], daemon=True).start()
+    return lines
+
+
+def line_with(lines: queue.SimpleQueue[str], text: str, seconds: float) -> str:
+    deadline = time.monotonic() + seconds
+    while True:
+        line = lines.get(timeout=max(deadline - time.monotonic(), 0.01))
+        if text in line:
+            return line
+
+
+def test_a_trace_and_figures_of_every_step(data: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path / "traced", data)
+    output = finish(start(config, "--train.trace_steps", "3-4", "--train.steps", "5"))
+    assert "trace/steps-3-4-rank-0.json" in output
+    for record in records(config):
+        assert 0 < record["exposed_seconds"] < record["step_seconds"]
+        assert record["exposed_share"] == pytest.approx(
+            record["exposed_seconds"] / record["step_seconds"]
+        )
+        # Rows and pairs and counts, all inside the machine.
+        assert record["node_mib"] > record["rows_mib"] > 0
+        assert record["remote_mib"] == 0
+    for rank in range(2):
+        path = config.parent / "run" / "trace" / f"steps-3-4-rank-{rank}.json"
+        trace = json.loads(path.read_text())
+        slices = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+        assert {event["args"]["layer"] for event in slices} == {"layer 1"}
+        passes = {(e["args"]["pass"], e["args"]["pass_number"]) for e in slices}
+        assert passes == {(p, n) for p in ("forward", "backward") for n in range(2)}
+        assert all(event["ts"] >= 0 and event["pid"] == rank for event in slices)
+
+
+def test_a_rank_that_stands_still_is_named(data: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path / "stalled", data)
+    process = start(config, "--launch.stall_warning_s", str(WARNING_S), "--train.steps", "60")
+    wait_for_step(process, config, 3)
+    lines = lines_of(process)
+    stopped = worker(process.pid, 1)
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        line = line_with(lines, "rank 0 has", 20 * WARNING_S)
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert "rank 1" in line
+    assert "layer 1" in line
+    assert process.wait(timeout=120) == 0
+    assert len(records(config)) == 60
+
+
+def test_a_rank_that_stays_away_ends_the_run_in_one_line(data: Path, tmp_path: Path) -> None:
+    config = config_file(tmp_path / "ended", data)
+    options = ["--launch.stall_warning_s", str(WARNING_S), "--launch.timeout_s", str(3 * WARNING_S)]
+    process = start(config, *options, "--train.steps", "500")
+    wait_for_step(process, config, STEPS)
+    os.kill(worker(process.pid, 1), signal.SIGSTOP)
+    output = finish(process, code=1)
+    assert "Traceback" not in output
+    errors = [line for line in output.splitlines() if line.startswith("rank 0: ")]
+    assert len(errors) == 1
+    assert any(line.startswith("rank 0 has") and "rank 1" in line for line in output.splitlines())
