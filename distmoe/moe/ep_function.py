@@ -133,6 +133,7 @@ class ExpertParallelFunction(torch.autograd.Function):
                 ep.mlp.row_sum(dx_LH, index=plan.index, rows=done, score_L=None, out_RH=dx_RH)
                 rows.send_home(j, dx_RH)
         scores = ScoreExchange(ep, dscore_L)
+        rows.send_rest()
         # Its rows are summed: the weight gradients may take its memory.
         del dx_LH
         dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)

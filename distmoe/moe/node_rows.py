@@ -136,9 +136,13 @@ class NodeRows:
             home = {duty.source: sum_UH.to(self.passing[i].dtype)}
             self._send(self.links.rail, self.rail_home[i], home)
 
+    def send_rest(self) -> None:
+        """Send home what other ranks of the node have finished with the last block only."""
+        self._settle(before=len(self.plan.blocks))
+
     def finish(self, y_RH: Tensor) -> None:
         """Until everything is home, in ``home_UH``, and nothing is in flight."""
-        self._settle(before=len(self.plan.blocks))
+        self.send_rest()
         for i in self.far:
             self.links.rail.wait_recv(self.rail_home[i])
         for i in self.far:

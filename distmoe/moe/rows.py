@@ -26,6 +26,11 @@ class Rows(Protocol):
         """Send the partial sums of block ``i`` to the ranks that own its tokens."""
         ...
 
+    def send_rest(self) -> None:
+        """After the last block: send what was still to be passed on, so that work which needs no
+        rows hides its way."""
+        ...
+
     def finish(self, y_RH: Tensor) -> None:
         """Until ``home_UH`` is complete and nothing is in flight."""
         ...
@@ -42,6 +47,9 @@ class OwnRows:
 
     def send_home(self, i: int, y_RH: Tensor) -> None:
         """They are at home."""
+
+    def send_rest(self) -> None:
+        """Nothing was sent."""
 
     def finish(self, y_RH: Tensor) -> None:
         """Nothing was sent."""
@@ -94,6 +102,9 @@ class FlatRows:
         if i in self.back:
             receives = self.plan.blocks[i].receives
             self._send(self.back[i], {p: y_RH[rows] for p, rows in receives.items()})
+
+    def send_rest(self) -> None:
+        """Every block has gone home by itself."""
 
     def finish(self, y_RH: Tensor) -> None:
         for transfer in self.back.values():
