@@ -226,7 +226,7 @@ def pairs_of(layer: MoE, x_TH: Tensor) -> list[tuple[int, int]]:
     """The (expert, token) pairs that a forward runs."""
     decided = []
     decide = layer._decide
-    layer._decide = lambda scores: decided.append(decide(scores)) or decided[-1]
+    layer._decide = lambda *given: decided.append(decide(*given)) or decided[-1]
     layer(x_TH)
     del layer._decide
     routing = decided[0].routing.trimmed()
