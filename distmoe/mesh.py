@@ -7,6 +7,7 @@ that the ranks that exchange tokens are neighbours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -16,20 +17,18 @@ from distmoe.config import ParallelConfig
 
 @dataclass(frozen=True)
 class Mesh:
-    """``dense``: FSDP axes of dense parameters. ``sparse``: (dp_replicate, efsdp, ep)."""
+    """``dense``: FSDP axes of dense parameters. ``sparse``: (dp_replicate, efsdp, ep).
+    ``ep_group``: ranks that share the experts, None for ep = 1: a communicator of their own, on
+    which nothing but tokens travels."""
 
     dense: DeviceMesh
     sparse: DeviceMesh
+    ep_group: dist.ProcessGroup | None
 
     @property
     def dense_group(self) -> dist.ProcessGroup:
         """Ranks that hold distinct shards of everything: dp_shard."""
         return self.dense["dp_shard"].get_group()
-
-    @property
-    def ep_group(self) -> dist.ProcessGroup | None:
-        """Ranks that share the experts; None for ep = 1."""
-        return self.sparse["ep"].get_group() if self.sparse["ep"].size() > 1 else None
 
     @property
     def ep_rank(self) -> int:
@@ -59,8 +58,11 @@ class Mesh:
         return f"{self.sparse.size()} ranks = {' x '.join(sizes)}"
 
 
-def build_mesh(parallel: ParallelConfig, *, device_type: str) -> Mesh:
-    """Both views of the ranks of the default process group; collective."""
+def build_mesh(
+    parallel: ParallelConfig, *, device_type: str, timeout_s: float | None = None
+) -> Mesh:
+    """Both views of the ranks of the default process group; collective. ``timeout_s``: how long
+    tokens may wait for a peer; by default as long as torch lets a new group wait."""
     replicate, shard, ep = parallel.dp_replicate, parallel.dp_shard, parallel.ep
     dense = init_device_mesh(
         device_type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard")
@@ -68,4 +70,16 @@ def build_mesh(parallel: ParallelConfig, *, device_type: str) -> Mesh:
     sparse = init_device_mesh(
         device_type, (replicate, shard // ep, ep), mesh_dim_names=("dp_replicate", "efsdp", "ep")
     )
-    return Mesh(dense, sparse)
+    return Mesh(dense, sparse, _ep_group(sparse, timeout_s))
+
+
+def _ep_group(sparse: DeviceMesh, timeout_s: float | None) -> dist.ProcessGroup | None:
+    if sparse["ep"].size() == 1:
+        return None
+    # A new group does not inherit the timeout of the default one.
+    group: dist.ProcessGroup = dist.new_group(
+        dist.get_process_group_ranks(sparse["ep"].get_group()),
+        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
+        use_local_synchronization=True,
+    )
+    return group

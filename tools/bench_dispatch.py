@@ -29,7 +29,8 @@ import torch.distributed as dist
 
 from distmoe.comm import make_exchange
 from distmoe.config import MoEConfig
-from distmoe.planner.cost_model import LayerShape, Prediction, Schedule, predict
+from distmoe.planner.command_line import command_line
+from distmoe.planner.cost_model import LayerShape, Prediction, predict
 from distmoe.planner.dispatch_bench import (
     Layer,
     SleepingMlp,
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(arguments, timings, predictions)
     if arguments.json:
         facts = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command_line(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "profile": found[0]["profile"],
@@ -182,7 +183,7 @@ def _rank(arguments: argparse.Namespace) -> None:
     ways = default_ways(arguments.ranks, per_node, arguments.steps)
     timings = measure_ways(layer, ways, rounds=arguments.rounds)
     layout = RankLayout(arguments.ranks, per_node)
-    predictions = [predict(shape, layout, profile, _modelled(layer, way)) for way in ways]
+    predictions = [predict(shape, layout, profile, layer.schedule(way)) for way in ways]
     facts = {
         "timings": [asdict(timing) for timing in timings],
         "predictions": [_seconds(p, way) for p, way in zip(predictions, ways, strict=True)],
@@ -224,11 +225,6 @@ def _profile(
         gemm_flops={"fp32": rate},
         host_latency_s=launch_s,
     )
-
-
-def _modelled(layer: Layer, way: Way) -> Schedule:
-    schedule = layer.schedule(way)
-    return Schedule(schedule.level, schedule.order, schedule.steps)  # type: ignore[arg-type]
 
 
 def _seconds(prediction: Prediction, way: Way) -> float:

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from distmoe.config import Config, ConfigError, check, load_config, resolve
+from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
+from distmoe.planner.command_line import command_line
 from distmoe.planner.routing_quality import (
     TOP_K,
     WAYS,
@@ -101,16 +102,19 @@ def _integers(text: str) -> list[int]:
 def run(plan: Plan, arguments: argparse.Namespace) -> Result | None:
     """Train, unless it is done already; None if the training failed."""
     folder = arguments.runs / plan.name
-    command = ["train", arguments.config, *arguments.settings, *plan.options(folder)]
+    settings = [*arguments.settings, *plan.options(folder)]
+    wanted = to_toml(load_config(arguments.config, settings))
     # Beside the run, and only when it is finished: what it was started with.
-    done = folder / "finished.json"
-    if done.is_file() and json.loads(done.read_text()) == command:
+    done = folder / "finished.toml"
+    if done.is_file() and done.read_text() == wanted:
         return read_result(plan, folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with (folder / "log").open("w") as log:
         code = subprocess.run(
-            [sys.executable, "-m", "distmoe", *command], stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "distmoe", "train", arguments.config, *settings],
+            stdout=log,
+            stderr=subprocess.STDOUT,
         ).returncode
     if code:
         print((folder / "log").read_text()[-2000:], file=sys.stderr)
@@ -118,15 +122,16 @@ def run(plan: Plan, arguments: argparse.Namespace) -> Result | None:
         return None
     # The weights of dozens of runs are of no use to anybody.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    done.write_text(json.dumps(command))
+    done.write_text(wanted)
     return read_result(plan, folder)
 
 
 def write(arguments: argparse.Namespace, config: Config, results: list[Result]) -> None:
     if arguments.json:
         facts: dict[str, Any] = {
-            "command": " ".join(["python", *sys.argv]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
+            "command": command_line(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "device": config.run.device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "ranks": config.launch.nproc,
             "steps": config.train.steps,
@@ -156,7 +161,7 @@ def print_table(lines: list[Summary]) -> None:
             str(s.seeds),
             f"{s.loss:.4f}",
             f"{s.spread:.4f}",
-            "" if plain else f"{s.over_top_k:+.4f}",
+            "" if plain or s.over_top_k is None else f"{s.over_top_k:+.4f}",
             "" if plain else f"{s.over_top_k_spread:.4f}",
             f"{s.moved:.1%}",
             f"{s.without_expert:.2%}",
@@ -180,7 +185,7 @@ def draw(lines: list[Summary], path: Path) -> None:
             continue
         axis.errorbar(
             [s.ratio for s in group],
-            [s.over_top_k for s in group],
+            [s.over_top_k or 0.0 for s in group],
             [s.over_top_k_spread for s in group],
             marker="o",
             capsize=3,

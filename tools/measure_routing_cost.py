@@ -23,6 +23,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from distmoe.config import MoEConfig, RoundingConfig
+from distmoe.planner.command_line import command_line
 from distmoe.planner.routing_cost import Cost, measure_costs
 
 SIZES = {
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(arguments, costs)
     if arguments.json:
         facts: dict[str, Any] = {
-            "command": " ".join(["python", *sys.argv]),
+            "command": command_line(),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "sizes": {name: getattr(arguments, name.replace("-", "_")) for name in SIZES},

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from distmoe.planner.command_line import command_line
 from distmoe.planner.routing_picture import draw
 from distmoe.planner.routing_report import Result, as_json, print_result, print_summary
 from distmoe.planner.routing_simulation import (
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(results) > MANY_SETTINGS:
         print_summary(results)
     if arguments.json:
-        command = shlex.join(["python", *sys.argv])
+        command = command_line()
         arguments.json.write_text(json.dumps(as_json(results, command=command), indent=1) + "\n")
     if arguments.picture:
         draw(results, arguments.picture)

@@ -89,6 +89,8 @@ def _key(rank: int) -> str:
 
 
 def ranks_in_words(ranks: list[int]) -> str:
-    """ "rank 3", or "ranks 1, 2"; at most eight of them."""
+    """ "rank 3", or "ranks 1, 2"; at most eight of them, "" for none."""
+    if not ranks:
+        return ""
     some = ", ".join(map(str, ranks[:8])) + (" and more" if len(ranks) > 8 else "")
     return f"rank{'s' if len(ranks) > 1 else ''} {some}"

@@ -8,6 +8,7 @@ in one order on every rank, whatever is ready first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -44,9 +45,12 @@ class NodeLinks:
         return self.rail, self.fan, self.gather
 
 
-def make_node_groups(group: dist.ProcessGroup, ranks_per_node: int) -> NodeGroups:
-    """Groups of this rank for nodes of ``ranks_per_node`` consecutive ranks of ``group``;
-    collective over ``group`` alone. ValueError if the nodes do not divide the group."""
+def make_node_groups(
+    group: dist.ProcessGroup, ranks_per_node: int, *, timeout_s: float | None = None
+) -> NodeGroups:
+    """Groups of this rank for nodes of ``ranks_per_node`` consecutive ranks of ``group``, whose
+    waits end after ``timeout_s``; collective over ``group`` (on NCCL, which splits the default
+    communicator, over all ranks). ValueError if the nodes do not divide the group."""
     ranks = dist.get_process_group_ranks(group)
     if ranks_per_node < 1 or len(ranks) % ranks_per_node:
         raise ValueError(
@@ -54,8 +58,9 @@ def make_node_groups(group: dist.ProcessGroup, ranks_per_node: int) -> NodeGroup
         )
     node, place = divmod(dist.get_rank(group), ranks_per_node)
     inside = ranks[node * ranks_per_node : (node + 1) * ranks_per_node]
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     made = [
-        dist.new_group(members, use_local_synchronization=True)
+        dist.new_group(members, timeout=timeout, use_local_synchronization=True)
         for members in (inside, inside, ranks[place::ranks_per_node])
     ]
     return NodeGroups(rail=made[2], fan=made[0], gather=made[1])

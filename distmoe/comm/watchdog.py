@@ -45,7 +45,7 @@ class Wait:
         """Find out who is missing; takes a moment. ``laggards``: what the heartbeats say."""
         self.is_explained = True
         if any(message.peer is None for message in self._messages):
-            self.missing = laggards() or "no rank is behind"
+            self.missing = laggards()
             return
         for message in self._messages:
             threading.Thread(target=_probe, args=(message,), daemon=True).start()
@@ -71,7 +71,8 @@ class Wait:
         if way == "exchange":
             who = f" ({self.missing})" if self.missing else ""
             return f"for all ranks in the collective '{self._kind}'{who}"
-        who = self.missing or self._peers()
+        # As of now: a peer that was missing at the warning may have come since.
+        who = self._peers() or "nobody any more"
         return f"for '{self._kind}' {'from' if way == 'receive' else 'to reach'} {who}"
 
 
@@ -156,9 +157,14 @@ class Watchdog:
 
     def _look_at(self, wait: Wait, now: float) -> None:
         if now - wait.began > self._warning_s and not wait.is_explained:
-            wait.explain(self._laggards)
+            wait.explain(self._missing_in_a_collective)
             if self.waiting is wait and wait.missing:
                 self._report(wait.line(time.perf_counter() - wait.began, self))
+
+    def _missing_in_a_collective(self) -> str:
+        if self._heartbeats is None:
+            return "without heartbeats nobody can say which"
+        return self._laggards() or "no rank is behind"
 
     def _laggards(self) -> str:
         return "" if self._heartbeats is None else self._heartbeats.laggards()

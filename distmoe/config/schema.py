@@ -99,7 +99,8 @@ class DispatchConfig:
     level: Literal["auto", "copies", "rank", "node"] = "auto"
     """rank: a token's row travels once to every rank that has one of its experts. node: once to
     every other node that has one, where it is passed on. copies: once for every expert, the
-    baseline. auto: node if the ep axis spans several nodes, else rank."""
+    baseline. auto: what the measured links make fastest; without a profile node if the ep axis
+    spans several nodes, else rank; never node on GPUs, where it has not been tried."""
     order: Literal["auto", "source", "tokens"] = "auto"
     """What a step of the exchange brings. source: all rows of some ranks. tokens: a part of every
     rank's rows."""

@@ -13,8 +13,9 @@ class StepRecord:
     """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
 
     ``load``: of all MoE layers; ``layers``: of each, by the index of its block.
-    ``rows_mib``: rows sent by all ranks, each token once per other rank, four times per layer;
-    ``rows_mib_with_copies``: the same with one copy per pair. ``routing``: forced, if the router
+    ``rows_mib``: rows that all ranks have for others, four times per layer, without what is passed
+    on inside a node or sent again for a recomputation; ``rows_mib_with_copies``: the same with one
+    copy per pair. ``routing``: forced, if the router
     did not choose by its scores, so that no figure of the step is taken for one of training.
     ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
     of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:

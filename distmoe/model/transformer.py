@@ -50,7 +50,12 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
         # One set for all layers.
-        node_groups = node_groups_for(config.moe, ep_group, config.parallel.ranks_per_node)
+        node_groups = node_groups_for(
+            config.moe,
+            ep_group,
+            config.parallel.ranks_per_node,
+            timeout_s=config.launch.timeout_s,
+        )
         self.blocks = nn.ModuleList(
             Block(
                 config,

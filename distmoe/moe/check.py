@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from distmoe.config import Config, MoEConfig, expert_group_problems
+from distmoe.config.check import NAMES
+from distmoe.config.keys import key_types, value_of
 from distmoe.config.ranges import out_of_range
 from distmoe.config.rules import KEY_UNIT
 from distmoe.kernels.moe_mlp.activations import activation_called
@@ -14,25 +17,33 @@ from distmoe.kernels.moe_mlp.activations import activation_called
 def check_layer(config: MoEConfig, num_ranks: int, *, ranks_per_node: int) -> None:
     """ValueError that names the first setting with which ``num_ranks`` ranks cannot be a layer."""
     activation_called(config.activation)
-    # Relations may divide by a number, so each must be in its range first.
-    for find in (_numbers, _choices, _relations):
-        for problem in find(config, num_ranks):
-            raise ValueError(problem)
-    for problem in expert_group_problems(config, ep=num_ranks, ranks_per_node=ranks_per_node):
+    # Relations may divide by a number, so each must be in its range first: lazily, in this order.
+    for problem in itertools.chain(
+        _numbers(config),
+        _choices(config),
+        _relations(config, num_ranks),
+        expert_group_problems(config, ep=num_ranks, ranks_per_node=ranks_per_node),
+    ):
         raise ValueError(problem)
 
 
-def _numbers(config: MoEConfig, num_ranks: int) -> Iterator[str]:
+def _numbers(config: MoEConfig) -> Iterator[str]:
     for key, problem in out_of_range(Config(moe=config)):
         if key.startswith("moe."):
             yield problem.removeprefix("moe.")
 
 
-def _choices(config: MoEConfig, num_ranks: int) -> Iterator[str]:
-    for name, kind in get_type_hints(MoEConfig).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            allowed = ", ".join(get_args(kind))
-            yield f"{name} is {getattr(config, name)!r}; it must be one of {allowed}"
+def _choices(config: MoEConfig) -> Iterator[str]:
+    allowed = {key: get_args(kind) for key, kind in key_types().items() if _is_choice(kind)}
+    allowed |= {key: (*others, *registry) for key, (registry, others) in NAMES.items()}
+    for key, names in allowed.items():
+        if key.startswith("moe.") and value_of(Config(moe=config), key) not in names:
+            value = value_of(Config(moe=config), key)
+            yield f"{key.removeprefix('moe.')} is {value!r}; it must be one of {', '.join(names)}"
+
+
+def _is_choice(kind: Any) -> bool:
+    return get_origin(kind) is Literal
 
 
 def _relations(config: MoEConfig, num_ranks: int) -> Iterator[str]:

@@ -62,7 +62,7 @@ def _exchange_pairs(
 ) -> dict[int, Tensor]:
     """The message of every rank with pairs for this one, or rows to pass on, see `build_plan`; and
     the own one."""
-    rank, num_runs = exchange.rank, schedule.runs(exchange.size)
+    rank, num_runs = exchange.rank, schedule.runs()
     pair_N2 = torch.stack(
         [outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
     )

@@ -230,16 +230,20 @@ class MoE(nn.Module):
 
 
 def node_groups_for(
-    config: MoEConfig, ep_group: dist.ProcessGroup | None, ranks_per_node: int
+    config: MoEConfig,
+    ep_group: dist.ProcessGroup | None,
+    ranks_per_node: int,
+    *,
+    timeout_s: float | None = None,
 ) -> NodeGroups | None:
     """The groups that layers of ``config`` need to pass rows on inside a node, which they may
-    share; None if they send to every rank. Collective over ``ep_group``."""
+    share; None if they send to every rank. Collective; see `make_node_groups`."""
     if ep_group is None:
         return None
     schedule = _schedule(config, dist.get_world_size(ep_group), ranks_per_node)
     if schedule.level != "node":
         return None
-    return make_node_groups(ep_group, schedule.ranks_per_node)
+    return make_node_groups(ep_group, schedule.ranks_per_node, timeout_s=timeout_s)
 
 
 def _schedule(config: MoEConfig, num_ranks: int, ranks_per_node: int) -> Schedule:

@@ -37,7 +37,7 @@ class OutgoingRows:
         pairs_P = routing.counts_E.view(num_ranks, num_local).sum(1, dtype=torch.int32)
         if schedule.level == "copies":
             token, row_N = _copies(routing.token_N.long(), owner_N, pairs_P)
-            rows_PC = _equal_runs(pairs_P, schedule.runs(num_ranks))
+            rows_PC = _equal_runs(pairs_P, schedule.runs())
             return OutgoingRows(token, row_N, rows_PC, rows_PC, None, pairs_P)
         token_N = routing.token_N.long()
         used_PT = torch.zeros(
@@ -48,7 +48,7 @@ class OutgoingRows:
         if schedule.level == "node":
             token, rows_PC, sent_PC, relay_UG = _by_node(used_PT, schedule, rank)
             return OutgoingRows(token, row_N, rows_PC, sent_PC, relay_UG, pairs_P)
-        rows_PC = _equal_runs(used_PT.sum(1), schedule.runs(num_ranks))
+        rows_PC = _equal_runs(used_PT.sum(1), schedule.runs())
         return OutgoingRows(used_PT.nonzero()[:, 1], row_N, rows_PC, rows_PC, None, pairs_P)
 
 
@@ -66,7 +66,7 @@ def _by_node(
     to the rank of the same place there. Cut by nodes, so that a run of a node's rows holds the same
     tokens for all of its ranks."""
     num_ranks, num_tokens = used_PT.shape
-    width, num_runs = schedule.ranks_per_node, schedule.runs(num_ranks)
+    width, num_runs = schedule.ranks_per_node, schedule.runs()
     node, place = divmod(rank, width)
     needed_QGT = used_PT.view(num_ranks // width, width, num_tokens)
     used_QT = needed_QGT.any(1)

@@ -178,7 +178,7 @@ def build_plan(
     """
     num_ranks, num_local = sizes.from_Pe.shape
     steps = schedule.blocks(rank, num_ranks)
-    incoming = Incoming.of(messages, sizes.from_Pe, rank=rank, runs=schedule.runs(num_ranks))
+    incoming = Incoming.of(messages, sizes.from_Pe, rank=rank, runs=schedule.runs())
     arrivals = [part for step in steps for part in step.receives]
     arrived = arrange(incoming, arrivals, num_local=num_local)
     rows_to = slices_of(sizes.sent_PC.sum(1))

@@ -7,8 +7,8 @@ way home.
 
 `source`: every step brings all rows of some ranks, the next ones by distance; in the same step the
 rank sends to those that are as far in the other direction. `tokens`: every step brings one run of
-every rank's rows. Level `node`: first the ranks of the own node, one by one; then node by node, by
-distance, all ranks of the node at once, whole or in so many runs that there are ``steps`` of them.
+every rank's rows. Level `node` has an order of its own: first the ranks of the own node, one by
+one; then node by node, by distance, all ranks of the node at once, in ``steps`` runs each.
 """
 
 from __future__ import annotations
@@ -44,20 +44,16 @@ class Step:
 class Schedule:
     """``level``: `copies` sends a token's row once for every expert, `rank` once to every rank that
     has one of its experts, `node` once to every other node that has. ``steps``: of `source` at most
-    P - 1. ``ranks_per_node``: 0 for all."""
+    P - 1; of `node` those of each other node. ``ranks_per_node``: of level `node`."""
 
     level: str = "rank"
     order: str = "source"
     steps: int = 1
     ranks_per_node: int = 0
 
-    def runs(self, num_ranks: int) -> int:
+    def runs(self) -> int:
         """Into how many runs the rows for another rank (of another node) are cut."""
-        if self.order == "source":
-            return 1
-        if self.level == "node":
-            return -(-self.steps // (num_ranks // self.ranks_per_node - 1))
-        return self.steps
+        return self.steps if self.level == "node" or self.order == "tokens" else 1
 
     def blocks(self, rank: int, num_ranks: int) -> list[Step]:
         """All blocks in the order of work, the halves of the own rows (runs 0 and 1) among them."""
@@ -93,7 +89,7 @@ class Schedule:
         far = []
         for d in range(1, num_nodes):
             source, target = (node - d) % num_nodes, (node + d) % num_nodes
-            for run in range(self.runs(num_ranks)):
+            for run in range(self.steps):
                 far.append(
                     Step(
                         receives=[Part(source * width + g, run) for g in range(width)],
@@ -105,8 +101,9 @@ class Schedule:
 
 
 def cut(items: list[int], parts: int) -> list[list[int]]:
-    """Consecutive parts whose lengths differ by at most one."""
-    bounds = [len(items) * part // parts for part in range(parts + 1)]
+    """Consecutive parts whose lengths differ by at most one, the last one short: what comes last
+    is hidden by little."""
+    bounds = [-(-len(items) * part // parts) for part in range(parts + 1)]
     return [items[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
 
 
@@ -127,7 +124,7 @@ def auto_schedule(
     if level == "auto":
         level = "node" if 1 < width < num_ranks else "rank"
     if order == "auto":
-        order = "source" if num_ranks <= 8 and level != "node" else "tokens"
+        order = "source" if num_ranks <= 8 else "tokens"
     for what, name, known in (("level", level, LEVELS), ("order", order, ORDERS)):
         if name not in known:
             raise ValueError(f"{what} is {name!r}; it must be one of auto, {', '.join(known)}")
@@ -137,5 +134,6 @@ def auto_schedule(
     if level == "node" and width in (1, num_ranks):
         level = "rank"
     if steps == 0:
-        steps = max(1, num_ranks - 1) if order == "source" else 4
+        pairwise = level != "node" and order == "source"
+        steps = max(1, num_ranks - 1) if pairwise else 4
     return Schedule(level, order, steps, width if level == "node" else 0)

@@ -22,17 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Literal
 
 import numpy as np
 
+from distmoe.moe.schedule import Schedule, cut
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.row_volumes import FloatArray, RankLayout, RowVolumes
 
-Level = Literal["copies", "rank", "node"]
-Order = Literal["source", "tokens"]
-LEVELS: tuple[Level, ...] = ("rank", "node", "copies")
-ORDERS: tuple[Order, ...] = ("source", "tokens")
+LEVELS = ("rank", "node", "copies")
+ORDERS = ("source", "tokens")
 ITEMSIZE = {"bf16": 2, "fp32": 4}
 MOST_STEPS = 16
 
@@ -59,22 +57,6 @@ class LayerShape:
         """Of the forward, of dgrad, and of wgrad."""
         z_width = (2 if self.gated else 1) * self.intermediate
         return 2 * self.hidden * (z_width + self.intermediate)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How rows travel.
-
-    ``level``, what one row stands for: "copies" a (token, expert) pair, "rank" a (token, rank)
-    pair, "node" a (token, node) pair, which goes to the rank of the same place in that node and
-    from there to the others of the node. ``order``: in "source" a step brings the rows of the next
-    group of peers, nearest first; in "tokens" an equal part of every peer's rows. Level node has an
-    order of its own: the ranks of the own node one by one, then node by node, each in ``steps``.
-    """
-
-    level: Level
-    order: Order
-    steps: int
 
 
 @dataclass(frozen=True)
@@ -125,8 +107,8 @@ def best_schedule(
     layout: RankLayout,
     profile: Profile,
     *,
-    levels: Sequence[Level] = LEVELS,
-    orders: Sequence[Order] = ORDERS,
+    levels: Sequence[str] = LEVELS,
+    orders: Sequence[str] = ORDERS,
     steps: int = 0,
     volumes: RowVolumes | None = None,
 ) -> list[Prediction]:
@@ -154,13 +136,13 @@ def most_steps(shape: LayerShape, layout: RankLayout) -> int:
     return max(1, min(MOST_STEPS, int(pairs_per_expert / (2 * shape.tile))))
 
 
-def _levels_of(layout: RankLayout, levels: Sequence[Level]) -> list[Level]:
+def _levels_of(layout: RankLayout, levels: Sequence[str]) -> list[str]:
     """Without those that are another one under a second name, if that is among them."""
     one_level = layout.num_nodes == 1 or layout.per_node == 1
     return [v for v in levels if not (v == "node" and one_level and "rank" in levels)]
 
 
-def _most_steps_of(layout: RankLayout, level: Level, order: Order, limit: int) -> int:
+def _most_steps_of(layout: RankLayout, level: str, order: str, limit: int) -> int:
     """By source one for each peer; at level node ``limit`` over all nodes."""
     if level == "node":
         return max(1, limit // max(1, layout.num_nodes - 1))
@@ -247,11 +229,11 @@ def _steps(volumes: RowVolumes, schedule: Schedule) -> list[_Step]:
     if schedule.order == "tokens":
         return [_part_of(_together(by_source), schedule.steps)] * schedule.steps
     groups = min(schedule.steps, len(by_source))
-    cuts = np.linspace(0, len(by_source), groups + 1).round().astype(int)
-    return [_together(by_source[a:b]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    numbers = cut(list(range(len(by_source))), groups)
+    return [_together([by_source[i] for i in some]) for some in numbers]
 
 
-def _peers(volumes: RowVolumes, level: Level) -> tuple[list[_Step], list[_Step]]:
+def _peers(volumes: RowVolumes, level: str) -> tuple[list[_Step], list[_Step]]:
     """What each rank of the own node sends, and each rank of the others, nearest first; at level
     node, each of the other nodes."""
     num_nodes, per_node = volumes.pairs_NG.shape

@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one run. Shares are of the pairs (tokens) of all steps and layers."""
+    """Of one run. Shares are of the pairs and tokens of all steps and layers."""
 
     plan: Plan
     validation_loss: float
@@ -73,7 +73,7 @@ class Summary:
     seeds: int
     loss: float
     spread: float
-    over_top_k: float
+    over_top_k: float | None
     over_top_k_spread: float
     moved: float
     without_expert: float
@@ -111,6 +111,8 @@ def read_result(plan: Plan, folder: Path) -> Result:
     last = json.loads((folder / "validation.jsonl").read_text().splitlines()[-1])
     pairs = sum(step["pairs"] for step in steps)
     tokens = sum(step["tokens"] for step in steps)
+    # Every MoE layer counts its tokens.
+    passes = sum(step["tokens"] * len(step["layers"]) for step in steps)
     return Result(
         plan=plan,
         validation_loss=last["validation_loss"],
@@ -118,15 +120,16 @@ def read_result(plan: Plan, folder: Path) -> Result:
         tokens=tokens,
         dropped=sum(step["pairs_dropped"] for step in steps) / pairs,
         added=sum(step["pairs_added"] for step in steps) / pairs,
-        without_expert=sum(step["tokens_without_expert"] for step in steps) / tokens,
+        without_expert=sum(step["tokens_without_expert"] for step in steps) / passes,
     )
 
 
 def summarize(results: Sequence[Result]) -> list[Summary]:
-    """A line per way and ratio, top-k first; differences over the seeds that top-k has too."""
+    """A line per way and ratio, top-k first; differences over the seeds that top-k has too, None
+    without any."""
     baseline = {r.plan.seed: r.validation_loss for r in results if r.plan.way == TOP_K}
     groups: dict[tuple[str, float, int], list[Result]] = {}
-    for result in results:
+    for result in sorted(results, key=lambda result: result.plan.way != TOP_K):
         plan = result.plan
         groups.setdefault((plan.way, plan.ratio, plan.tile), []).append(result)
     lines = []
@@ -143,7 +146,7 @@ def summarize(results: Sequence[Result]) -> list[Summary]:
                 seeds=len(group),
                 loss=statistics.fmean(losses),
                 spread=_spread(losses),
-                over_top_k=statistics.fmean(above) if above else float("nan"),
+                over_top_k=statistics.fmean(above) if above else None,
                 over_top_k_spread=_spread(above),
                 moved=statistics.fmean(r.dropped + r.added for r in group),
                 without_expert=statistics.fmean(r.without_expert for r in group),

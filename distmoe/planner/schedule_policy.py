@@ -7,7 +7,6 @@ ranks on several nodes send a token to a node once.
 
 from __future__ import annotations
 
-from math import gcd
 from typing import NamedTuple
 
 from distmoe.config import Config, resolve
@@ -16,8 +15,6 @@ from distmoe.planner.cost_model import (
     LEVELS,
     ORDERS,
     LayerShape,
-    Level,
-    Order,
     Prediction,
     best_schedule,
     most_steps,
@@ -32,18 +29,24 @@ MOST_STEPS_UNMEASURED = 4
 class ResolvedSchedule(NamedTuple):
     """``why``: one line for the log."""
 
-    level: Level
-    order: Order
+    level: str
+    order: str
     steps: int
     why: str
 
 
 def resolve_schedule(
-    config: Config, world: int, ranks_per_node: int, profile: Profile | None
+    config: Config,
+    world: int,
+    ranks_per_node: int,
+    profile: Profile | None,
+    *,
+    relays: bool = True,
 ) -> ResolvedSchedule:
     """The schedule of the expert layers of a run of ``world`` ranks, consecutive ranks on a node.
 
-    Settings that are not auto stay as they are. ValueError for fewer than one rank on a node.
+    Settings that are not auto stay as they are. ``relays``: whether auto may take level node.
+    ValueError for fewer than one rank on a node.
     """
     if ranks_per_node < 1:
         raise ValueError(f"ranks_per_node is {ranks_per_node}; it must be at least 1")
@@ -51,18 +54,20 @@ def resolve_schedule(
     dispatch = config.moe.dispatch
     if config.parallel.ep == 1:
         return ResolvedSchedule("rank", "source", 1, "one rank: nothing travels")
-    # Where ep groups do not fit the nodes, the longest runs of ranks that no node's border cuts.
-    layout = RankLayout(config.parallel.ep, gcd(config.parallel.ep, ranks_per_node))
+    # Where ep groups do not fit the nodes, the layer sends as in one node.
+    per_node = config.parallel.ep if config.parallel.ep % ranks_per_node else ranks_per_node
+    layout = RankLayout(config.parallel.ep, per_node)
     if dispatch.level != "auto" and dispatch.order != "auto" and dispatch.steps:
         return ResolvedSchedule(dispatch.level, dispatch.order, dispatch.steps, "as configured")
     missing = "no profile of this machine" if profile is None else _missing(layout, profile, config)
     if missing or profile is None:
-        return _without_profile(config, layout, missing)
+        return _without_profile(config, layout, missing, relays=relays)
+    levels = [level for level in LEVELS if relays or level != "node"]
     found = best_schedule(
         layer_shape(config, dtype=_dtype(config, profile)),
         layout,
         profile,
-        levels=LEVELS if dispatch.level == "auto" else (dispatch.level,),
+        levels=levels if dispatch.level == "auto" else (dispatch.level,),
         orders=ORDERS if dispatch.order == "auto" else (dispatch.order,),
         steps=dispatch.steps,
     )
@@ -101,11 +106,14 @@ def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
     return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
 
 
-def _without_profile(config: Config, layout: RankLayout, why: str) -> ResolvedSchedule:
+def _without_profile(
+    config: Config, layout: RankLayout, why: str, *, relays: bool
+) -> ResolvedSchedule:
     dispatch = config.moe.dispatch
     level, order = dispatch.level, dispatch.order
     if level == "auto":
-        level = "node" if layout.num_nodes > 1 and layout.per_node > 1 else "rank"
+        several_nodes = layout.num_nodes > 1 and layout.per_node > 1
+        level = "node" if relays and several_nodes else "rank"
     if order == "auto":
         few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
         order = "source" if level != "node" and few else "tokens"

@@ -216,6 +216,8 @@ def test_the_number_of_ranks_changes_no_pair(rule: str, monkeypatch: pytest.Monk
         for result in results:
             assert relative(result["losses"], want["losses"]) < 1e-5
         same = sum(map(torch.equal, pairs, want_pairs))
+        # Later steps start from activations that differ in their last bits.
+        assert same >= 0.9 * len(pairs)
         print(f"{rule}, {num_ranks} ranks: {same} of {len(pairs)} decisions equal")
 
 

@@ -32,12 +32,7 @@ def test_every_run_arrives_once(num_ranks: int, order: str, steps: int) -> None:
     schedule = Schedule(order=order, steps=steps)
     for rank in range(num_ranks):
         arriving = [part for step in schedule.blocks(rank, num_ranks) for part in step.receives]
-        others = [
-            Part(p, c)
-            for p in range(num_ranks)
-            for c in range(schedule.runs(num_ranks))
-            if p != rank
-        ]
+        others = [Part(p, c) for p in range(num_ranks) for c in range(schedule.runs()) if p != rank]
         assert sorted(arriving, key=str) == sorted([Part(rank, 0), Part(rank, 1), *others], key=str)
 
 
@@ -65,12 +60,12 @@ def test_auto() -> None:
         auto_schedule("rank", "auto", -1, num_ranks=2)
 
 
-@pytest.mark.parametrize(("order", "steps", "runs"), [("source", 5, 1), ("tokens", 5, 3)])
-def test_over_nodes(order: str, steps: int, runs: int) -> None:
-    """Twelve ranks, four a node: three peers one by one, then two nodes, in three runs for five
-    steps."""
-    schedule = auto_schedule("node", order, steps, num_ranks=12, ranks_per_node=4)
-    assert schedule.runs(12) == runs
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("runs", [1, 3])
+def test_over_nodes(order: str, runs: int) -> None:
+    """Twelve ranks, four a node: three peers one by one, then two nodes, in so many runs."""
+    schedule = auto_schedule("node", order, runs, num_ranks=12, ranks_per_node=4)
+    assert schedule.runs() == runs
     blocks = schedule.blocks(5, 12)
     assert [[p.rank for p in step.receives] for step in blocks[1:4]] == [[4], [7], [6]]
     far = blocks[4:-1]

@@ -31,7 +31,9 @@ def test_one_rank() -> None:
         (16, 8, ("node", "tokens", 4)),
         (4, 2, ("node", "tokens", 4)),
         (4, 1, ("rank", "source", 3)),
-        (8, 12, ("node", "tokens", 4)),
+        # Nodes that do not divide the ep axis count as one, for the layer too.
+        (8, 12, ("rank", "source", 7)),
+        (12, 8, ("rank", "tokens", 4)),
     ],
 )
 def test_without_a_profile(ep: int, per_node: int, expected: tuple[str, str, int]) -> None:
