@@ -82,6 +82,7 @@ def _train(argv: Sequence[str]) -> int:
         world = config.launch.nproc if starts_ranks else ranks.world
         local_world = world if starts_ranks else ranks.local_world
         check(config, world, local_world=local_world)
+        _check_profile(config.parallel.profile)
     except ConfigError as error:
         # The other ranks have the same to say.
         if first:
@@ -91,6 +92,18 @@ def _train(argv: Sequence[str]) -> int:
         resolved = resolve(config, world, local_world=local_world)
         return run_worker(resolved, ranks, debug=arguments.debug)
     return _train_here(config, argv)
+
+
+def _check_profile(path: str) -> None:
+    """ConfigError for a file that the cost model cannot read."""
+    if not path:
+        return
+    from distmoe.planner.machine_profile import ProfileError, load_profile
+
+    try:
+        load_profile(path)
+    except ProfileError as error:
+        raise ConfigError(f"parallel.profile: {error}") from error
 
 
 def _train_here(config: Config, argv: Sequence[str]) -> int:

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -39,7 +40,6 @@ from distmoe.planner.dispatch_bench import (
     default_ways,
     measure_ways,
     slowest,
-    with_pairs_per_s,
 )
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
@@ -96,7 +96,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     for name, default in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=name)
-    parser.add_argument("--steps", type=_integers, default=[2, 4], help="of order tokens")
+    parser.add_argument("--steps", type=_steps, default=[2, 4], help="of order tokens")
     parser.add_argument("--mbit", type=int, default=0, help="rate of a link between two hosts")
     parser.add_argument("--device", choices=("cpu", "sleep"), default="cpu", help="what computes")
     parser.add_argument("--pairs-per-ms", type=float, default=50.0, help="of a sleeping device")
@@ -121,22 +121,29 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--mbit is {arguments.mbit}; hosts of its own need root")
     if arguments.mbit and ranks % 2:
         parser.error(f"--ranks is {ranks}; two hosts (--mbit) need an even number")
-    if arguments.mbit and not arguments.ranks_per_node:
+    if arguments.mbit and arguments.ranks_per_node not in (0, ranks // 2):
+        parser.error(f"--ranks-per-node is {per_node}; on two hosts (--mbit) it is {ranks // 2}")
+    if arguments.mbit:
         arguments.ranks_per_node = ranks // 2
     return arguments
 
 
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _steps(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r}; it must be integers, at least 1, such as 2,4")
+    return [int(part) for part in parts]
 
 
 def _start_ranks(arguments: argparse.Namespace, argv: list[str], folder: str) -> bool:
     """Every rank a process; whether all of them ended well."""
     name = f"distmoe-bench-{os.getpid()}"
     ranks: list[subprocess.Popen[bytes]] = []
-    if arguments.mbit:
-        subprocess.run([LINKS, "up", name, str(arguments.mbit)], check=True)
+    # The hosts must go, however this ends.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if arguments.mbit and subprocess.run([LINKS, "up", name, str(arguments.mbit)]).returncode:
+            return False
         for rank in range(arguments.ranks):
             command = [sys.executable, __file__, *argv, "--folder", folder]
             command += ["--ranks-per-node", str(arguments.ranks_per_node)]
@@ -155,6 +162,7 @@ def _start_ranks(arguments: argparse.Namespace, argv: list[str], folder: str) ->
     finally:
         for process in ranks:
             process.kill()
+            process.wait()
         if arguments.mbit:
             subprocess.run([LINKS, "down", name], check=True)
 
@@ -213,7 +221,7 @@ def _profile(
     pairs = shape.num_tokens * shape.top_k
     links = measure_links(exchange, ranks_per_node=per_node, device=CPU)
     if arguments.device == "sleep":
-        rate, launch_s = with_pairs_per_s(shape, pairs_per_s), 0.0
+        rate, launch_s = pairs_per_s * shape.flops_per_pair, 0.0
     else:
         rate = measure_gemm(
             moe, num_experts=num_local, pairs=pairs, device=CPU, dtype=torch.float32

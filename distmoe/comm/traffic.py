@@ -18,7 +18,6 @@ class Traffic:
     ``rounds``: all-gathers and transfers, in each of which every rank takes part."""
 
     bytes_sent: dict[str, int] = field(default_factory=dict)
-    messages_sent: dict[str, int] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     bytes_by_distance: Counter[tuple[str, Distance]] = field(default_factory=Counter)
 
@@ -29,7 +28,6 @@ class Traffic:
         if rows.numel():
             num_bytes = rows.numel() * rows.element_size()
             self.bytes_sent[kind] = self.bytes_sent.get(kind, 0) + num_bytes
-            self.messages_sent[kind] = self.messages_sent.get(kind, 0) + 1
             self.bytes_by_distance[kind, distance] += num_bytes
 
     def sent(self, distance: Distance) -> int:

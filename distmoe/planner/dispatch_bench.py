@@ -46,7 +46,7 @@ class Way:
 @dataclass(frozen=True)
 class Timing:
     """Of one way on one rank: wall seconds of every forward and backward; bytes of rows that it
-    sent in one of each, over nodes and inside."""
+    sent in one of each, relayed ones too, in all and between nodes."""
 
     way: Way
     steps: int
@@ -131,19 +131,17 @@ class Layer:
         *,
         ranks_per_node: int,
         mlp: MoeMlp | None = None,
-        rule: str = "balance",
-        seed: int = 0,
     ) -> None:
         self.shape, self.ranks_per_node = shape, ranks_per_node
-        self.exchange: Exchange = make_exchange(group)
+        self.exchange: Exchange = make_exchange(group, ranks_per_node=ranks_per_node)
         self.links: NodeLinks | None = None
         if 1 < ranks_per_node < self.exchange.size:
             self.links = NodeLinks.over(make_node_groups(group, ranks_per_node))
         self.mlp = mlp or load_backend("torch")
-        generator = torch.Generator().manual_seed(seed + self.exchange.rank)
+        generator = torch.Generator().manual_seed(self.exchange.rank)
         logits_TE = torch.randn(shape.num_tokens, shape.num_experts, generator=generator)
         self.routing: Routing = round_tokens(
-            logits_TE.softmax(1), shape.top_k, tile=shape.tile, rule=rule, exchange=self.exchange
+            logits_TE.softmax(1), shape.top_k, tile=shape.tile, exchange=self.exchange
         )
         num_local = shape.num_experts // self.exchange.size
         H, I = shape.hidden, shape.intermediate
@@ -186,38 +184,41 @@ class Layer:
         torch.autograd.grad(out_TH, (*leaves, score_N), self.dout_TH)
         return middle - begun, time.perf_counter() - middle
 
-    def remote_rows(self, ep: ExpertParallel) -> int:
-        """Rows that leave the node in one direction."""
-        rank, width = self.exchange.rank, self.ranks_per_node or self.exchange.size
-        return sum(
-            rows.stop - rows.start
-            for peer, rows in enumerate(ep.plan.rows_to)
-            if peer // width != rank // width
-        )
+    def row_bytes(self) -> dict[str, int]:
+        """Bytes of rows sent until now, by distance: node and remote."""
+        exchanges = (self.exchange, *(self.links.all() if self.links is not None else ()))
+        sent = {"node": 0, "remote": 0}
+        for exchange in exchanges:
+            for (kind, distance), count in exchange.traffic.bytes_by_distance.items():
+                sent[distance] += count if kind == "rows" else 0
+        return sent
 
 
 def measure_ways(layer: Layer, ways: list[Way], *, rounds: int) -> list[Timing]:
     """Every way in turn, ``rounds`` times after one round that is not counted; collective."""
     prepared = [layer.prepare(way) for way in ways]
-    timings = [
-        Timing(
-            way=way,
-            steps=layer.schedule(way).steps,
-            forward_s=[],
-            backward_s=[],
-            # x there and y back, dy there and dx back.
-            row_bytes=4 * ep.plan.rows_sent() * layer.shape.row_bytes,
-            remote_bytes=4 * layer.remote_rows(ep) * layer.shape.row_bytes,
-        )
-        for way, ep in zip(ways, prepared, strict=True)
-    ]
-    for number in range(rounds + 1):
+    timings = [_first_round(layer, way, ep) for way, ep in zip(ways, prepared, strict=True)]
+    for _ in range(rounds):
         for timing, ep in zip(timings, prepared, strict=True):
             forward_s, backward_s = layer.run(ep)
-            if number:
-                timing.forward_s.append(forward_s)
-                timing.backward_s.append(backward_s)
+            timing.forward_s.append(forward_s)
+            timing.backward_s.append(backward_s)
     return timings
+
+
+def _first_round(layer: Layer, way: Way, ep: ExpertParallel) -> Timing:
+    """Bytes of a round whose time is not counted."""
+    before = layer.row_bytes()
+    layer.run(ep)
+    sent = {distance: count - before[distance] for distance, count in layer.row_bytes().items()}
+    return Timing(
+        way=way,
+        steps=layer.schedule(way).steps,
+        forward_s=[],
+        backward_s=[],
+        row_bytes=sum(sent.values()),
+        remote_bytes=sent["remote"],
+    )
 
 
 def default_ways(layer_ranks: int, ranks_per_node: int, steps: list[int]) -> list[Way]:
@@ -230,11 +231,6 @@ def default_ways(layer_ranks: int, ranks_per_node: int, steps: list[int]) -> lis
         ways += [Way(level, False, "source"), Way(level, True, "source")]
         ways += [Way(level, True, "tokens", count) for count in steps]
     return ways
-
-
-def with_pairs_per_s(shape: LayerShape, pairs_per_s: float) -> float:
-    """FLOP/s of a device that computes as many pairs in a second, in each of the three products."""
-    return pairs_per_s * shape.flops_per_pair
 
 
 def slowest(timings: list[list[Timing]]) -> list[Timing]:

@@ -289,3 +289,12 @@ def test_several_ranks_are_started_with_the_same_arguments(
     assert command == [sys.executable, "-m", "distmoe.launch.cli", "train", *arguments]
     assert (nproc, options["threads"]) == (2, 3)
     assert options["advice"] == "the same command resumes from the last checkpoint"
+
+
+def test_a_profile_that_cannot_be_read_starts_nothing(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "machine.toml"
+    wrong.write_text("gemm_flops = 3\n")
+    assert main(["train", str(config_file), "--parallel.profile", str(wrong)]) == 2
+    assert "parallel.profile: links is 'missing'" in capsys.readouterr().err
