@@ -296,5 +296,5 @@ def test_a_profile_that_cannot_be_read_starts_nothing(
 ) -> None:
     wrong = tmp_path / "machine.toml"
     wrong.write_text("gemm_flops = 3\n")
-    assert main(["train", str(config_file), "--parallel.profile", str(wrong)]) == 2
+    assert cli.main(["train", str(config_file), "--parallel.profile", str(wrong)]) == 2
     assert "parallel.profile: links is 'missing'" in capsys.readouterr().err
