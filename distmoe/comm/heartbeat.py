@@ -50,10 +50,15 @@ class Heartbeats:
         self._beats += 1
         self._writer.set(_key(self._rank), f"{self._beats} {self.begun}")
 
+    @property
+    def look_s(self) -> float:
+        """How long `laggards` takes."""
+        return 2.5 * self._beat_s
+
     def laggards(self) -> str:
         """Which ranks keep this one waiting, in words; "" if none. Takes two beats and a half."""
         first = self._read()
-        time.sleep(2.5 * self._beat_s)
+        time.sleep(self.look_s)
         second = self._read()
         if not first or not second:
             return "the store that holds the ranks' heartbeats does not answer"

@@ -44,13 +44,18 @@ class Wait:
     def explain(self, laggards: Callable[[], str]) -> None:
         """Find out who is missing; takes a moment. ``laggards``: what the heartbeats say."""
         self.is_explained = True
-        if any(message.peer is None for message in self._messages):
+        if self.is_collective:
             self.missing = laggards()
             return
         for message in self._messages:
             threading.Thread(target=_probe, args=(message,), daemon=True).start()
         time.sleep(PROBE_S)
         self.missing = self._peers()
+
+    @property
+    def is_collective(self) -> bool:
+        """Of all ranks, none of which can be told to be the late one by its message."""
+        return any(message.peer is None for message in self._messages)
 
     def _peers(self) -> str:
         """The peers of messages that are not known to be complete."""
@@ -128,6 +133,12 @@ class Watchdog:
         rank, seconds = max(self.waited.items(), key=lambda item: item[1])
         return f"; slowest so far: rank {rank}, {seconds:.1f} s in all before this"
 
+    @property
+    def _look_after_s(self) -> float:
+        """Heartbeats take a while to compare, and the line is due after ``warning_s``."""
+        look_s = self._heartbeats.look_s if self._heartbeats is not None else 0.0
+        return max(0.0, self._warning_s - look_s)
+
     def stand_still(self, at_least_s: float) -> str:
         """One line about a stand-still outside of any wait that was reported and has lasted
         ``at_least_s`` by now; else ""."""
@@ -148,7 +159,7 @@ class Watchdog:
                 self._looked_into_it = False
             if wait is not None:
                 self._look_at(wait, now)
-            elif now - self._moved_at > self._warning_s and not self._looked_into_it:
+            elif now - self._moved_at > self._look_after_s and not self._looked_into_it:
                 self._looked_into_it = True
                 self._blamed = self._laggards()
                 line = self.stand_still(0.0)
@@ -156,7 +167,8 @@ class Watchdog:
                     self._report(line)
 
     def _look_at(self, wait: Wait, now: float) -> None:
-        if now - wait.began > self._warning_s and not wait.is_explained:
+        limit_s = self._look_after_s if wait.is_collective else self._warning_s
+        if now - wait.began > limit_s and not wait.is_explained:
             wait.explain(self._missing_in_a_collective)
             if self.waiting is wait and wait.missing:
                 self._report(wait.line(time.perf_counter() - wait.began, self))
