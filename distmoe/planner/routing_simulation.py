@@ -82,15 +82,26 @@ def traced_scores(routing: GroupRouting) -> Scores:
     """The scores that a run's router gave; 24 bits of each, which fp32 holds exactly."""
     key_TE = torch.from_numpy(routing.key_TE)
     allowed_TE = key_TE > NOTHING
-    score_TE = torch.from_numpy(routing.mass_TE) / KEY_SCALE
+    mass_TE = torch.from_numpy(routing.mass_TE)
     return Scores(
-        score_TE=score_TE,
+        score_TE=mass_TE / KEY_SCALE,
         key_TE=key_TE,
         chosen_TE=choose_top_k(key_TE, routing.top_k),
         top_k=routing.top_k,
         renormalize="topk",
         allowed_TE=None if bool(allowed_TE.all()) else allowed_TE,
+        bias_E=_bias(key_TE - mass_TE, allowed_TE),
     )
+
+
+def _bias(extra_TE: Tensor, allowed_TE: Tensor) -> Tensor | None:
+    """What all keys of an expert have above their scores; None where that is nothing, or not one
+    number for each expert, as of a forced router."""
+    least_E = torch.where(allowed_TE, extra_TE, -NOTHING).amin(0)
+    most_E = torch.where(allowed_TE, extra_TE, NOTHING).amax(0)
+    # Reversed where no token may take the expert.
+    bias_E = torch.where(least_E <= most_E, least_E, 0)
+    return bias_E if bool((least_E >= most_E).all() and bias_E.any()) else None
 
 
 def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list[Outcome]:

@@ -23,6 +23,7 @@ from distmoe.config import (
     RunConfig,
     TrainConfig,
 )
+from distmoe.kernels.round_select import NOTHING
 from distmoe.kernels.router_topk.torch_backend import integer_keys
 from distmoe.planner.routing_simulation import (
     TOP_K,
@@ -343,6 +344,24 @@ def test_simulating_a_trace_keeps_to_the_groups_of_a_token(tmp_path: Path) -> No
     # One group of two experts for two choices: all that is allowed is chosen, nothing can be added.
     assert {outcome.added for outcome in outcomes} == {0}
     assert {outcome.name for outcome in outcomes if outcome.waste} == {TOP_K}
+
+
+def test_the_bias_of_a_trace_is_found_again(tmp_path: Path) -> None:
+    scores = synthetic_scores(Setting(tokens=30, num_experts=E, top_k=K, ranks=2, tile=M))
+    bias_E = torch.arange(E, dtype=torch.int32) << 20
+    facts = TraceFacts(1, 0, 1, 1, top_k=K, tile=M, layers=(0,))
+    drawn_TE = torch.randint(0, 1 << 24, scores.key_TE.shape, dtype=torch.int32)
+    # Unbiased, biased, and of a forced router.
+    keys = scores.key_TE, scores.key_TE + bias_E, drawn_TE
+    for key_TE, want_E in zip(keys, (None, bias_E, None), strict=True):
+        limit = GroupLimit(ExpertGroups(4, 2), top_k=K, group_score="max")
+        limited_TE = torch.where(limit.allowed(key_TE), key_TE, NOTHING)
+        for kept_TE in (key_TE, limited_TE):
+            key_LMTE, mass_LMTE = kept_TE.numpy()[None, None], scores.key_TE.numpy()[None, None]
+            write_trace(tmp_path, RankTrace(facts, key_LMTE, mass_LMTE))
+            (group,) = read_traces(tmp_path)
+            found_E = traced_scores(group).bias_E
+            assert found_E is None if want_E is None else torch.equal(found_E, want_E)
 
 
 def test_a_recorded_trace_keeps_the_order_of_the_rules(tmp_path: Path) -> None:
