@@ -92,11 +92,18 @@ class Reporter:
             layer, worst = min(
                 record.layers.items(), key=lambda item: item[1].tokens_per_expert_over_tile
             )
+            # A larger ep helps only ranks that round together.
+            alone = self.config.moe.rounding.scope == "rank"
+            more = (
+                "moe.rounding.scope 'ep', larger micro-batches"
+                if alone
+                else ("larger micro-batches or ep")
+            )
             self.console.warn_once(
                 "rounding",
                 f"mean tokens per expert / tile is {worst.tokens_per_expert_over_tile:.2f} in "
-                f"layer {layer}, the worst; below 2 rounding costs quality: larger micro-batches "
-                "or ep, or a smaller moe.rounding.tile",
+                f"layer {layer}, the worst; below 2 rounding costs quality: {more}, or a smaller "
+                "moe.rounding.tile",
             )
 
     def validation(self, step: int, loss: float, unigram_entropy: float) -> None:

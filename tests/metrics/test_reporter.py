@@ -129,6 +129,22 @@ def test_without_tensorboard(config: Config, record: Make, capsys: Captured) -> 
     assert "tensorboard --logdir" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("scope", "advice"),
+    [
+        ("ep", "larger micro-batches or ep, or a smaller"),
+        ("rank", "moe.rounding.scope 'ep', larger micro-batches, or a smaller"),
+    ],
+)
+def test_the_advice_fits_what_is_rounded_together(
+    config: Config, record: Make, capsys: Captured, scope: str, advice: str
+) -> None:
+    rounding = replace(config.moe.rounding, scope=scope)  # type: ignore[arg-type]
+    config = replace(config, moe=replace(config.moe, rounding=rounding))
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    assert f"rounding costs quality: {advice} moe.rounding.tile" in capsys.readouterr().out
+
+
 def test_no_warning_without_rounding(config: Config, record: Make, capsys: Captured) -> None:
     config = replace(config, moe=replace(config.moe, rounding=RoundingConfig(rule="none")))
     run(config, record, steps=range(1, 4), resumed_step=0)
