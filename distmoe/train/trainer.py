@@ -142,7 +142,7 @@ class Trainer:
     def run(self, stop_signal: StopSignal) -> None:
         """Train until the steps are done or something asks for the end; save; summarise."""
         config, clock = self.config, self.reporter.clock
-        stopped = ""
+        stopped, signalled = "", False
         while self.done < config.train.steps and not stopped:
             self._step()
             last = self.done == config.train.steps
@@ -150,14 +150,19 @@ class Trainer:
                 self._validate()
             if self._is_due(config.checkpoint.every) and not last:
                 self._save()
-            over = 0 < config.train.max_minutes * 60 <= clock.elapsed()
-            if any_rank(bool(stop_signal.received) or over, self.runtime):
-                stopped = "a signal" if stop_signal.received else "train.max_minutes"
+            # A signal reaches one rank before the others, and clocks differ; from here on all
+            # ranks must take the same turn.
+            signalled = any_rank(bool(stop_signal.received), self.runtime)
+            limit_s = config.train.max_minutes * 60
+            if signalled:
+                stopped = "a signal"
+            elif limit_s > 0 and any_rank(clock.elapsed() >= limit_s, self.runtime):
+                stopped = "train.max_minutes"
         if self.saved_step != self.done:
             self._save()
         with clock.part("checkpoint"):
             self.store.wait()
-        if not stop_signal.received:
+        if not signalled:
             self._validate()
         if stopped:
             self.reporter.console.line(
