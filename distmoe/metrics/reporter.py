@@ -68,7 +68,7 @@ class Reporter:
         if self._tensorboard is not None:
             self._tensorboard.write(record)
             if record.step % metrics.expert_load_every == 0:
-                self._tensorboard.expert_load(record.step, freq_LE)
+                self._tensorboard.expert_load(record, freq_LE)
                 self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
@@ -81,7 +81,7 @@ class Reporter:
 
     def _layer_table_is_due(self, record: StepRecord) -> bool:
         every = self.config.metrics.layer_table_every
-        return every > 0 and record.step % every == 0
+        return bool(record.layers) and every > 0 and record.step % every == 0
 
     def _warn(self, record: StepRecord) -> None:
         if record.skipped:
