@@ -137,7 +137,9 @@ def _own_counts(outcome: StepOutcome) -> IntArray:
     stats = [layer for layers in outcome.layers for layer in layers]
     if not stats:
         return np.zeros((0, len(OWN_COUNTS)), dtype=np.int64)
-    own_XC = torch.stack([s.own() for s in stats]).cpu().numpy()
+    counted_XC = torch.stack([s.own() for s in stats]).cpu().numpy()
+    sent_XC = np.array([[s.rows_sent, s.copies_sent] for s in stats], dtype=np.int64)
+    own_XC = np.concatenate([counted_XC, sent_XC], axis=1)
     summed: IntArray = own_XC.reshape(len(outcome.layers), -1, len(OWN_COUNTS)).sum(0)
     return summed
 

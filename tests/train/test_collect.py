@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
 from distmoe.metrics.record import StepRecord
-from distmoe.moe.stats import MoEStats
+from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
 from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
 from distmoe.runtime import Runtime
@@ -228,6 +229,23 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
 def some_stats() -> MoEStats:
     count_E, one = torch.full((E,), 8), torch.tensor(1)
     return MoEStats(count_E, count_E, one, one, one, one, one, one, 1, 1)
+
+
+def test_counts_of_a_layer_copy_nothing_from_the_host() -> None:
+    """On a GPU each such copy would wait for the device."""
+    made: list[str] = []
+
+    class Noted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func in (torch.tensor, torch.as_tensor):
+                made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    stats = some_stats()
+    with Noted():
+        counts = stats.own()
+    assert len(counts) == len(DEVICE_COUNTS)
+    assert made == []
 
 
 def test_sums_of_scores_are_exact_beyond_32_bits() -> None:
