@@ -158,6 +158,7 @@ class Trainer:
                 stopped = "a signal"
             elif limit_s > 0 and any_rank(clock.elapsed() >= limit_s, self.runtime):
                 stopped = "train.max_minutes"
+        self._tell_trace(self.communication.end_trace(self.done))
         if self.saved_step != self.done:
             self._save()
         with clock.part("checkpoint"):
@@ -216,13 +217,16 @@ class Trainer:
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
         )
         self.reporter.step(record, freq_LE)
-        if trace is not None:
-            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
+        self._tell_trace(trace)
         if self.skipped_in_a_row > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
                 f"finite; train.max_skipped_steps is {config.train.max_skipped_steps}"
             )
+
+    def _tell_trace(self, trace: Path | None) -> None:
+        if trace is not None:
+            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
 
     skipped_in_a_row = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,9 @@ from distmoe.runtime import Runtime, StopSignal
 from distmoe.train.trainer import Trainer
 
 
-def run_of(rank: int, world: int, *, signal_at: int, late: bool, minutes: float) -> list[str]:
+def run_of(
+    rank: int, world: int, *, signal_at: int, late: bool, minutes: float, traced: bool = False
+) -> list[str]:
     """What one rank does when a signal reaches the last rank only, in step ``signal_at``; ``late``:
     the other ranks have it when they save."""
     done: list[str] = []
@@ -34,6 +37,9 @@ def run_of(rank: int, world: int, *, signal_at: int, late: bool, minutes: float)
         clock=clock,
         console=SimpleNamespace(line=done.append),
         finish=lambda **facts: done.append(f"finished at {facts['step']}"),
+    )
+    trainer.communication = SimpleNamespace(  # type: ignore[assignment]
+        end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
     )
     trainer.store = SimpleNamespace(wait=lambda: None)  # type: ignore[assignment]
 
@@ -73,3 +79,11 @@ def test_the_time_limit_of_one_rank_stops_all_alike() -> None:
     results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=False, minutes=9), 2)
     line = "stopped by train.max_minutes at step 2 of 3; the same command goes on from here"
     assert results == [["saved", "validated", line, "finished at 2"]] * 2
+
+
+def test_a_run_that_ends_inside_the_traced_steps_writes_them() -> None:
+    results = run_ranks(
+        lambda rank: run_of(rank, 2, signal_at=2, late=False, minutes=0, traced=True), 2
+    )
+    for lines in results:
+        assert lines[0] == "trace: steps-1-2.json, and beside it those of the other ranks"
