@@ -12,7 +12,7 @@ from distmoe.metrics.console import RunConsole
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.flops import peak_flops
 from distmoe.metrics.record import StepRecord
-from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, speed_rows
+from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, routing_rows, speed_rows
 from distmoe.metrics.throughput import Clock, median_after_warm_up, tokens_per_second_per_rank
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
@@ -52,6 +52,8 @@ class Reporter:
         self._validations = JsonlWriter(folder / "validation.jsonl", resumed_step=resumed_step)
         if self.config.metrics.tensorboard:
             self._tensorboard = TensorBoardWriter(folder / "tensorboard", resumed_step=resumed_step)
+            for name, text in routing_rows(self.config):
+                self._tensorboard.text(name, text, resumed_step)
 
     def header(self, facts: Rows) -> None:
         """Model size and routing from the config, and what the trainer found out."""

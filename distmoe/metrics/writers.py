@@ -129,6 +129,10 @@ class TensorBoardWriter:
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
+    def text(self, name: str, text: str, step: int) -> None:
+        """A line in the tab *Text*."""
+        self._writer.add_text(name, text, step)
+
     def validation(self, step: int, loss: float) -> None:
         self._scalar("validation/loss", loss, step)
 

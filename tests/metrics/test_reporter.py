@@ -168,8 +168,12 @@ def test_forced_routing_is_stamped_on_header_and_summary(
     assert "FORCED" not in capsys.readouterr().out
     forced = replace(config, moe=replace(config.moe, router=router))
     run(forced, record, steps=range(6, 9), resumed_step=5)
+    stamp = f"FORCED by router {router}: no real routing"
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines.count(f"routing FORCED by router {router}: no real routing".split()) == 2
+    assert lines.count(f"routing {stamp}".split()) == 2
+    events = EventAccumulator(f"{config.run.dir}/tensorboard").Reload()
+    texts = events.Tensors("routing/text_summary")
+    assert [(t.step, t.tensor_proto.string_val[0].decode()) for t in texts] == [(5, stamp)]
 
 
 def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:
