@@ -15,6 +15,9 @@ from distmoe.config.steps import parse_steps
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
 
+# Routers that ignore scores and bias, by name, as a check loads no router.
+FORCED_ROUTERS = ("balanced", "hash")
+
 Complaints = Callable[[Config, int], Iterator[str]]
 
 
@@ -109,6 +112,11 @@ def _bias_update_rate(config: Config, world: int) -> Iterator[str]:
     if 0 < config.moe.bias_update_rate < KEY_UNIT:
         yield _wrong(
             config, "moe.bias_update_rate", f"be 0 or at least {KEY_UNIT}, the unit of a bias"
+        )
+    elif config.moe.bias_update_rate > 0 and config.moe.router in FORCED_ROUTERS:
+        router = f"moe.router '{config.moe.router}'"
+        yield _wrong(
+            config, "moe.bias_update_rate", f"be 0 with {router}, whose choice follows no bias"
         )
 
 

@@ -144,7 +144,7 @@ class MoEConfig:
     limit."""
     group_score: Literal["max", "top2", "sum"] = "sum"
     """A group (or node) counts as its best expert, as its two best, or as its best
-    top_k / groups_per_token."""
+    top_k / groups_per_token, rounded up."""
     load_balance_coef: float = 0.01
     """Weight of the load-balance loss."""
     load_balance_scope: Literal["global", "micro_batch", "ep", "rank", "sequence"] = "global"

@@ -91,7 +91,7 @@ class RunConsole:
 
 def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
     """Name, width and text of every column; within 120 characters up to 99,999 steps."""
-    load = record.load
+    load, forced = record.load, record.routing == "forced"
     return [
         ("step", max(9, 2 * len(str(steps)) + 1), f"{record.step}/{steps}"),
         ("loss", 7, f"{record.loss:.4f}"),
@@ -100,7 +100,8 @@ def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
         ("grad", 7, "SKIPPED" if record.skipped else f"{record.grad_norm:.3f}"),
         ("tok/s/rank", 10, f"{record.tokens_per_second_per_rank:,.0f}"),
         ("slowest", 7, f"{record.slowest_over_mean:.2f}x"),
-        ("load", 6, f"{load.load_max_over_mean:.2f}x"),
+        # A load that the router did not choose is no figure of training.
+        ("load", 6, "forced" if forced else f"{load.load_max_over_mean:.2f}x"),
         ("tiles", 6, f"{load.tiles_max_over_mean:.2f}x"),
         ("waste", 13, f"{load.tile_waste:.1%} ({load.tile_waste_unrounded:.1%})"),
         ("moved", 13, f"{load.pairs_moved_share:.1%} ({load.score_moved_share:.1%})"),

@@ -23,7 +23,8 @@ class LoadCounts:
     pairs of top-k, of the dropped and of the added ones, as sums of floor(score * 2^24):
     ``chosen_mass_L``, ``dropped_mass_L``, ``added_mass_L``.
 
-    ``tile``: M. ``ranks``: P. ``populations``: how many sums there are, micro-batches * ep groups.
+    ``tile``: M. ``ranks``: P. ``populations``: whose tokens are rounded together, how many there
+    are: micro-batches * ep groups, or micro-batches * ranks where each rank rounds alone.
     """
 
     freq_LE: IntArray
@@ -50,7 +51,8 @@ class ExpertLoad:
     that rounding dropped and added, over those of top-k. ``load_max_over_mean``: busiest expert
     under top-k. ``tiles_max_over_mean``: tiles of the busiest rank. ``tile_waste``: padding rows
     over all rows that ran; ``tile_waste_unrounded``: the same if top-k ran without rounding.
-    ``tokens_per_expert_over_tile``: mean. ``dead_experts``: those that no token chose.
+    ``tokens_per_expert_over_tile``: mean, of what is rounded together. ``dead_experts``: those that
+    no token chose.
     """
 
     pairs: int

@@ -12,7 +12,7 @@ from distmoe.metrics.console import RunConsole
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.flops import peak_flops
 from distmoe.metrics.record import StepRecord
-from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, speed_rows
+from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, routing_rows, speed_rows
 from distmoe.metrics.throughput import Clock, median_after_warm_up, tokens_per_second_per_rank
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
@@ -52,6 +52,8 @@ class Reporter:
         self._validations = JsonlWriter(folder / "validation.jsonl", resumed_step=resumed_step)
         if self.config.metrics.tensorboard:
             self._tensorboard = TensorBoardWriter(folder / "tensorboard", resumed_step=resumed_step)
+            for name, text in routing_rows(self.config):
+                self._tensorboard.text(name, text, resumed_step)
 
     def header(self, facts: Rows) -> None:
         """Model size and routing from the config, and what the trainer found out."""
@@ -68,7 +70,7 @@ class Reporter:
         if self._tensorboard is not None:
             self._tensorboard.write(record)
             if record.step % metrics.expert_load_every == 0:
-                self._tensorboard.expert_load(record.step, freq_LE)
+                self._tensorboard.expert_load(record, freq_LE)
                 self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
@@ -81,7 +83,7 @@ class Reporter:
 
     def _layer_table_is_due(self, record: StepRecord) -> bool:
         every = self.config.metrics.layer_table_every
-        return every > 0 and record.step % every == 0
+        return bool(record.layers) and every > 0 and record.step % every == 0
 
     def _warn(self, record: StepRecord) -> None:
         if record.skipped:
@@ -92,11 +94,18 @@ class Reporter:
             layer, worst = min(
                 record.layers.items(), key=lambda item: item[1].tokens_per_expert_over_tile
             )
+            # A larger ep helps only ranks that round together.
+            alone = self.config.moe.rounding.scope == "rank"
+            more = (
+                "moe.rounding.scope 'ep', larger micro-batches"
+                if alone
+                else ("larger micro-batches or ep")
+            )
             self.console.warn_once(
                 "rounding",
                 f"mean tokens per expert / tile is {worst.tokens_per_expert_over_tile:.2f} in "
-                f"layer {layer}, the worst; below 2 rounding costs quality: larger micro-batches "
-                "or ep, or a smaller moe.rounding.tile",
+                f"layer {layer}, the worst; below 2 rounding costs quality: {more}, or a smaller "
+                "moe.rounding.tile",
             )
 
     def validation(self, step: int, loss: float, unigram_entropy: float) -> None:

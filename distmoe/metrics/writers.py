@@ -129,18 +129,27 @@ class TensorBoardWriter:
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
+    def text(self, name: str, text: str, step: int) -> None:
+        """A line in the tab *Text*."""
+        self._writer.add_text(name, text, step)
+
     def validation(self, step: int, loss: float) -> None:
         self._scalar("validation/loss", loss, step)
 
-    def expert_load(self, step: int, freq_LE: IntArray) -> None:
-        """Histograms of the load over the layer's mean, and one image; nothing without experts."""
+    def expert_load(self, record: StepRecord, freq_LE: IntArray) -> None:
+        """Histograms of the load over the layer's mean, and one image, whose rows are the layers of
+        ``record`` in their order, the blocks in its name; nothing without experts."""
         if not freq_LE.size:
             return
-        for layer, freq_E in enumerate(freq_LE):
+        for layer, freq_E in zip(record.layers, freq_LE, strict=True):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
-            self._writer.add_histogram(f"experts/load_layer_{layer}", share, step)
+            self._writer.add_histogram(f"experts/load_layer_{layer:02d}", share, record.step)
+        first, last = min(record.layers), max(record.layers)
         self._writer.add_image(
-            "experts/load_layer_by_expert", heat_map(freq_LE), step, dataformats="HWC"
+            f"experts/load_layer_{first:02d}_to_{last:02d}_by_expert",
+            heat_map(freq_LE),
+            record.step,
+            dataformats="HWC",
         )
 
     def close(self) -> None:

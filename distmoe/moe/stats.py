@@ -13,16 +13,16 @@ from distmoe.routing.round_tokens import Rounded
 from distmoe.routing.routers import Scores
 
 # The counts of `MoEStats.own`, in its order.
-OWN_COUNTS = (
+DEVICE_COUNTS = (
     "dropped",
     "added",
     "without_expert",
     "chosen_mass",
     "dropped_mass",
     "added_mass",
-    "rows_sent",
-    "copies_sent",
 )
+# With those that the host has.
+OWN_COUNTS = (*DEVICE_COUNTS, "rows_sent", "copies_sent")
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,8 @@ class MoEStats:
         )
 
     def own(self) -> Tensor:
-        """[len(OWN_COUNTS)] int64: this rank's counts."""
-        counted = torch.stack([getattr(self, name) for name in OWN_COUNTS[:-2]]).long()
-        sent = torch.tensor([self.rows_sent, self.copies_sent], device=counted.device)
-        return torch.cat([counted, sent])
+        """[len(DEVICE_COUNTS)] int64: this rank's counts that are on the device."""
+        return torch.stack([getattr(self, name) for name in DEVICE_COUNTS]).long()
 
 
 def _sum_where(mask_TE: Tensor, mass_TE: Tensor) -> Tensor:

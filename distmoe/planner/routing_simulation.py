@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distmoe.comm import make_exchange
 from distmoe.config import RoundingConfig
+from distmoe.kernels.round_select import NOTHING
 from distmoe.kernels.router_topk import KEY_SCALE
 from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.planner.routing_trace import GroupRouting
@@ -80,14 +81,27 @@ def synthetic_scores(setting: Setting, *, seed: int = 0) -> Scores:
 def traced_scores(routing: GroupRouting) -> Scores:
     """The scores that a run's router gave; 24 bits of each, which fp32 holds exactly."""
     key_TE = torch.from_numpy(routing.key_TE)
-    score_TE = torch.from_numpy(routing.mass_TE) / KEY_SCALE
+    allowed_TE = key_TE > NOTHING
+    mass_TE = torch.from_numpy(routing.mass_TE)
     return Scores(
-        score_TE=score_TE,
+        score_TE=mass_TE / KEY_SCALE,
         key_TE=key_TE,
         chosen_TE=choose_top_k(key_TE, routing.top_k),
         top_k=routing.top_k,
         renormalize="topk",
+        allowed_TE=None if bool(allowed_TE.all()) else allowed_TE,
+        bias_E=_bias(key_TE - mass_TE, allowed_TE),
     )
+
+
+def _bias(extra_TE: Tensor, allowed_TE: Tensor) -> Tensor | None:
+    """What all keys of an expert have above their scores; None where that is nothing, or not one
+    number for each expert, as of a forced router."""
+    least_E = torch.where(allowed_TE, extra_TE, -NOTHING).amin(0)
+    most_E = torch.where(allowed_TE, extra_TE, NOTHING).amax(0)
+    # Reversed where no token may take the expert.
+    bias_E = torch.where(least_E <= most_E, least_E, 0)
+    return bias_E if bool((least_E >= most_E).all() and bias_E.any()) else None
 
 
 def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list[Outcome]:
@@ -120,15 +134,13 @@ def _mean(outcomes: list[Outcome]) -> Outcome:
 
 def _parts(scores: Scores, ranks: int) -> list[Scores]:
     """The tokens of each rank."""
-    tables = zip(
-        scores.score_TE.chunk(ranks),
-        scores.key_TE.chunk(ranks),
-        scores.chosen_TE.chunk(ranks),
-        strict=True,
-    )
+    names = ["score_TE", "key_TE", "chosen_TE"]
+    if scores.allowed_TE is not None:
+        names.append("allowed_TE")
+    tables = [getattr(scores, name).chunk(ranks) for name in names]
     return [
-        replace(scores, score_TE=score_TE, key_TE=key_TE, chosen_TE=chosen_TE)
-        for score_TE, key_TE, chosen_TE in tables
+        replace(scores, **dict(zip(names, parts, strict=True)))
+        for parts in zip(*tables, strict=True)
     ]
 
 

@@ -2,7 +2,9 @@
 
 `<run.dir>/routing/step-00000012-rank-0003.npz` holds, int32:
 
-    key [layers, micro-batches, T, E]    floor(score * 2^24), plus the balance bias if there is one
+    key [layers, micro-batches, T, E]    floor(score * 2^24), plus the balance bias if there is one;
+                                         NOTHING of kernels/round_select for a pair in a group of
+                                         experts that the token may not choose
     mass [the same]                      floor(score * 2^24), only where it differs from key
 
 and the numbers of `TraceFacts`. With ep innermost, ranks g * ep to g * ep + ep - 1 are ep group g.

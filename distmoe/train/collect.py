@@ -93,7 +93,8 @@ def _count_over_ranks(
     outcome: StepOutcome, config: Config, runtime: Runtime
 ) -> tuple[LoadCounts, int, int]:
     """All counts of the step, rows sent, and rows that copies would have needed; one all-reduce."""
-    ep = config.parallel.ep
+    ep, micro_batches = config.parallel.ep, len(outcome.layers)
+    ranks_together = 1 if config.moe.rounding.scope == "rank" else ep
     group_LX = _group_counts(outcome, config)
     own_LX = _own_counts(outcome)
     summed_LX = _sum_over_ranks(np.concatenate([group_LX, own_LX], axis=1), runtime)
@@ -109,7 +110,7 @@ def _count_over_ranks(
         **{f"{name}_L": counted_L for name, counted_L in own.items()},
         tile=config.moe.rounding.tile,
         ranks=ep,
-        populations=len(outcome.layers) * runtime.ranks.world // ep,
+        populations=micro_batches * runtime.ranks.world // ranks_together,
     )
     return counts, rows, copies
 
@@ -136,7 +137,9 @@ def _own_counts(outcome: StepOutcome) -> IntArray:
     stats = [layer for layers in outcome.layers for layer in layers]
     if not stats:
         return np.zeros((0, len(OWN_COUNTS)), dtype=np.int64)
-    own_XC = torch.stack([s.own() for s in stats]).cpu().numpy()
+    counted_XC = torch.stack([s.own() for s in stats]).cpu().numpy()
+    sent_XC = np.array([[s.rows_sent, s.copies_sent] for s in stats], dtype=np.int64)
+    own_XC = np.concatenate([counted_XC, sent_XC], axis=1)
     summed: IntArray = own_XC.reshape(len(outcome.layers), -1, len(OWN_COUNTS)).sum(0)
     return summed
 

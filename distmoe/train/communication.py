@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,14 @@ class StepCommunication:
     remote_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class _Tracing:
+    """A trace that was begun before ``first``, the first of its steps."""
+
+    first: int
+    clock: RankClock
+
+
 class Communication:
     """Observes every MoE layer's exchange until ``close``. Collective where there are ranks."""
 
@@ -45,6 +54,8 @@ class Communication:
         self._timeout_s = config.launch.timeout_s
         self._trace_steps = parse_steps(config.train.trace_steps)
         self._timeline = Timeline(runtime.device)
+        self._tracing: _Tracing | None = None
+        self._before = StepCommunication()
         self._heartbeats: Heartbeats | None = None
         self._watchdog: Watchdog | None = None
         if runtime.group is not None and runtime.ranks.world > 1:
@@ -85,9 +96,8 @@ class Communication:
 
     def begin(self, step: int) -> None:
         """Before the forward of ``step``."""
-        if step in self._trace_steps and not self._timeline.on:
-            self._traced_from = step
-            self._clock = self._common_clock()
+        if step in self._trace_steps and self._tracing is None:
+            self._tracing = _Tracing(step, self._common_clock())
             self._timeline.start()
         self._before = self._so_far()
 
@@ -99,12 +109,20 @@ class Communication:
             now.node_bytes - before.node_bytes,
             now.remote_bytes - before.remote_bytes,
         )
-        if not self._timeline.on or step < self._trace_steps[-1]:
+        if self._tracing is None or step < self._trace_steps[-1]:
             return used, None
-        rank = self._runtime.ranks.rank
-        path = self._folder / f"steps-{self._traced_from}-{step}-rank-{rank}.json"
-        write_trace(path, self._timeline.stop(), rank=rank, clock=self._clock)
-        return used, path
+        return used, self.end_trace(step)
+
+    def end_trace(self, step: int) -> Path | None:
+        """The trace up to ``step``, if one was begun and not completed: of a run that ends within
+        train.trace_steps."""
+        if self._tracing is None:
+            return None
+        rank, tracing = self._runtime.ranks.rank, self._tracing
+        self._tracing = None
+        path = self._folder / f"steps-{tracing.first}-{step}-rank-{rank}.json"
+        write_trace(path, self._timeline.stop(), rank=rank, clock=tracing.clock)
+        return path
 
     def _so_far(self) -> StepCommunication:
         return StepCommunication(
@@ -124,7 +142,12 @@ class Communication:
         return RankClock(zero, zero - began)
 
     def close(self) -> None:
-        """End the threads; again is harmless."""
+        """End the threads; again is harmless. A trace that is still open here is of a run that
+        failed, whose messages may never end: it is not waited for, and not written."""
+        if self._tracing is not None:
+            rank, first, self._tracing = self._runtime.ranks.rank, self._tracing.first, None
+            line = f"rank {rank}: the trace that began at step {first} was not written"
+            print(line, file=sys.stderr, flush=True)
         for watcher in (self._watchdog, self._heartbeats):
             if watcher is not None:
                 watcher.close()

@@ -147,7 +147,7 @@ class Trainer:
     def run(self, stop_signal: StopSignal) -> None:
         """Train until the steps are done or something asks for the end; save; summarise."""
         config, clock = self.config, self.reporter.clock
-        stopped = ""
+        stopped, signalled = "", False
         while self.done < config.train.steps and not stopped:
             self._step()
             last = self.done == config.train.steps
@@ -155,14 +155,20 @@ class Trainer:
                 self._validate()
             if self._is_due(config.checkpoint.every) and not last:
                 self._save()
-            over = 0 < config.train.max_minutes * 60 <= clock.elapsed()
-            if any_rank(bool(stop_signal.received) or over, self.runtime):
-                stopped = "a signal" if stop_signal.received else "train.max_minutes"
+            # A signal reaches one rank before the others, and clocks differ; from here on all
+            # ranks must take the same turn.
+            signalled = any_rank(bool(stop_signal.received), self.runtime)
+            limit_s = config.train.max_minutes * 60
+            if signalled:
+                stopped = "a signal"
+            elif limit_s > 0 and any_rank(clock.elapsed() >= limit_s, self.runtime):
+                stopped = "train.max_minutes"
+        self._tell_trace(self.communication.end_trace(self.done))
         if self.saved_step != self.done:
             self._save()
         with clock.part("checkpoint"):
             self.store.wait()
-        if not stop_signal.received:
+        if not signalled:
             self._validate()
         if stopped:
             self.reporter.console.line(
@@ -216,13 +222,16 @@ class Trainer:
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
         )
         self.reporter.step(record, freq_LE)
-        if trace is not None:
-            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
+        self._tell_trace(trace)
         if self.skipped_in_a_row > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
                 f"finite; train.max_skipped_steps is {config.train.max_skipped_steps}"
             )
+
+    def _tell_trace(self, trace: Path | None) -> None:
+        if trace is not None:
+            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
 
     skipped_in_a_row = 0
 

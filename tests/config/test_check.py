@@ -14,6 +14,9 @@ from distmoe.config import (
 from distmoe.config.check import NAMES
 from distmoe.config.keys import key_types
 from distmoe.config.ranges import RANGES
+from distmoe.config.rules import FORCED_ROUTERS
+from distmoe.registry import ROUTERS
+from distmoe.routing.routers import is_forced
 
 MakeConfig = Callable[..., Config]
 MakeData = Callable[..., str]
@@ -97,6 +100,11 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "--moe.bias_update_rate=1e-8",
             1,
             "moe.bias_update_rate is 1e-08; it must be 0 or at least 5.960464477539063e-08",
+        ),
+        (
+            "--moe.router=hash --moe.bias_update_rate=1e-3",
+            1,
+            "moe.bias_update_rate is 0.001; it must be 0 with moe.router 'hash', whose choice",
         ),
         (
             "--moe.expert_groups=3 --moe.groups_per_token=2",
@@ -287,11 +295,16 @@ def test_four_ranks_share_three_experts_by_rows_only(
         "--moe.nodes_per_token=1 --parallel.ranks_per_node=16",
         "--moe.nodes_per_token=8 --parallel.ranks_per_node=1 --moe.top_k=16",
         "--moe.router=balanced --moe.expert_groups=4 --moe.groups_per_token=1",
-        "--moe.router=hash --moe.bias_update_rate=1e-3 --moe.score_scale=2.5",
+        "--moe.router=hash --moe.score_scale=2.5",
+        "--moe.router=sigmoid_topk --moe.bias_update_rate=1e-3",
     ],
 )
 def test_limits_that_fit(make_config: MakeConfig, options: str) -> None:
     check(make_config(*options.split(), "--parallel.ep=8"), 8)
+
+
+def test_the_check_knows_every_forced_router() -> None:
+    assert set(FORCED_ROUTERS) == {name for name in ROUTERS if is_forced(name)}
 
 
 def test_ranks_of_a_node_are_those_of_the_launcher(make_config: MakeConfig) -> None:

@@ -81,6 +81,23 @@ def test_a_checkpoint_with_biases_loads_on_other_ranks(
 
 
 @pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
+def test_a_model_without_biases_refuses_a_checkpoint_with_them(
+    world: int, ep: int, name: str, tmp_path: Path
+) -> None:
+    def load_plain(rank: int) -> str:
+        _, engine = start(world, ep, name)
+        with pytest.raises(ValueError, match="does not fit this model") as caught:
+            load(tmp_path, engine.state_dict())
+        return str(caught.value)
+
+    run_ranks(first_half, world, world, ep, name, tmp_path)
+    for message in run_ranks(load_plain, world):
+        assert message.endswith(
+            "which has no blocks.1.mlp.bias_E; it needs moe.bias_update_rate > 0"
+        )
+
+
+@pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
 def test_an_engine_takes_the_biases_of_a_state(world: int, ep: int, name: str) -> None:
     def run(rank: int) -> list[list[int]]:
         _, engine = start(world, ep, name, **BIASED)

@@ -52,6 +52,16 @@ def test_columns_stay_in_place_and_in_120_characters(capsys: Captured, record: M
     assert len(heading) == len(first) == len(second) <= 120
 
 
+def test_a_step_of_forced_routing_is_marked(capsys: Captured, record: Make) -> None:
+    console = RunConsole(enabled=True, steps=99999, first_step=0)
+    console.step(record(7))
+    console.step(record(8, routing="forced"))
+    heading, real, forced = capsys.readouterr().out.splitlines()[-3:]
+    assert "forced" not in real
+    assert forced.split()[heading.split().index("load")] == "forced"
+    assert len(forced) == len(heading) <= 120
+
+
 def test_a_skipped_step_is_marked(capsys: Captured, record: Make) -> None:
     console = RunConsole(enabled=True, steps=100, first_step=0)
     console.step(record(7, skipped=True, grad_norm=float("nan")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
 
@@ -52,6 +53,11 @@ def test_names_are_stable(record: Make) -> None:
     assert set(record(1).flat()) == NAMES
     assert {name for names in GROUPS.values() for name in names} <= NAMES
     assert set(LAYER_FIGURES) == LOAD_NAMES - {"pairs"}
+
+
+def test_every_name_is_explained() -> None:
+    text = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+    assert [name for name in sorted(NAMES) if f"`{name}`" not in text] == []
 
 
 def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:

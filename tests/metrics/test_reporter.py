@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,13 @@ def test_layer_tables_now_and_then_and_once_at_the_end(
     assert shown == ["6", "8"]
 
 
+def test_no_layer_table_without_experts(config: Config, record: Make, capsys: Captured) -> None:
+    config = replace(config, metrics=MetricsConfig(tensorboard=False, layer_table_every=2))
+    load = replace(record(1).load, tokens_per_expert_over_tile=math.inf)
+    run(config, partial(record, load=load, layers={}), steps=range(1, 6), resumed_step=0)
+    assert "experts of each layer" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("layers", "shown"), [(12, 12), (13, 8)])
 def test_many_layers_are_cut_at_the_end_only(
     config: Config, record: Make, capsys: Captured, layers: int, shown: int
@@ -98,7 +107,7 @@ def test_a_run_in_the_files(config: Config, record: Make) -> None:
     assert steps_of(folder / "validation.jsonl") == [6]
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [s.step for s in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert [i.step for i in events.Images("experts/load_layer_by_expert")] == [2, 4, 6]
+    assert [i.step for i in events.Images("experts/load_layer_01_to_02_by_expert")] == [2, 4, 6]
     tag = "layers_tiles_max_over_mean/layer_01"
     assert [s.step for s in events.Scalars(tag)] == [2, 4, 6]
     line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
@@ -129,6 +138,22 @@ def test_without_tensorboard(config: Config, record: Make, capsys: Captured) -> 
     assert "tensorboard --logdir" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("scope", "advice"),
+    [
+        ("ep", "larger micro-batches or ep, or a smaller"),
+        ("rank", "moe.rounding.scope 'ep', larger micro-batches, or a smaller"),
+    ],
+)
+def test_the_advice_fits_what_is_rounded_together(
+    config: Config, record: Make, capsys: Captured, scope: str, advice: str
+) -> None:
+    rounding = replace(config.moe.rounding, scope=scope)  # type: ignore[arg-type]
+    config = replace(config, moe=replace(config.moe, rounding=rounding))
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    assert f"rounding costs quality: {advice} moe.rounding.tile" in capsys.readouterr().out
+
+
 def test_no_warning_without_rounding(config: Config, record: Make, capsys: Captured) -> None:
     config = replace(config, moe=replace(config.moe, rounding=RoundingConfig(rule="none")))
     run(config, record, steps=range(1, 4), resumed_step=0)
@@ -143,8 +168,12 @@ def test_forced_routing_is_stamped_on_header_and_summary(
     assert "FORCED" not in capsys.readouterr().out
     forced = replace(config, moe=replace(config.moe, router=router))
     run(forced, record, steps=range(6, 9), resumed_step=5)
+    stamp = f"FORCED by router {router}: no real routing"
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines.count(f"routing FORCED by router {router}: no real routing".split()) == 2
+    assert lines.count(f"routing {stamp}".split()) == 2
+    events = EventAccumulator(f"{config.run.dir}/tensorboard").Reload()
+    texts = events.Tensors("routing/text_summary")
+    assert [(t.step, t.tensor_proto.string_val[0].decode()) for t in texts] == [(5, stamp)]
 
 
 def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:

@@ -89,7 +89,7 @@ def events(path: Path) -> EventAccumulator:
 def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
     writer.write(record(1))
-    writer.expert_load(1, np.array([[3, 8, 1, 2]]))
+    writer.expert_load(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
     writer.layers(record(1))
     writer.validation(1, 1.5)
     writer.close()
@@ -99,11 +99,11 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
     assert set(tags["scalars"]) == names | layers | {"validation/loss"}
     assert read.Scalars("layers_pairs_added/layer_02")[0].value == 4
-    assert tags["images"] == ["experts/load_layer_by_expert"]
-    assert tags["histograms"] == ["experts/load_layer_0"]
+    assert tags["images"] == ["experts/load_layer_01_to_02_by_expert"]
+    assert tags["histograms"] == ["experts/load_layer_01", "experts/load_layer_02"]
     assert read.Scalars("train/loss")[0].value == 2.0
-    image = read.Images("experts/load_layer_by_expert")[0]
-    assert (image.width, image.height) == (4 * 32, 32)
+    image = read.Images("experts/load_layer_01_to_02_by_expert")[0]
+    assert (image.width, image.height) == (4 * 32, 2 * 32)
 
 
 def test_tensorboard_forgets_the_steps_that_a_resume_repeats(tmp_path: Path, record: Make) -> None:
@@ -129,8 +129,8 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
             assert any(re.fullmatch(tag, name) for name in written), tag
 
 
-def test_a_model_without_experts_has_no_pictures(tmp_path: Path) -> None:
+def test_a_model_without_experts_has_no_pictures(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
-    writer.expert_load(1, np.zeros((0, 4), dtype=np.int64))
+    writer.expert_load(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
     writer.close()
     assert events(tmp_path).Tags()["images"] == []

@@ -15,6 +15,7 @@ from torch import Tensor
 from distmoe import MoE, MoEConfig
 from distmoe.config import (
     Config,
+    ExpertGroups,
     ModelConfig,
     ParallelConfig,
     RankInfo,
@@ -22,6 +23,8 @@ from distmoe.config import (
     RunConfig,
     TrainConfig,
 )
+from distmoe.kernels.round_select import NOTHING
+from distmoe.kernels.router_topk.torch_backend import integer_keys
 from distmoe.planner.routing_simulation import (
     TOP_K,
     Setting,
@@ -41,6 +44,7 @@ from distmoe.planner.routing_trace import (
     trace_path,
     write_trace,
 )
+from distmoe.routing.group_limit import GroupLimit
 from distmoe.routing.routers import Scores
 from distmoe.train.record_routing import RoutingRecorder
 
@@ -233,15 +237,21 @@ def pairs_of(layer: MoE, x_TH: Tensor) -> list[tuple[int, int]]:
     return list(zip(routing.expert_N.tolist(), routing.token_N.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("ep", [1, 2])
-def test_joined_ranks_are_what_the_run_chose(tmp_path: Path, ep: int) -> None:
+@pytest.mark.parametrize(("ep", "groups_per_token"), [(1, 0), (2, 0), (1, 2), (2, 2)])
+def test_joined_ranks_are_what_the_run_chose(
+    tmp_path: Path, ep: int, groups_per_token: int
+) -> None:
     """Rounded again from the trace, every layer and micro-batch gives the pairs that really ran."""
     from distmoe.comm import make_exchange
     from distmoe.routing.round_tokens import round_scores
 
     shape = (ep, 3, MICRO_BATCHES, LAYERS, T, H)
     x_PSMLTH = torch.randn(shape, generator=torch.Generator().manual_seed(ep))
-    ran = run_ranks(record_steps, ep, config_of(tmp_path, ep), x_PSMLTH)
+    config = config_of(tmp_path, ep)
+    if groups_per_token:
+        limited = replace(config.moe, expert_groups=4, groups_per_token=groups_per_token)
+        config = replace(config, moe=limited)
+    ran = run_ranks(record_steps, ep, config, x_PSMLTH)
     groups = list(read_traces(trace_folder(tmp_path)))
     # Of three steps two are recorded, and no evaluation.
     assert [g.step for g in groups] == [1] * (LAYERS * MICRO_BATCHES) + [2] * (
@@ -252,6 +262,7 @@ def test_joined_ranks_are_what_the_run_chose(tmp_path: Path, ep: int) -> None:
         n = ((group.step - 1) * MICRO_BATCHES + group.micro_batch) * LAYERS + group.layer - 1
         really = [(expert, token + T * r) for r in range(ep) for expert, token in ran[r][n]]
         scores = traced_scores(group)
+        assert (scores.allowed_TE is not None) is bool(groups_per_token)
         rounding = RoundingConfig("balance", tile=M, balance_groups=ep)
         rounded = round_scores(scores, make_exchange(None), rounding)
         assert [tuple(pair) for pair in rounded.selected_TE.T.nonzero().tolist()] == sorted(really)
@@ -288,13 +299,13 @@ def test_off_is_nothing(tmp_path: Path) -> None:
 
 
 def test_a_choice_that_is_no_top_k_of_the_keys_is_refused(tmp_path: Path) -> None:
-    """As of a router that limits the groups of experts: its trace would be simulated wrongly."""
+    """As of a router that does not decide on its keys: its trace would be simulated wrongly."""
     layers = [MoE(config_of(tmp_path, 1).moe)]
     recorder = RoutingRecorder(config_of(tmp_path, 1), RankInfo(), layers, resumed_step=0)
     router = layers[0].router
 
-    def limited(logits_TE: Tensor) -> Scores:
-        scores = router(logits_TE)
+    def limited(logits_TE: Tensor, bias_E: Tensor | None = None) -> Scores:
+        scores = router(logits_TE, bias_E)
         return replace(scores, chosen_TE=scores.chosen_TE.roll(1, dims=1))
 
     layers[0].router = limited
@@ -312,6 +323,45 @@ def test_simulating_a_trace_is_simulating_its_scores(tmp_path: Path) -> None:
     (group,) = read_traces(tmp_path)
     again = simulate(traced_scores(group), RULES, ranks=2, tile=M)
     assert again == simulate(scores, RULES, ranks=2, tile=M)
+
+
+def test_simulating_a_trace_keeps_to_the_groups_of_a_token(tmp_path: Path) -> None:
+    """An expert whose tokens are all chosen cannot round up, and no way takes another token."""
+    score_TE = synthetic_scores(Setting(tokens=30, num_experts=E, top_k=K, ranks=2, tile=M))
+    scores = GroupLimit(ExpertGroups(4, 1), top_k=K, group_score="max")(score_TE)
+    facts = TraceFacts(1, 0, 2, 2, top_k=K, tile=M, layers=(0,))
+    masses = integer_keys(scores.score_TE).chunk(2)
+    for rank, (key_TE, mass_TE) in enumerate(zip(scores.key_TE.chunk(2), masses, strict=True)):
+        trace = RankTrace(
+            replace(facts, rank=rank), key_TE.numpy()[None, None], mass_TE.numpy()[None, None]
+        )
+        write_trace(tmp_path, trace)
+    (group,) = read_traces(tmp_path)
+    again = traced_scores(group)
+    assert torch.equal(again.chosen_TE, scores.chosen_TE)
+    assert torch.equal(again.allowed_TE, scores.allowed_TE)
+    outcomes = simulate(again, RULES, ranks=2, tile=M)
+    # One group of two experts for two choices: all that is allowed is chosen, nothing can be added.
+    assert {outcome.added for outcome in outcomes} == {0}
+    assert {outcome.name for outcome in outcomes if outcome.waste} == {TOP_K}
+
+
+def test_the_bias_of_a_trace_is_found_again(tmp_path: Path) -> None:
+    scores = synthetic_scores(Setting(tokens=30, num_experts=E, top_k=K, ranks=2, tile=M))
+    bias_E = torch.arange(E, dtype=torch.int32) << 20
+    facts = TraceFacts(1, 0, 1, 1, top_k=K, tile=M, layers=(0,))
+    drawn_TE = torch.randint(0, 1 << 24, scores.key_TE.shape, dtype=torch.int32)
+    # Unbiased, biased, and of a forced router.
+    keys = scores.key_TE, scores.key_TE + bias_E, drawn_TE
+    for key_TE, want_E in zip(keys, (None, bias_E, None), strict=True):
+        limit = GroupLimit(ExpertGroups(4, 2), top_k=K, group_score="max")
+        limited_TE = torch.where(limit.allowed(key_TE), key_TE, NOTHING)
+        for kept_TE in (key_TE, limited_TE):
+            key_LMTE, mass_LMTE = kept_TE.numpy()[None, None], scores.key_TE.numpy()[None, None]
+            write_trace(tmp_path, RankTrace(facts, key_LMTE, mass_LMTE))
+            (group,) = read_traces(tmp_path)
+            found_E = traced_scores(group).bias_E
+            assert found_E is None if want_E is None else torch.equal(found_E, want_E)
 
 
 def test_a_recorded_trace_keeps_the_order_of_the_rules(tmp_path: Path) -> None:

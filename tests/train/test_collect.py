@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
 from distmoe.metrics.record import StepRecord
-from distmoe.moe.stats import MoEStats
+from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
 from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
 from distmoe.runtime import Runtime
@@ -89,7 +90,7 @@ def run_step(
     return record, forwards
 
 
-def by_loop(forwards: list[Forward], *, ep: int) -> dict[str, float]:
+def by_loop(forwards: list[Forward], *, ep: int, scope: str) -> dict[str, float]:
     """Every figure of one layer, counted pair by pair."""
     chosen = [[0] * E for _ in forwards]
     ran = [[0] * E for _ in forwards]
@@ -113,7 +114,10 @@ def by_loop(forwards: list[Forward], *, ep: int) -> dict[str, float]:
                 mass["chosen"] += amount * top
                 mass["dropped"] += amount * (top and not has)
                 mass["added"] += amount * (has and not top)
-    return {**found, **_ratios(forwards, chosen, ran, ep=ep), **_shares(mass)}
+    ratios = _ratios(forwards, chosen, ran, ep=ep)
+    together = {(f.micro_batch, f.rank // ep if scope == "ep" else f.rank) for f in forwards}
+    ratios["tokens_per_expert_over_tile"] = found["pairs"] / len(together) / E / M
+    return {**found, **ratios, **_shares(mass)}
 
 
 def _shares(mass: dict[str, int]) -> dict[str, float]:
@@ -142,19 +146,20 @@ def _ratios(
         "load_max_over_mean": max(freq) / (sum(freq) / E),
         "tile_waste": (tiles * M - sum(map(sum, ran))) / (tiles * M),
         "tile_waste_unrounded": (unrounded * M - sum(freq)) / (unrounded * M),
-        "tokens_per_expert_over_tile": sum(freq) / len(populations) / E / M,
         "dead_experts": freq.count(0),
     }
 
 
-@pytest.mark.parametrize("rule", ["nearest", "none"])
+@pytest.mark.parametrize(
+    ("rule", "scope"), [("nearest", "ep"), ("none", "ep"), ("nearest", "rank")]
+)
 @pytest.mark.parametrize(("world", "ep"), [(1, 1), (2, 2), (4, 4), (4, 2), (2, 1)])
 def test_every_layer_is_what_a_loop_counts(
-    world: int, ep: int, rule: str, monkeypatch: pytest.MonkeyPatch
+    world: int, ep: int, rule: str, scope: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(
         CONFIG,
-        moe=replace(CONFIG.moe, rounding=RoundingConfig(rule, tile=M)),
+        moe=replace(CONFIG.moe, rounding=RoundingConfig(rule, tile=M, scope=scope)),
         parallel=ParallelConfig(ep=ep),
     )
     generator = torch.Generator().manual_seed(world * 10 + ep)
@@ -168,7 +173,7 @@ def test_every_layer_is_what_a_loop_counts(
     forwards = [forward for _, of_rank in results for forward in of_rank]
     assert list(record.layers) == [1, 2]
     for row, load in enumerate(record.layers.values()):
-        want = by_loop([f for f in forwards if f.layer == row], ep=ep)
+        want = by_loop([f for f in forwards if f.layer == row], ep=ep, scope=scope)
         got = load.flat()
         moved = {"pairs_moved_share", "score_moved_share"}
         assert want.keys() == got.keys() - moved
@@ -224,6 +229,23 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
 def some_stats() -> MoEStats:
     count_E, one = torch.full((E,), 8), torch.tensor(1)
     return MoEStats(count_E, count_E, one, one, one, one, one, one, 1, 1)
+
+
+def test_counts_of_a_layer_copy_nothing_from_the_host() -> None:
+    """On a GPU each such copy would wait for the device."""
+    made: list[str] = []
+
+    class Noted(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func in (torch.tensor, torch.as_tensor):
+                made.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    stats = some_stats()
+    with Noted():
+        counts = stats.own()
+    assert len(counts) == len(DEVICE_COUNTS)
+    assert made == []
 
 
 def test_sums_of_scores_are_exact_beyond_32_bits() -> None:

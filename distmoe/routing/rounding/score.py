@@ -2,8 +2,9 @@
 
 Rounding down loses the scores of the pairs above the last whole tile, rounding up adds those of the
 best other tokens. Up with probability lost / (lost + added): a tile that is nearly full of strong
-pairs is rarely dropped. Sums are of integer keys, and the draw is that of `stochastic`, so every
-rank finds the same targets.
+pairs is rarely dropped. Sums are of integer scores (keys without the bias), and the draw is that of
+`stochastic`, so every rank finds the same targets. Of the forced routers `hash` weighs its drawn
+keys; `balanced`, whose chosen keys exceed all others, nearly always goes up.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from distmoe.routing.rounding import KeySums, Rule, may_round_up
 from distmoe.routing.rounding.stochastic import DRAW_BITS, draw
 
-# Bits of the drawn chance: times a sum of 2^17 keys it fits into 64 bits.
+# Bits of the drawn chance: times a sum of 2^17 scores it fits into 64 bits.
 CHANCE_BITS = 20
 
 

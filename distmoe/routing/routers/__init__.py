@@ -27,7 +27,8 @@ class Scores:
     kernels/round_select; None: all.
 
     ``renormalize``: what a pair's weight is divided by; see `weight`. ``sums_to_one``: a token's
-    scores do. ``scale``: factor on every weight.
+    scores do. ``scale``: factor on every weight. ``bias_E`` int32: what ``key_TE`` has above the
+    integer scores; None: nothing, or keys that a forced router has set freely.
     """
 
     score_TE: Tensor
@@ -38,6 +39,7 @@ class Scores:
     allowed_TE: Tensor | None = None
     sums_to_one: bool = True
     scale: float = 1.0
+    bias_E: Tensor | None = None
 
     @property
     def prob_TE(self) -> Tensor:
@@ -100,6 +102,7 @@ def scores_from_logits(
         top_k,
         renormalize,
         sums_to_one=activation != "sigmoid",
+        bias_E=bias_E,
     )
 
 

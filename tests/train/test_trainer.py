@@ -1,0 +1,89 @@
+"""How a run ends: all ranks in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+
+from distmoe.config import Config, RankInfo, TrainConfig
+from distmoe.metrics.throughput import Clock
+from distmoe.runtime import Runtime, StopSignal
+from distmoe.train.trainer import Trainer
+
+
+def run_of(
+    rank: int, world: int, *, signal_at: int, late: bool, minutes: float, traced: bool = False
+) -> list[str]:
+    """What one rank does when a signal reaches the last rank only, in step ``signal_at``; ``late``:
+    the other ranks have it when they save."""
+    done: list[str] = []
+    signal = StopSignal()
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = Config(train=TrainConfig(steps=3, max_minutes=minutes, validate_every=0))
+    trainer.runtime = Runtime(
+        RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD
+    )
+    trainer.done, trainer.saved_step, trainer.unigram_entropy = 0, -1, 6.0
+    clock = Clock()
+    if minutes and rank == 0:
+        # This clock is the first that shows the limit.
+        clock.elapsed = lambda: 1e9 * (trainer.done >= 2)  # type: ignore[method-assign]
+    trainer.reporter = SimpleNamespace(  # type: ignore[assignment]
+        clock=clock,
+        console=SimpleNamespace(line=done.append),
+        finish=lambda **facts: done.append(f"finished at {facts['step']}"),
+    )
+    trainer.communication = SimpleNamespace(  # type: ignore[assignment]
+        end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
+    )
+    trainer.store = SimpleNamespace(wait=lambda: None)  # type: ignore[assignment]
+
+    def step() -> None:
+        trainer.done += 1
+        if rank == world - 1 and trainer.done == signal_at:
+            signal.received = 15
+
+    def save() -> None:
+        done.append("saved")
+        if late:
+            signal.received = 15
+
+    def validate() -> None:
+        dist.barrier()
+        done.append("validated")
+
+    trainer._step, trainer._save, trainer._validate = step, save, validate  # type: ignore[method-assign]
+    trainer.run(signal)
+    return done
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("signal_at", [1, 3])
+def test_a_signal_to_one_rank_stops_all_alike(signal_at: int, late: bool) -> None:
+    results = run_ranks(lambda rank: run_of(rank, 2, signal_at=signal_at, late=late, minutes=0), 2)
+    line = f"stopped by a signal at step {signal_at} of 3; the same command goes on from here"
+    assert results == [["saved", line, f"finished at {signal_at}"]] * 2
+
+
+def test_a_signal_after_the_last_step_changes_nothing() -> None:
+    results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=rank == 1, minutes=0), 2)
+    assert results == [["saved", "validated", "finished at 3"]] * 2
+
+
+def test_the_time_limit_of_one_rank_stops_all_alike() -> None:
+    results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=False, minutes=9), 2)
+    line = "stopped by train.max_minutes at step 2 of 3; the same command goes on from here"
+    assert results == [["saved", "validated", line, "finished at 2"]] * 2
+
+
+def test_a_run_that_ends_inside_the_traced_steps_writes_them() -> None:
+    results = run_ranks(
+        lambda rank: run_of(rank, 2, signal_at=2, late=False, minutes=0, traced=True), 2
+    )
+    for lines in results:
+        assert lines[0] == "trace: steps-1-2.json, and beside it those of the other ranks"
