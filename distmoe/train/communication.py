@@ -99,6 +99,8 @@ class Communication:
         if step in self._trace_steps and self._tracing is None:
             self._tracing = _Tracing(step, self._common_clock())
             self._timeline.start()
+        # Between traced steps, in a validation, nothing is noted.
+        self._timeline.on = self._tracing is not None
         self._before = self._so_far()
 
     def end(self, step: int) -> tuple[StepCommunication, Path | None]:
@@ -109,6 +111,7 @@ class Communication:
             now.node_bytes - before.node_bytes,
             now.remote_bytes - before.remote_bytes,
         )
+        self._timeline.on = False
         if self._tracing is None or step < self._trace_steps[-1]:
             return used, None
         return used, self.end_trace(step)
