@@ -95,7 +95,7 @@ def ties_across_ranks(tile: int, tokens: int) -> dict:
 @given(problem=problems())
 @example(problem=ties_across_ranks(8, 3))
 @example(problem=ties_across_ranks(16, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_every_rank_count_gives_the_pairs_of_the_central_rule(rule: str, problem: dict) -> None:
     _, want_TE = round_all_tokens(
         problem["scores_TE"],
