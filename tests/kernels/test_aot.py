@@ -21,8 +21,6 @@ ROOT = Path(__file__).parents[2]
 # The version of the GPU machines that are aimed at; `make test` installs it here.
 TRITON_36 = ROOT / ".triton36"
 
-pytestmark = pytest.mark.processes
-
 
 def inspect(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], dict]:
     environment = dict(os.environ, TRITON_CACHE_DIR=str(tmp_path / "cache"))
