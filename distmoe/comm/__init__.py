@@ -75,6 +75,21 @@ class Exchange(Protocol):
         ...
 
 
+def exchange_now(
+    exchange: Exchange, kind: str, recv: Mapping[int, Tensor], send: Mapping[int, Tensor]
+) -> None:
+    """One transfer, begun and waited for: fills ``recv``, sends ``send``, leaves out empty parts."""
+    transfer = exchange.post_recv(kind, not_empty(recv))
+    exchange.post_send(transfer, not_empty(send))
+    exchange.wait_recv(transfer)
+    exchange.wait_send(transfer)
+
+
+def not_empty(parts: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Ranks without rows are left out of a transfer."""
+    return {peer: part for peer, part in parts.items() if part.numel()}
+
+
 def make_exchange(
     group: dist.ProcessGroup | None, name: str = "auto", *, ranks_per_node: int = 0
 ) -> Exchange:

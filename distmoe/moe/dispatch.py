@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.comm import Exchange
+from distmoe.comm import Exchange, exchange_now
 from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, slices_of
@@ -82,8 +82,6 @@ def _exchange_pairs(
         for p, pairs in enumerate(sizes.pairs_from_P)
         if (pairs or p in relays) and p != rank
     }
-    transfer = exchange.post_recv("pairs", received)
-    exchange.post_send(transfer, {p: m for p, m in message.items() if p != rank})
-    exchange.wait_recv(transfer)
-    exchange.wait_send(transfer)
+    others = {p: m for p, m in message.items() if p != rank}
+    exchange_now(exchange, "pairs", received, others)
     return received | {rank: message[rank]}

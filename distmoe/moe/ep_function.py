@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distmoe.comm import Exchange
+from distmoe.comm import Exchange, not_empty
 from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import MoeMlp
 from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
-from distmoe.moe.rows import FlatRows, OwnRows, Rows, not_empty
+from distmoe.moe.rows import FlatRows, OwnRows, Rows
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from distmoe.comm import Exchange, Transfer
+from distmoe.comm import Exchange, Transfer, not_empty
 from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.plan import Block, DispatchPlan
 from distmoe.moe.relay import Duty
-from distmoe.moe.rows import FlatRows, not_empty
+from distmoe.moe.rows import FlatRows
 
 
 class NodeRows:

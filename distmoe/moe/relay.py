@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmoe.comm import Exchange
+from distmoe.comm import Exchange, exchange_now
 
 IntArray = NDArray[np.int64]
 
@@ -70,9 +70,6 @@ def exchange_needs(
     width = relay_UG.shape[1]
     others = [q for q in range(rail.size) if q != rail.rank]
     received = {q: relay_UG.new_empty(int(rows_QC[q].sum()), width).byte() for q in others}
-    transfer = rail.post_recv("needs", {q: r for q, r in received.items() if r.numel()})
     parts = {q: relay_UG[sent_slices[q * width + place]].byte() for q in others}
-    rail.post_send(transfer, {q: p for q, p in parts.items() if p.numel()})
-    rail.wait_recv(transfer)
-    rail.wait_send(transfer)
+    exchange_now(rail, "needs", received, parts)
     return received

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distmoe.comm import Exchange, Transfer
+from distmoe.comm import Exchange, Transfer, not_empty
 from distmoe.moe.plan import DispatchPlan
 
 
@@ -113,8 +113,3 @@ class FlatRows:
             self.exchange.wait_send(transfer)
         own = [y_RH[block.rows] for block in self.plan.blocks if not block.travels]
         torch.cat(own, out=self.home_UH[self.plan.rows_to[self.plan.rank]])
-
-
-def not_empty(parts: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Ranks without rows are left out of a transfer."""
-    return {peer: part for peer, part in parts.items() if part.numel()}

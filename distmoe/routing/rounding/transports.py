@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from distmoe.comm import Exchange
+from distmoe.comm import Exchange, exchange_now
 from distmoe.registry import ROUNDING_TRANSPORTS
 from distmoe.routing.rounding import Amounts
 
@@ -60,10 +60,8 @@ def _swap(exchange: Exchange, kind: str, parts: Tensor) -> Tensor:
     received = torch.empty_like(parts, memory_format=torch.contiguous_format)
     received[exchange.rank] = parts[exchange.rank]
     peers = [peer for peer in range(exchange.size) if peer != exchange.rank]
-    transfer = exchange.post_recv(kind, {peer: received[peer] for peer in peers})
-    exchange.post_send(transfer, {peer: parts[peer].contiguous() for peer in peers})
-    exchange.wait_recv(transfer)
-    exchange.wait_send(transfer)
+    recv = {peer: received[peer] for peer in peers}
+    exchange_now(exchange, kind, recv, {peer: parts[peer].contiguous() for peer in peers})
     return received
 
 
