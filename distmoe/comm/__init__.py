@@ -78,7 +78,7 @@ class Exchange(Protocol):
 def exchange_now(
     exchange: Exchange, kind: str, recv: Mapping[int, Tensor], send: Mapping[int, Tensor]
 ) -> None:
-    """One transfer, begun and waited for: fills ``recv``, sends ``send``, leaves out empty parts."""
+    """One transfer that is waited for: fills ``recv``, sends ``send``; empty parts are left out."""
     transfer = exchange.post_recv(kind, not_empty(recv))
     exchange.post_send(transfer, not_empty(send))
     exchange.wait_recv(transfer)
