@@ -3,71 +3,32 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_runs import config_file, finish, start
 
 from distmoe.config import Config, ConfigError, apply_overrides, check
-from distmoe.data.cli import main as data_main
 from distmoe.planner.routing_simulation import TOP_K, mean_outcomes, simulate, traced_scores
 from distmoe.planner.routing_trace import read_rank_trace, read_traces
 
-CONFIG = """
-[run]
-dir = "{run}"
-device = "cpu"
-[launch]
-nproc = 2
-threads = 1
-[model]
-hidden_size = 32
-n_layers = 3
-n_dense_layers = 1
-n_heads = 2
-n_kv_heads = 1
-intermediate_size = 64
-[moe]
-num_experts = 8
-top_k = 2
-intermediate_size = 16
-[moe.rounding]
-tile = 8
-[parallel]
-ep = 2
-[data]
-path = "{data}"
-seq_len = 32
-[optim]
-warmup_steps = 2
-[train]
-steps = 4
-global_batch_size = 8
-micro_batch_size = 2
-activation_checkpoint = "full"
-validate_every = 2
-validation_batches = 1
-[metrics]
-tensorboard = false
-"""
+# Two blocks with experts and two micro-batches, recomputed forwards and validations.
+OPTIONS = ["--model.n_layers", "3", "--moe.num_experts", "8", "--moe.router", "softmax_topk"]
+OPTIONS += ["--moe.bias_update_rate", "0", "--train.global_batch_size", "8"]
+OPTIONS += ["--train.micro_batch_size", "2", "--train.activation_checkpoint", "full"]
+OPTIONS += ["--train.validate_every", "2", "--train.validation_batches", "1"]
 
 
 def train(config: Path, *options: str) -> str:
-    command = [sys.executable, "-m", "distmoe", "train", str(config), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return finish(start(config, *OPTIONS, *options))
 
 
 @pytest.mark.processes
-def test_the_next_steps_of_each_start_and_nothing_else(tmp_path: Path) -> None:
-    data, folder = tmp_path / "data", tmp_path / "run" / "routing"
-    assert data_main(["prepare", "--builtin", "shakespeare", "--out", str(data)]) == 0
-    config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(run=tmp_path / "run", data=data))
-    output = train(config, "--train.record_routing", "3")
+def test_the_next_steps_of_each_start_and_nothing_else(tmp_path: Path, data: Path) -> None:
+    folder = tmp_path / "run" / "routing"
+    config = config_file(tmp_path, data)
+    output = train(config, "--train.steps", "4", "--train.record_routing", "3")
     assert f"{folder}, of the next 3 steps" in output
     assert "experts of each layer at step 4" in output
     steps = sorted({int(path.name[5:13]) for path in folder.iterdir()})
