@@ -52,6 +52,14 @@ def worker_environment(ranks: RankInfo, *, threads: int) -> dict[str, str]:
     }
 
 
+def hide_torch_warnings() -> None:
+    """Unless the user has asked for another level; before torch is imported.
+
+    A lost peer is an error in Python already; the libraries below would put a C++ stack before it.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
 def _torchrun(variables: Environment) -> RankInfo:
     return RankInfo(
         rank=_integer(variables, "RANK"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
+from distmoe.launch.env import hide_torch_warnings
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
 
@@ -32,6 +33,8 @@ def run_rank(
     if there are peers."""
     # A Ctrl-C before the work takes it over ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not debug:
+        hide_torch_warnings()
     try:
         work()
     except ConfigError as error:

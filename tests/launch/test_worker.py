@@ -1,0 +1,27 @@
+"""How a rank ends when its peers do."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+
+def test_a_lost_store_is_no_page_of_c_plus_plus() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = Path(__file__).with_name("lost_store.py")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(program), str(rank), str(port)],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert said == [f"rank {rank}: ValueError: the end of rank {rank}\n" for rank in range(2)]
