@@ -56,7 +56,7 @@ def poisoned_empty() -> Iterator[None]:
 # Operators whose result has a size, or a value, that the host has to ask the device for.
 HOST_SYNCS = (
     "aten._local_scalar_dense",
-    "aten.nonzero",
+    "aten.nonzero.",
     "aten.masked_select",
     "aten.bincount",
     "aten._unique2",

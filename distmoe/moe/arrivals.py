@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.kernels.moe_mlp import PairIndex
+from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
 from distmoe.moe.schedule import OWN_RUNS, Part
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,11 @@ class Incoming:
 
     @staticmethod
     def of(messages: dict[int, Tensor], from_Pe: IntArray, *, rank: int, runs: int) -> Incoming:
-        """``messages``: see `build_plan`. The own rows are cut into halves, not into ``runs``."""
+        """``messages[source]``: int32 [C + pairs, 2] of the pairs that the source has for this
+        rank: the rows of each of its C ``runs`` (beside it the rows of the run that this rank shall
+        pass on inside its node), then row and bits of the fp32 score of every pair, sorted by
+        (expert, token); a source without pairs may be missing, the own rank not. The own rows are
+        cut into halves, not into ``runs``."""
         num_ranks, num_local = from_Pe.shape
         device = messages[rank].device
         rows_PC = torch.zeros(num_ranks, max(runs, OWN_RUNS), dtype=torch.int64, device=device)
@@ -42,8 +44,8 @@ class Incoming:
         rows_PC[rank] = 0
         rows_PC[rank, 0], rows_PC[rank, 1] = own - own // 2, own // 2
         pair_L2 = torch.cat([messages[source][runs:] for source in sorted(messages)])
-        owner_L = np.repeat(np.arange(num_ranks * num_local), from_Pe.reshape(-1))
-        which_L = torch.from_numpy(owner_L).to(device)
+        which = np.repeat(np.arange(num_ranks * num_local), from_Pe.reshape(-1))
+        which_L = to_device(which, device)
         return Incoming(
             rows_PC=rows_PC,
             relayed_PC=relayed_PC,
@@ -68,41 +70,47 @@ class Arrived:
     relayed_PC: IntArray
 
 
-def arrange(incoming: Incoming, arrivals: list[Part], *, num_local: int) -> Arrived:
-    """Rows lie in the order of ``arrivals``, an expert's pairs too. Waits for the device, once."""
-    device = incoming.row_L.device
-    num_ranks, width = incoming.rows_PC.shape
-    flat = [part.rank * width + part.run for part in arrivals]
-    number = np.zeros(num_ranks * width, dtype=np.int64)
-    number[flat] = np.arange(len(flat))
-    flat_A = torch.tensor(flat, device=device)
-    number_X = torch.from_numpy(number).to(device)
-    # The run of a row: as many runs of its source end before it.
-    ends_PC = incoming.rows_PC.cumsum(1)
-    run_L = (incoming.row_L[:, None] >= ends_PC[incoming.source_L]).sum(1)
-    flat_L = incoming.source_L * width + run_L
-    arrival_L = number_X[flat_L]
-    rows_A = incoming.rows_PC.view(-1)[flat_A]
-    first_A, before_X = rows_A.cumsum(0) - rows_A, (ends_PC - incoming.rows_PC).view(-1)
-    row_L = incoming.row_L - before_X[flat_L] + first_A[arrival_L]
-    key_L = incoming.expert_L * len(flat) + arrival_L
-    order_L = key_L.argsort(stable=True)
-    place_L = torch.empty_like(order_L)
-    place_L[order_L] = torch.arange(len(order_L), device=device)
-    counts_eA = torch.zeros(num_local * len(flat), dtype=torch.int64, device=device)
-    counts_eA.scatter_add_(0, key_L, torch.ones_like(key_L))
-    counts_eA = counts_eA.view(num_local, len(flat))
-    parts = [rows_A, counts_eA.T.reshape(-1), incoming.relayed_PC.reshape(-1)]
-    ends = np.cumsum([part.numel() for part in parts[:-1]])
-    rows_host, counts_host, relayed_host = np.split(torch.cat(parts).cpu().numpy(), ends)
-    return Arrived(
-        index=pair_index(row_L[order_L], counts_eA.sum(1), num_rows=int(rows_host.sum())),
-        score_L=incoming.score_L[order_L],
-        place_L=place_L,
-        rows_A=rows_host,
-        counts_Ae=counts_host.reshape(len(flat), num_local),
-        relayed_PC=relayed_host.reshape(incoming.relayed_PC.shape),
-    )
+class Arrangement:
+    """Rows lie in the order of ``arrivals``, an expert's pairs too. How many rows there are comes
+    to the host while other work goes on, until `finish`."""
+
+    def __init__(self, incoming: Incoming, arrivals: list[Part], *, num_local: int) -> None:
+        width = incoming.rows_PC.shape[1]
+        flat_A = np.array([part.rank * width + part.run for part in arrivals])
+        number = np.zeros(incoming.rows_PC.numel(), dtype=np.int64)
+        number[flat_A] = np.arange(len(flat_A))
+        device = incoming.row_L.device
+        number_X, place_A = to_device(number, device), to_device(flat_A, device)
+        # The run of a row: as many runs of its source end before it.
+        ends_PC = incoming.rows_PC.cumsum(1)
+        run_L = (incoming.row_L[:, None] >= ends_PC[incoming.source_L]).sum(1)
+        flat_L = incoming.source_L * width + run_L
+        arrival_L = number_X[flat_L]
+        rows_A = incoming.rows_PC.view(-1)[place_A]
+        first_A, before_X = rows_A.cumsum(0) - rows_A, (ends_PC - incoming.rows_PC).view(-1)
+        row_L = incoming.row_L - before_X[flat_L] + first_A[arrival_L]
+        key_L = incoming.expert_L * len(flat_A) + arrival_L
+        order_L = key_L.argsort(stable=True)
+        counts_eA = torch.zeros(num_local * len(flat_A), dtype=torch.int64, device=device)
+        counts_eA.scatter_add_(0, key_L, torch.ones_like(key_L))
+        self._counts_Ae = counts_eA.view(num_local, -1).T
+        self._row_L, self._score_L = row_L[order_L], incoming.score_L[order_L]
+        self._place_L = torch.empty_like(order_L)
+        self._place_L[order_L] = torch.arange(len(order_L), device=device)
+        self._sizes = HostCopy(rows_A, self._counts_Ae, incoming.relayed_PC)
+
+    def finish(self) -> Arrived:
+        """Waits for the sizes."""
+        rows_A, counts_Ae, relayed_PC = self._sizes.wait()
+        num_rows = sum(ints(rows_A))
+        return Arrived(
+            index=pair_index(self._row_L, self._counts_Ae.sum(0), num_rows=num_rows),
+            score_L=self._score_L,
+            place_L=self._place_L,
+            rows_A=rows_A,
+            counts_Ae=counts_Ae,
+            relayed_PC=relayed_PC,
+        )
 
 
 def pair_index(row_L: Tensor, counts_e: Tensor, *, num_rows: int) -> PairIndex:

@@ -1,4 +1,9 @@
-"""Makes the DispatchPlan of a layer: one small message, before any row travels."""
+"""Makes the DispatchPlan of a layer: one small message, before any row travels.
+
+The host needs two answers of the device: how much to send, and how many rows arrive. Each is asked
+for as soon as it is known and waited for one call later, so that whoever calls can enqueue other
+work in between.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,108 @@ from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
 from distmoe.comm.node_links import NodeLinks
+from distmoe.moe.arrivals import Arrangement, Incoming
+from distmoe.moe.host_copy import HostCopy
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, slices_of
 from distmoe.moe.schedule import Schedule
 from distmoe.routing.rounding import owned_part
 from distmoe.routing.routing import Routing
+
+
+class Dispatch:
+    """The plan of this rank in the making; collective over the group of ``exchange``.
+
+    To every other rank go 8 bytes a pair, row (int32) and score (fp32), under a head of 8 bytes a
+    run with the number of its rows; experts follow from the counts. ``from_ranks_Pe``: pairs that
+    every rank has for the experts of this one, as rounding tells; None: they are gathered first.
+    ``links``: for schedules of level `node`; relays are told which rank needs which row, a byte
+    each.
+    """
+
+    def __init__(
+        self,
+        routing: Routing,
+        exchange: Exchange,
+        *,
+        tile: int,
+        schedule: Schedule | None = None,
+        links: NodeLinks | None = None,
+        from_ranks_Pe: Tensor | None = None,
+    ) -> None:
+        self._plan: DispatchPlan | None = None
+        if exchange.size == 1:
+            self._plan = plan_of_one_rank(routing)
+            return
+        self._routing, self._exchange, self._tile, self._links = routing, exchange, tile, links
+        self._schedule = schedule or Schedule(steps=exchange.size - 1)
+        if from_ranks_Pe is None:
+            counts_PE = exchange.all_gather(routing.counts_E.int(), kind="counts")
+            from_ranks_Pe = owned_part(counts_PE, exchange)
+        if from_ranks_Pe is None:
+            raise AssertionError("the ranks must divide the experts")
+        self._outgoing = OutgoingRows.of(routing, self._schedule, exchange.rank, exchange.size)
+        self._pair_N2 = torch.stack(
+            [self._outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
+        )
+        self._copy = HostCopy(self._outgoing.sent_PC, self._outgoing.pairs_P, from_ranks_Pe)
+
+    def exchange_pairs(self) -> None:
+        """Wait for the sizes, and tell every rank which pairs it gets."""
+        if self._plan is not None:
+            return
+        sizes = self._sizes = Sizes(*self._copy.wait())
+        rows, pairs = int(sizes.sent_PC.sum()), int(sizes.pairs_to_P.sum())
+        self._outgoing = self._outgoing.first(rows=rows, pairs=pairs)
+        exchange, schedule = self._exchange, self._schedule
+        incoming = Incoming.of(
+            self._messages(), sizes.from_Pe, rank=exchange.rank, runs=schedule.runs()
+        )
+        steps = schedule.blocks(exchange.rank, exchange.size)
+        arrivals = [part for step in steps for part in step.receives]
+        num_local = sizes.from_Pe.shape[1]
+        self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
+
+    def plan(self) -> DispatchPlan:
+        """After `exchange_pairs`: wait for the rows that arrive; the same plan again for free."""
+        if self._plan is None:
+            self._plan = build_plan(
+                self._outgoing,
+                self._sizes,
+                self._arrangement.finish(),
+                self._schedule,
+                rank=self._exchange.rank,
+                num_tokens=self._routing.num_tokens,
+                tile=self._tile,
+                links=self._links,
+            )
+            # A decision that is kept for a replay keeps the plan, and nothing of its making.
+            del self._routing, self._outgoing, self._pair_N2, self._copy, self._arrangement
+        return self._plan
+
+    def _messages(self) -> dict[int, Tensor]:
+        """The message of every rank with pairs for this one, or rows to pass on, and the own one;
+        see `Incoming.of`."""
+        exchange, sizes, outgoing = self._exchange, self._sizes, self._outgoing
+        rank, num_runs, width = exchange.rank, self._schedule.runs(), self._schedule.ranks_per_node
+        # Rows that go through a rank are told to it, though none may be for its own experts.
+        relays = {p for p in range(exchange.size) if width and (p - rank) % width == 0}
+        passed_PC = outgoing.sent_PC if relays else torch.zeros_like(outgoing.sent_PC)
+        head_PC2 = torch.stack([outgoing.rows_PC, passed_PC], dim=2)
+        to = slices_of(sizes.pairs_to_P)
+        message = {
+            p: torch.cat([head_PC2[p], self._pair_N2[to[p]]])
+            for p in range(exchange.size)
+            if sizes.pairs_to_P[p] or p in relays or p == rank
+        }
+        received = {
+            p: self._pair_N2.new_empty(num_runs + int(pairs), 2)
+            for p, pairs in enumerate(sizes.pairs_from_P)
+            if (pairs or p in relays) and p != rank
+        }
+        others = {p: m for p, m in message.items() if p != rank}
+        exchange_now(exchange, "pairs", received, others)
+        return received | {rank: message[rank]}
 
 
 def plan_dispatch(
@@ -23,65 +125,14 @@ def plan_dispatch(
     links: NodeLinks | None = None,
     from_ranks_Pe: Tensor | None = None,
 ) -> DispatchPlan:
-    """The plan of this rank; collective over the group of ``exchange``.
-
-    To every other rank go 8 bytes a pair, row (int32) and score (fp32), under a head of 8 bytes a
-    run with the number of its rows; experts follow from the counts. ``from_ranks_Pe``: pairs that
-    every rank has for the experts of this one, as rounding tells; None: they are gathered first.
-    ``links``: for schedules of level `node`; relays are told which rank needs which row, a byte
-    each.
-    """
-    if exchange.size == 1:
-        return plan_of_one_rank(routing)
-    if from_ranks_Pe is None:
-        counts_PE = exchange.all_gather(routing.counts_E.int(), kind="counts")
-        from_ranks_Pe = owned_part(counts_PE, exchange)
-    if from_ranks_Pe is None:
-        raise AssertionError("the ranks must divide the experts")
-    schedule = schedule or Schedule(steps=exchange.size - 1)
-    outgoing = OutgoingRows.of(routing, schedule, exchange.rank, exchange.size)
-    sizes = Sizes.of(outgoing, from_ranks_Pe)
-    return build_plan(
-        outgoing,
-        sizes,
-        schedule,
-        rank=exchange.rank,
-        num_tokens=routing.num_tokens,
-        messages=_exchange_pairs(routing, outgoing, sizes, schedule, exchange),
+    """`Dispatch` with nothing to do in between."""
+    dispatch = Dispatch(
+        routing,
+        exchange,
         tile=tile,
+        schedule=schedule,
         links=links,
+        from_ranks_Pe=from_ranks_Pe,
     )
-
-
-def _exchange_pairs(
-    routing: Routing,
-    outgoing: OutgoingRows,
-    sizes: Sizes,
-    schedule: Schedule,
-    exchange: Exchange,
-) -> dict[int, Tensor]:
-    """The message of every rank with pairs for this one, or rows to pass on, see `build_plan`; and
-    the own one."""
-    rank, num_runs = exchange.rank, schedule.runs()
-    pair_N2 = torch.stack(
-        [outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
-    )
-    width = schedule.ranks_per_node
-    # Rows that go through a rank are told to it, though none may be for its own experts.
-    relays = {p for p in range(exchange.size) if width and (p - rank) % width == 0}
-    passed_PC = outgoing.sent_PC if relays else torch.zeros_like(outgoing.sent_PC)
-    head_PC2 = torch.stack([outgoing.rows_PC, passed_PC], dim=2)
-    to = slices_of(sizes.pairs_to_P)
-    message = {
-        p: torch.cat([head_PC2[p], pair_N2[to[p]]])
-        for p in range(exchange.size)
-        if sizes.pairs_to_P[p] or p in relays or p == rank
-    }
-    received = {
-        p: pair_N2.new_empty(num_runs + int(pairs), 2)
-        for p, pairs in enumerate(sizes.pairs_from_P)
-        if (pairs or p in relays) and p != rank
-    }
-    others = {p: m for p, m in message.items() if p != rank}
-    exchange_now(exchange, "pairs", received, others)
-    return received | {rank: message[rank]}
+    dispatch.exchange_pairs()
+    return dispatch.plan()

@@ -17,11 +17,10 @@ from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
 from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
 from distmoe.moe.check import check_layer
-from distmoe.moe.dispatch import plan_dispatch
+from distmoe.moe.dispatch import Dispatch
 from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
 from distmoe.moe.mlp import SwiGluMlp
-from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.routing_tape import decided, is_replay
 from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
@@ -51,7 +50,7 @@ class _Decision:
 
     routing: Routing
     selected_TE: Tensor
-    plan: DispatchPlan
+    dispatch: Dispatch
     stats: MoEStats
     balance: BalanceCounts
 
@@ -156,11 +155,15 @@ class MoE(nn.Module):
         scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
-        routing = decision.routing.with_scores(scores.weight(decision.selected_TE))
+        # Enqueued while the host does not know yet how many rows arrive.
+        losses = self._losses(scores, logits_TE, decision.balance)
+        plan = decision.dispatch.plan()
+        routing = decision.routing.first(plan.num_own_pairs)
+        score_N = routing.with_scores(scores.weight(decision.selected_TE)).score_N
         if not is_replay():
-            self.stats = decision.stats
+            self.stats = decision.stats.with_rows_of(plan)
         ep = ExpertParallel(
-            decision.plan,
+            plan,
             self.exchange,
             self._observed_mlp(),
             overlap=self.config.dispatch.overlap,
@@ -169,20 +172,22 @@ class MoE(nn.Module):
         rows = ep.post_rows(x_TH.detach())
         # While the first rows travel.
         shared_TH = self.shared(x_TH) if self.shared is not None else None
-        out_TH = self.experts(x_TH, routing.score_N, ep, rows)
+        out_TH = self.experts(x_TH, score_N, ep, rows)
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
-        losses = MoELosses(
+        return out_TH.view(x.shape), losses
+
+    def _losses(self, scores: Scores, logits_TE: Tensor, balance: BalanceCounts) -> MoELosses:
+        return MoELosses(
             load_balance=load_balance_loss(
                 scores.prob_TE,
-                decision.balance.freq_E,
-                freq_tokens=decision.balance.freq_tokens,
-                num_tokens=decision.balance.all_tokens,
+                balance.freq_E,
+                freq_tokens=balance.freq_tokens,
+                num_tokens=balance.all_tokens,
                 top_k=self.config.top_k,
             ),
-            z=z_loss(logits_TE, num_tokens=decision.balance.all_tokens),
+            z=z_loss(logits_TE, num_tokens=balance.all_tokens),
         )
-        return out_TH.view(x.shape), losses
 
     def _score(self, logits_TE: Tensor) -> Scores:
         scores = self.router(logits_TE, self.bias_E)
@@ -201,7 +206,7 @@ class MoE(nn.Module):
             scores.weight(rounded.selected_TE),
             max_pairs=rounded.max_pairs,
         )
-        plan = plan_dispatch(
+        dispatch = Dispatch(
             routing,
             self.exchange,
             tile=rounding.tile,
@@ -209,11 +214,12 @@ class MoE(nn.Module):
             links=self.links,
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
-        stats = MoEStats.count(scores, rounded, plan)
+        balance = self._balance_counts(scores, rounded, num_sequences)
+        dispatch.exchange_pairs()
+        stats = MoEStats.count(scores, rounded)
         if self.on_scores is not None:
             self.on_scores(scores)
-        balance = self._balance_counts(scores, rounded, num_sequences)
-        return _Decision(routing, rounded.selected_TE, plan, stats, balance)
+        return _Decision(routing, rounded.selected_TE, dispatch, stats, balance)
 
     def _balance_counts(
         self, scores: Scores, rounded: Rounded, num_sequences: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class OutgoingRows:
     rank sends itself, and ``sent_PC`` their number: other than ``rows_PC`` where rows are relayed.
     ``relay_UG`` bool: of every sent row the ranks of the node that need it; None without relays.
     ``pairs_P``: int32, pairs.
+
+    Made without waiting for the device: arrays over pairs and rows may be longer than there are.
     """
 
     token: Tensor
@@ -33,30 +35,56 @@ class OutgoingRows:
     def of(routing: Routing, schedule: Schedule, rank: int, num_ranks: int) -> OutgoingRows:
         """From the routing of this rank's tokens; expert i belongs to rank i // (E / P)."""
         num_local = routing.num_experts // num_ranks
-        owner_N = routing.expert_N.long() // num_local
+        token_N, owner_N = routing.token_N.long(), routing.expert_N.long() // num_local
         pairs_P = routing.counts_E.view(num_ranks, num_local).sum(1, dtype=torch.int32)
         if schedule.level == "copies":
-            token, row_N = _copies(routing.token_N.long(), owner_N, pairs_P)
+            row_N = _places_of_copies(owner_N, pairs_P)
             rows_PC = _equal_runs(pairs_P, schedule.runs())
-            return OutgoingRows(token, row_N, rows_PC, rows_PC, None, pairs_P)
-        token_N = routing.token_N.long()
-        used_PT = torch.zeros(
-            num_ranks, routing.num_tokens, dtype=torch.bool, device=token_N.device
-        )
-        used_PT[owner_N, token_N] = True
+            return OutgoingRows(token_N, row_N, rows_PC, rows_PC, None, pairs_P)
+        used_PT = _used(routing, owner_N, num_ranks)
         row_N = (used_PT.cumsum(1, dtype=torch.int32) - 1)[owner_N, token_N]
         if schedule.level == "node":
-            token, rows_PC, sent_PC, relay_UG = _by_node(used_PT, schedule, rank)
-            return OutgoingRows(token, row_N, rows_PC, sent_PC, relay_UG, pairs_P)
+            rows_PC, sent_PC, sent_PT, needed_QGT = _by_node(used_PT, schedule, rank)
+            # Every row that is sent is there for a pair of its own.
+            target_U, token_U = _places_of(sent_PT, at_most=len(token_N))
+            relay_UG = needed_QGT[target_U // schedule.ranks_per_node, :, token_U]
+            return OutgoingRows(token_U, row_N, rows_PC, sent_PC, relay_UG, pairs_P)
         rows_PC = _equal_runs(used_PT.sum(1), schedule.runs())
-        return OutgoingRows(used_PT.nonzero()[:, 1], row_N, rows_PC, rows_PC, None, pairs_P)
+        _, token_U = _places_of(used_PT, at_most=len(token_N))
+        return OutgoingRows(token_U, row_N, rows_PC, rows_PC, None, pairs_P)
+
+    def first(self, *, rows: int, pairs: int) -> OutgoingRows:
+        """Without what lies behind the last row, and the last pair."""
+        return replace(
+            self,
+            token=self.token[:rows],
+            row_N=self.row_N[:pairs],
+            relay_UG=None if self.relay_UG is None else self.relay_UG[:rows],
+        )
 
 
-def _copies(token_N: Tensor, owner_N: Tensor, pairs_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Token and place of a row for every pair."""
+def _used(routing: Routing, owner_N: Tensor, num_ranks: int) -> Tensor:
+    """[P, T] bool: the rank has one of the token's experts."""
+    place_N = torch.arange(len(owner_N), device=owner_N.device)
+    # What lies behind the last pair marks a row that nobody reads.
+    owner_N = torch.where(place_N < routing.token_offsets_T1[-1], owner_N, num_ranks)
+    used = torch.zeros(num_ranks + 1, routing.num_tokens, dtype=torch.bool, device=owner_N.device)
+    used[owner_N, routing.token_N.long()] = True
+    return used[:num_ranks]
+
+
+def _places_of(mask_PT: Tensor, *, at_most: int) -> tuple[Tensor, Tensor]:
+    """Rank and token of every place that is set, row by row; zeros behind the last."""
+    places = torch.nonzero_static(mask_PT, size=at_most, fill_value=0)
+    rank_U, token_U = places.unbind(1)
+    return rank_U, token_U
+
+
+def _places_of_copies(owner_N: Tensor, pairs_P: Tensor) -> Tensor:
+    """int32: the place of every pair among those of its rank."""
     first_P = pairs_P.cumsum(0, dtype=torch.int32) - pairs_P
-    place_N = torch.arange(len(token_N), dtype=torch.int32, device=token_N.device)
-    return token_N, place_N - first_P[owner_N]
+    place_N = torch.arange(len(owner_N), dtype=torch.int32, device=owner_N.device)
+    return place_N - first_P[owner_N]
 
 
 def _by_node(
@@ -64,7 +92,8 @@ def _by_node(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows for the ranks of the own node, and one for every other node that needs the token, sent
     to the rank of the same place there. Cut by nodes, so that a run of a node's rows holds the same
-    tokens for all of its ranks."""
+    tokens for all of its ranks. Rows by run at the ranks that compute them [P, C], those that this
+    rank sends [P, C], their tokens as a mask [P, T], and which rank needs what [Q, G, T]."""
     num_ranks, num_tokens = used_PT.shape
     width, num_runs = schedule.ranks_per_node, schedule.runs()
     node, place = divmod(rank, width)
@@ -83,9 +112,7 @@ def _by_node(
     sent_PC = torch.zeros_like(rows_PC)
     sent_PC[place::width] = (used_QT[..., None] & in_run_QTC).sum(1)
     sent_PC[node * width : (node + 1) * width] = rows_PC[node * width : (node + 1) * width]
-    target_U, token_U = sent_PT.nonzero().unbind(1)
-    relay_UG = needed_QGT[target_U // width, :, token_U]
-    return token_U, rows_PC.int(), sent_PC.int(), relay_UG
+    return rows_PC.int(), sent_PC.int(), sent_PT, needed_QGT
 
 
 def _equal_runs(rows_P: Tensor, num_runs: int) -> Tensor:

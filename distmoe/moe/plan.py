@@ -13,19 +13,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import PairIndex, Runs
-from distmoe.moe.arrivals import Arrived, Incoming, arrange, pair_index
+from distmoe.moe.arrivals import Arrived, pair_index
 from distmoe.moe.carry import carry_tiles
+from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.relay import Duty, duties, exchange_needs
 from distmoe.moe.schedule import Schedule, Step
 from distmoe.routing.routing import Routing
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,6 @@ class Sizes:
         """Pairs that every rank has for this one."""
         total_P: IntArray = self.from_Pe.sum(1)
         return total_P
-
-    @staticmethod
-    def of(outgoing: OutgoingRows, from_ranks_Pe: Tensor) -> Sizes:
-        """Waits for the device, once for all of them."""
-        num_ranks, num_runs = outgoing.sent_PC.shape
-        parts = [outgoing.sent_PC.reshape(-1), outgoing.pairs_P, from_ranks_Pe.reshape(-1)]
-        host = torch.cat([part.long() for part in parts]).cpu().numpy()
-        rows, pairs, received = np.split(host, np.cumsum([num_ranks * num_runs, num_ranks]))
-        return Sizes(rows.reshape(num_ranks, num_runs), pairs, received.reshape(num_ranks, -1))
 
 
 @dataclass(frozen=True)
@@ -112,6 +101,11 @@ class DispatchPlan:
         return self.index.row_L.numel()
 
     @property
+    def num_own_pairs(self) -> int:
+        """N, of this rank's tokens."""
+        return int(self.pairs_to[-1].stop)
+
+    @property
     def num_outgoing(self) -> int:
         """U."""
         return int(self.token.numel())
@@ -154,33 +148,26 @@ def plan_of_one_rank(routing: Routing) -> DispatchPlan:
 
 def slices_of(counts: IntArray) -> list[slice]:
     """Consecutive slices of the given lengths."""
-    ends = np.cumsum(counts).tolist()
+    ends = ints(np.cumsum(counts))
     return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def build_plan(
     outgoing: OutgoingRows,
     sizes: Sizes,
+    arrived: Arrived,
     schedule: Schedule,
     *,
     rank: int,
     num_tokens: int,
-    messages: dict[int, Tensor],
     tile: int,
     links: NodeLinks | None = None,
 ) -> DispatchPlan:
-    """The plan of ``rank`` among two or more. ``messages[source]``: int32 [C + pairs, 2] of the
-    pairs that the source has for this rank: the rows of each of its C runs (beside it the rows of
-    the run that this rank shall pass on inside its node), then row and bits of the fp32 score of
-    every pair, sorted by (expert, token); a source without pairs may be missing, the own rank not.
-    ``tile``: M. ``links``: where rows are passed on; what to pass on, and when partial sums are
-    ready, is exchanged then.
+    """The plan of ``rank`` among two or more. ``tile``: M. ``links``: where rows are passed on;
+    what to pass on, and when partial sums are ready, is exchanged then, and waited for.
     """
-    num_ranks, num_local = sizes.from_Pe.shape
+    num_ranks = len(sizes.from_Pe)
     steps = schedule.blocks(rank, num_ranks)
-    incoming = Incoming.of(messages, sizes.from_Pe, rank=rank, runs=schedule.runs())
-    arrivals = [part for step in steps for part in step.receives]
-    arrived = arrange(incoming, arrivals, num_local=num_local)
     rows_to = slices_of(sizes.sent_PC.sum(1))
     duty_of: dict[tuple[int, int], Duty] = {}
     if links is not None and outgoing.relay_UG is not None:
@@ -220,7 +207,7 @@ def _blocks(
     runs = _runs_on_device(bounds_b2e, arrived.place_L.device)
     rows_of = slices_of(arrived.rows_A)
     blocks = []
-    for i, (step, first) in enumerate(zip(steps, first_b.tolist(), strict=True)):
+    for i, (step, first) in enumerate(zip(steps, ints(first_b), strict=True)):
         received = rows_of[first : first + len(step.receives)]
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
         sends = {}
@@ -240,15 +227,15 @@ def _gathered(blocks: list[Block], links: NodeLinks | None) -> list[Block]:
     if links is None:
         return blocks
     finished = [next(i for i, b in enumerate(blocks) if j in b.ready) for j in range(len(blocks))]
-    own = torch.tensor(finished, dtype=torch.int32, device=blocks[0].runs.bounds_2e.device)
-    last = links.gather.all_gather(own, kind="ready").amax(0).tolist()
-    return [replace(block, gathered=after) for block, after in zip(blocks, last, strict=True)]
+    own = to_device(np.array(finished, dtype=np.int32), blocks[0].runs.bounds_2e.device)
+    (last,) = HostCopy(links.gather.all_gather(own, kind="ready").amax(0)).wait()
+    return [replace(block, gathered=after) for block, after in zip(blocks, ints(last), strict=True)]
 
 
 def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
     """One copy to the device for the ranges of all blocks."""
-    pairs_b = (bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1).tolist()
-    on_device = torch.from_numpy(bounds_b2e.astype(np.int32)).to(device)
+    pairs_b = ints((bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1))
+    on_device = to_device(bounds_b2e.astype(np.int32), device)
     return [Runs(bounds, max_pairs=pairs) for bounds, pairs in zip(on_device, pairs_b, strict=True)]
 
 

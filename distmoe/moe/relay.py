@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
-
-IntArray = NDArray[np.int64]
+from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,24 @@ def duties(
     needed_from_Q: dict[int, Tensor], rows_QC: IntArray, *, width: int
 ) -> dict[tuple[int, int], Duty]:
     """By source node and run. ``needed_from_Q[q]``: uint8 [rows of q, G], which rank of this node
-    needs which row. Waits for the device, twice."""
+    needs which row. Waits for the device, once."""
     order = sorted(needed_from_Q)
     if not order:
         return {}
     needed_UG = torch.cat([needed_from_Q[q] for q in order]).bool()
     device = needed_UG.device
     lengths = np.concatenate([rows_QC[q] for q in order])
-    run_U = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(device)
-    first_X = torch.from_numpy(np.cumsum(lengths) - lengths).to(device)
+    run_U = to_device(np.repeat(np.arange(len(lengths)), lengths), device)
+    first_X = to_device(np.cumsum(lengths) - lengths, device)
     counts_XG = torch.zeros(len(lengths), width, dtype=torch.int64, device=device)
     counts_XG.index_add_(0, run_U, needed_UG.long())
+    counts = HostCopy(counts_XG.T)
     # Rank by rank, and inside a rank in the order of the rows.
-    place_X = needed_UG.T.nonzero()[:, 1]
-    place_X = place_X - first_X[run_U[place_X]]
-    parts = iter(torch.split(place_X, counts_XG.T.reshape(-1).tolist()))
+    place_X = torch.nonzero_static(needed_UG.T, size=needed_UG.numel(), fill_value=0)[:, 1]
+    if len(run_U):
+        place_X = place_X - first_X[run_U[place_X]]
+    (counts_GX,) = counts.wait()
+    parts = iter(torch.split(place_X[: counts_GX.sum()], ints(counts_GX)))
     by_rank = [[next(parts) for _ in lengths] for _ in range(width)]
     num_runs = rows_QC.shape[1]
     return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,12 +45,12 @@ class MoEStats:
     chosen_mass: Tensor
     dropped_mass: Tensor
     added_mass: Tensor
-    rows_sent: int
-    copies_sent: int
+    rows_sent: int = 0
+    copies_sent: int = 0
 
     @staticmethod
-    def count(scores: Scores, rounded: Rounded, plan: DispatchPlan) -> MoEStats:
-        """From the router's choice, what rounding made of it, and where its rows go."""
+    def count(scores: Scores, rounded: Rounded) -> MoEStats:
+        """From the router's choice, and what rounding made of it; no row is sent yet."""
         dropped_TE = scores.chosen_TE & ~rounded.selected_TE
         added_TE = rounded.selected_TE & ~scores.chosen_TE
         # Not key_TE, in which a balance bias may be.
@@ -64,9 +64,11 @@ class MoEStats:
             chosen_mass=_sum_where(scores.chosen_TE, mass_TE),
             dropped_mass=_sum_where(dropped_TE, mass_TE),
             added_mass=_sum_where(added_TE, mass_TE),
-            rows_sent=plan.rows_sent(),
-            copies_sent=plan.copies_sent(),
         )
+
+    def with_rows_of(self, plan: DispatchPlan) -> MoEStats:
+        """The same, and the rows that ``plan`` sends."""
+        return replace(self, rows_sent=plan.rows_sent(), copies_sent=plan.copies_sent())
 
     def own(self) -> Tensor:
         """[len(DEVICE_COUNTS)] int64: this rank's counts that are on the device."""

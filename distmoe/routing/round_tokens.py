@@ -24,15 +24,14 @@ class Rounded:
     """``selected_TE`` bool: this rank's pairs. ``freq_E``, ``target_E`` int64: pairs per expert
     over the group, under top-k and after rounding. ``from_ranks_Pe`` int64: pairs that every rank
     has for the experts of this one after rounding; None where this rank cannot know. ``num_tokens``
-    of the group. ``max_pairs``: a bound on this rank's pairs, where the host has one without
-    waiting."""
+    of the group. ``max_pairs``: a bound on this rank's pairs."""
 
     selected_TE: Tensor
     freq_E: Tensor
     target_E: Tensor
     from_ranks_Pe: Tensor | None
     num_tokens: int | Tensor
-    max_pairs: int | None
+    max_pairs: int
 
 
 @torch.no_grad()
@@ -44,24 +43,30 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
     transport ``owner``). With one rank nothing waits for the device.
     """
     population = _population(scores, exchange)
-    num_tokens, num_experts = scores.chosen_TE.shape
-    rule: Rule = ROUNDING_RULES.load(rounding.rule)
-    max_pairs = None
-    if exchange.size == 1:
-        max_pairs = num_tokens * scores.top_k + rule.most_added(num_experts, rounding.tile)
     rounded = Rounded(
         selected_TE=scores.chosen_TE,
         freq_E=population.freq_E,
         target_E=population.freq_E,
         from_ranks_Pe=owned_part(population.counts_PE, exchange),
-        num_tokens=num_tokens if exchange.size == 1 else population.tokens_P.sum(),
-        max_pairs=max_pairs,
+        num_tokens=len(scores.chosen_TE) if exchange.size == 1 else population.tokens_P.sum(),
+        max_pairs=_most_pairs(scores, exchange, rounding),
     )
     if rounding.rule == "none" or rounding.tile == 1:
         return rounded
     if rounding.scope == "rank":
         return _round_alone(rounded, scores, population, exchange, rounding)
     return _round_together(rounded, scores, population, exchange, rounding)
+
+
+def _most_pairs(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> int:
+    """A bound on this rank's pairs that needs no counts."""
+    num_tokens, num_experts = scores.chosen_TE.shape
+    rule: Rule = ROUNDING_RULES.load(rounding.rule)
+    added = rule.most_added(num_experts, rounding.tile)
+    if added and exchange.size > 1:
+        # Among all ranks what others drop makes room, but an expert changes by less than a tile.
+        added = num_experts * (rounding.tile - 1)
+    return min(num_tokens * scores.top_k + added, num_tokens * num_experts)
 
 
 def _round_together(

@@ -64,13 +64,16 @@ class Routing:
 
     def trimmed(self) -> Routing:
         """Without what lies behind the last pair; waits for the device."""
-        pairs = slice(int(self.token_offsets_T1[-1]))
+        return self.first(int(self.token_offsets_T1[-1]))
+
+    def first(self, num_pairs: int) -> Routing:
+        """With arrays of that length, which holds all pairs."""
         return replace(
             self,
-            token_N=self.token_N[pairs],
-            expert_N=self.expert_N[pairs],
-            score_N=self.score_N[pairs],
-            by_token_N=self.by_token_N[pairs],
+            token_N=self.token_N[:num_pairs],
+            expert_N=self.expert_N[:num_pairs],
+            score_N=self.score_N[:num_pairs],
+            by_token_N=self.by_token_N[:num_pairs],
         )
 
     def validate(self) -> None:

@@ -1,25 +1,35 @@
-"""With one rank, neither forward nor backward of the layer makes the host wait for the device."""
+"""With one rank, neither forward nor backward of the layer makes the host wait for the device; with
+several the forward waits for sizes, and nothing else does."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.checkpoint import checkpoint
 
 from distmoe import MoE, MoEConfig, update_expert_bias
-from distmoe.config import RoundingConfig
+from distmoe.config import DispatchConfig, RoundingConfig
+from distmoe.kernels.moe_mlp import MoeMlp, load_backend
 from distmoe.kernels.testing import NoHostSync
+from distmoe.moe.host_copy import HostCopy, IntArray
+from distmoe.moe.routing_tape import RoutingTape
 from distmoe.registry import ROUNDING_RULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONFIG = MoEConfig(hidden_size=32, intermediate_size=16, num_experts=8, top_k=2, kernel="triton")
 
 
-@pytest.fixture(autouse=True)
-def _fused_router(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of a GPU, in the interpreter where there is none."""
+@pytest.fixture
+def fused_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels of a GPU, in the interpreter where there is none, which is not for threads."""
     for op in ("router_logits", "router_topk", "round_select", "routing_index"):
         monkeypatch.setattr(f"distmoe.kernels.{op}.fused_or_torch", lambda device: "triton")
 
@@ -29,6 +39,7 @@ def step(layer: MoE, x: torch.Tensor) -> None:
     (out.square().sum() + losses.load_balance + losses.z).backward()
 
 
+@pytest.mark.usefixtures("fused_router")
 @pytest.mark.parametrize("rule", list(ROUNDING_RULES))
 def test_layer(rule: str) -> None:
     layer = MoE(replace(CONFIG, rounding=RoundingConfig(rule, tile=16))).to(DEVICE).bfloat16()
@@ -63,6 +74,7 @@ ROUTINGS = {
 }
 
 
+@pytest.mark.usefixtures("fused_router")
 @pytest.mark.parametrize("changes", ROUTINGS.values(), ids=ROUTINGS)
 def test_a_step_of_two_micro_batches(changes: dict[str, Any]) -> None:
     layer = MoE(replace(CONFIG, rounding=RoundingConfig("down", tile=16), **changes))
@@ -96,9 +108,71 @@ def test_a_sync_is_seen() -> None:
             wait()
 
 
+@pytest.mark.usefixtures("fused_router")
 def test_a_backend_that_loops_on_the_host_is_seen() -> None:
     layer = MoE(replace(CONFIG, kernel="torch")).to(DEVICE)
     layer.config = replace(layer.config, rounding=RoundingConfig("none"))
     x = torch.randn(70, 32, device=DEVICE)
     with pytest.raises(AssertionError, match="makes the host wait"), NoHostSync():
         step(layer, x)
+
+
+class Unwatched:
+    """A backend that loops on the host, which a test of the rest of the layer does not mind."""
+
+    def __init__(self, mlp: MoeMlp) -> None:
+        self.mlp = mlp
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            with _disable_current_modes():
+                return getattr(self.mlp, name)(*args, **options)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("level", "forward_waits"),
+    # What to send, what arrives; between nodes also what to pass on, and when its sums are ready.
+    [("copies", 2), ("rank", 2), ("node", 4)],
+)
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "recomputed"])
+def test_several_ranks_wait_for_sizes_only(
+    level: str, forward_waits: int, checkpointed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    wait = HostCopy.wait
+    rank_of = threading.local()
+
+    def counted(copy: HostCopy) -> list[IntArray]:
+        waits.append(rank_of.rank)
+        with _disable_current_modes():
+            return wait(copy)
+
+    monkeypatch.setattr(HostCopy, "wait", counted)
+    config = replace(
+        CONFIG,
+        rounding=RoundingConfig(tile=16),
+        dispatch=DispatchConfig(level=level, steps=2),
+        shared_intermediate_size=16,
+        kernel="torch",
+    )
+    x = torch.randn(4, 70, 32)
+
+    def run(rank: int) -> int:
+        rank_of.rank = rank
+        layer = MoE(config, dist.group.WORLD, ranks_per_node=2).to(DEVICE)
+        layer._mlp = Unwatched(load_backend("torch", config.activation))
+        tape = RoutingTape()
+        x_TH = x[rank].to(DEVICE).requires_grad_()
+        with NoHostSync():
+            if checkpointed:
+                out, _ = checkpoint(layer, x_TH, use_reentrant=False, context_fn=tape.contexts)
+            else:
+                out, _ = layer(x_TH)
+            forward = waits.count(rank)
+            out.sum().backward()
+        assert waits.count(rank) == forward
+        return forward
+
+    assert run_ranks(run, 4) == [forward_waits] * 4
