@@ -57,11 +57,26 @@ class Fsdp2Engine:
                 reshard_after_forward=parallel.reshard_after_forward,
             )
         fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
+        if parallel.ep > 1:
+            self._gather_ahead()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 # Gradients are summed, never averaged; gloo has no scaled sum (PREMUL_SUM).
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+    def _gather_ahead(self) -> None:
+        """Every block gathers the parameters of the next one, and those of its experts.
+
+        FSDP's own order issues a gather when the host comes to the module, which runs ahead of the
+        device; but a layer whose experts are elsewhere makes the host wait for sizes.
+        """
+        units = [_sharded_units(block) for block in self.model.blocks]
+        for before, after in zip([_sharded_units(self.model), *units], units, strict=False):
+            before[0].set_modules_to_forward_prefetch(after)
+        # Not the root: each router loss that it returns would have it gather the last block anew.
+        for before, after in zip(units, units[1:], strict=False):
+            after[0].set_modules_to_backward_prefetch([*after[1:], *before])
 
     def _shard_experts(self, experts: Experts, policy: MixedPrecisionPolicy) -> None:
         for name, parameter in list(experts.named_parameters(recurse=False)):
@@ -112,3 +127,8 @@ class Fsdp2Engine:
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
                 tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.model.named_parameters(), state["optimizer"])
+
+
+def _sharded_units(module: nn.Module) -> list[FSDPModule]:
+    """The module itself, and then those in it, such as the experts of a block."""
+    return [unit for unit in module.modules() if isinstance(unit, FSDPModule)]

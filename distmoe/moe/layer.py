@@ -155,8 +155,6 @@ class MoE(nn.Module):
         scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
-        # Enqueued while the host does not know yet how many rows arrive.
-        losses = self._losses(scores, logits_TE, decision.balance)
         plan = decision.dispatch.plan()
         routing = decision.routing.first(plan.num_own_pairs)
         score_N = routing.with_scores(scores.weight(decision.selected_TE)).score_N
@@ -175,6 +173,9 @@ class MoE(nn.Module):
         out_TH = self.experts(x_TH, score_N, ep, rows)
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
+        # Autograd goes back in the order of making: first here, then through the experts. A loss
+        # whose backward came after theirs would have FSDP gather the layer a second time.
+        losses = self._losses(scores, logits_TE, decision.balance)
         return out_TH.view(x.shape), losses
 
     def _losses(self, scores: Scores, logits_TE: Tensor, balance: BalanceCounts) -> MoELosses:
