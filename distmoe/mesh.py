@@ -7,11 +7,11 @@ that the ranks that exchange tokens are neighbours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from distmoe.comm.torch_group import new_row_group
 from distmoe.config import ParallelConfig
 
 
@@ -76,10 +76,5 @@ def build_mesh(
 def _ep_group(sparse: DeviceMesh, timeout_s: float | None) -> dist.ProcessGroup | None:
     if sparse["ep"].size() == 1:
         return None
-    # A new group does not inherit the timeout of the default one.
-    group: dist.ProcessGroup = dist.new_group(
-        dist.get_process_group_ranks(sparse["ep"].get_group()),
-        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
-        use_local_synchronization=True,
-    )
-    return group
+    ranks = dist.get_process_group_ranks(sparse["ep"].get_group())
+    return new_row_group(ranks, timeout_s=timeout_s)

@@ -104,5 +104,8 @@ def make_exchange(
 def _auto(group: dist.ProcessGroup | None) -> str:
     if group is None or dist.get_world_size(group) == 1:
         return "local"
-    backend = dist.get_backend(group)
+    # Imported here, as transports import this package.
+    from distmoe.comm.torch_group import row_backend
+
+    backend = row_backend(group)
     return {"nccl": "all_to_all", "threaded": "threaded"}.get(backend, "p2p")

@@ -8,11 +8,11 @@ in one order on every rank, whatever is ready first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 
 import torch.distributed as dist
 
 from distmoe.comm import Exchange, make_exchange
+from distmoe.comm.torch_group import new_row_group
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ def make_node_groups(
         )
     node, place = divmod(dist.get_rank(group), ranks_per_node)
     inside = ranks[node * ranks_per_node : (node + 1) * ranks_per_node]
-    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     made = [
-        dist.new_group(members, timeout=timeout, use_local_synchronization=True)
+        new_row_group(members, timeout_s=timeout_s)
         for members in (inside, inside, ranks[place::ranks_per_node])
     ]
     return NodeGroups(rail=made[2], fan=made[0], gather=made[1])

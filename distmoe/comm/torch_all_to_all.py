@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.comm import Message, Transfer
-from distmoe.comm.torch_group import TorchGroup, num_bytes
+from distmoe.comm.torch_group import TorchGroup, num_bytes, row_backend
 
 
 class AllToAllExchange(TorchGroup):
@@ -19,7 +19,7 @@ class AllToAllExchange(TorchGroup):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)
-        self._takes_lists = dist.get_backend(group) == "nccl"
+        self._takes_lists = row_backend(group) == "nccl"
 
     def _receive(self, transfer: Transfer) -> None:
         """The collective starts with the sends."""

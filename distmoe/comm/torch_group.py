@@ -1,6 +1,11 @@
-"""What users of a torch.distributed group share: its default, its ranks, and a small gather."""
+"""What users of a torch.distributed group share: its default, its ranks, its backend, and a small
+gather; and how a group for rows is made."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +19,36 @@ def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     if group is None and dist.is_initialized():
         group = dist.group.WORLD
     return None if group is None or dist.get_world_size(group) == 1 else group
+
+
+def row_backend(group: dist.ProcessGroup | None) -> str:
+    """The backend that carries the rows of ``group``: that of the GPU, where there is one. A group
+    may have another for the host."""
+    config = str(dist.get_backend_config(group))
+    by_device = dict(part.split(":") for part in config.split(","))
+    on_gpu = torch.cuda.is_available() and "cuda" in by_device
+    return by_device["cuda" if on_gpu else "cpu"]
+
+
+def new_row_group(ranks: Sequence[int], *, timeout_s: float | None = None) -> dist.ProcessGroup:
+    """A communicator of its own for the rows among ``ranks``, which includes this one; collective
+    over them (on NCCL, which splits the default communicator, over all ranks). ``timeout_s``: of a
+    wait; a new group does not inherit that of the default one."""
+    group: dist.ProcessGroup = dist.new_group(
+        list(ranks),
+        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
+        pg_options=_before_gemms() if row_backend(None) == "nccl" else None,
+        use_local_synchronization=True,
+    )
+    return group
+
+
+def _before_gemms() -> Any:
+    """Options of NCCL. Its blocks take the next place on an SM that a block of a GEMM leaves,
+    before the GEMM's own blocks that still wait for one; no SM need be kept free for them."""
+    options = dist.ProcessGroupNCCL.Options()
+    options.is_high_priority_stream = True
+    return options
 
 
 class TorchGroup(Transport):

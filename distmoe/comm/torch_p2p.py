@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distmoe.comm import Message, Transfer
 from distmoe.comm.message import Way
-from distmoe.comm.torch_group import TorchGroup, num_bytes
+from distmoe.comm.torch_group import TorchGroup, num_bytes, row_backend
 
 
 class PointToPointExchange(TorchGroup):
@@ -23,7 +23,7 @@ class PointToPointExchange(TorchGroup):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)
-        self._batched = dist.get_backend(group) == "nccl"
+        self._batched = row_backend(group) == "nccl"
         self._peers = dist.get_process_group_ranks(group)
 
     def _receive(self, transfer: Transfer) -> None:

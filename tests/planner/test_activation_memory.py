@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 T, H, I, E, K, TILE = 512, 192, 32, 4, 2, 32
 
 
+@cache
 def measured(rule: str, activation: str = "swiglu") -> tuple[LayerShape, Measured]:
     config = MoEConfig(
         hidden_size=H,
