@@ -31,7 +31,7 @@ import torch.distributed as dist
 from distmoe.comm import make_exchange
 from distmoe.config import MoEConfig
 from distmoe.planner.command_line import command_line
-from distmoe.planner.cost_model import LayerShape, Prediction, predict
+from distmoe.planner.cost_model import Prediction, predict
 from distmoe.planner.dispatch_bench import (
     Layer,
     SleepingMlp,
@@ -41,6 +41,7 @@ from distmoe.planner.dispatch_bench import (
     measure_ways,
     slowest,
 )
+from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
 from distmoe.planner.measure_links import measure_links

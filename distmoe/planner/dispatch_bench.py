@@ -21,7 +21,7 @@ from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.moe.dispatch import plan_dispatch
 from distmoe.moe.ep_function import ExpertParallel, expert_parallel
 from distmoe.moe.schedule import Schedule, auto_schedule
-from distmoe.planner.cost_model import LayerShape
+from distmoe.planner.layer_shape import LayerShape
 from distmoe.routing.round_tokens import round_tokens
 from distmoe.routing.routing import Routing
 

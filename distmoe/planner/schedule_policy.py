@@ -14,11 +14,11 @@ from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.planner.cost_model import (
     LEVELS,
     ORDERS,
-    LayerShape,
     Prediction,
     best_schedule,
     most_steps,
 )
+from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.row_volumes import RankLayout
 

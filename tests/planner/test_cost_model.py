@@ -12,15 +12,15 @@ from distmoe.moe.carry import carry_tiles
 from distmoe.planner.cost_model import (
     LEVELS,
     ORDERS,
-    LayerShape,
-    PassTime,
     Prediction,
     Schedule,
     best_schedule,
-    carried,
     predict,
 )
+from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Link, Profile
+from distmoe.planner.pass_simulation import PassTime
+from distmoe.planner.pass_steps import carried
 from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
 BY_RANK = Schedule("rank", "source", 1)
