@@ -7,6 +7,8 @@ relays; partial sums go back to the relays, which add them up and send one row a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,21 @@ from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.plan import Block, DispatchPlan
 from distmoe.moe.relay import Duty
 from distmoe.moe.rows import FlatRows
+
+
+@dataclass(frozen=True)
+class FarBlock:
+    """A block of another node's rows, and its transfers in their order. ``passing_UH``: the rows
+    that this rank relays; ``part_UH``: partial sums of them, by rank of the node."""
+
+    block: Block
+    duty: Duty
+    passing_UH: Tensor
+    part_UH: list[Tensor]
+    there: Transfer
+    fan: Transfer
+    gather: Transfer
+    home: Transfer
 
 
 class NodeRows:
@@ -30,45 +47,47 @@ class NodeRows:
         overlap: bool,
     ) -> None:
         self.plan, self.links, self.overlap = plan, links, overlap
-        self.far = {i: block for i, block in enumerate(plan.blocks) if block.duty is not None}
-        self.passing = {
-            i: source_TH.new_empty(duty_of(block).num_rows, source_TH.shape[1])
-            for i, block in self.far.items()
-        }
-        self.rail_there: dict[int, Transfer] = {}
-        for i, block in self.far.items():
-            received = not_empty({duty_of(block).source: self.passing[i]})
-            self.rail_there[i] = links.rail.post_recv("rows", received)
         # Posted at once: the farthest rows take the longest.
-        for i, block in self.far.items():
-            rows = {self._node(p): source_TH[plan.token[r]] for p, r in block.sends.items()}
-            self._send(links.rail, self.rail_there[i], rows)
+        on_the_rail = self._post_rail(source_TH)
         self.near = FlatRows(plan, exchange, source_TH, overlap=overlap)
         self.rows_RH, self.home_UH = self.near.rows_RH, self.near.home_UH
-        self.fan = {
-            i: links.fan.post_recv("rows", self._from_relays(block, self.rows_RH))
-            for i, block in self.far.items()
-        }
-        self.parts = {
-            i: [self.passing[i].new_empty(len(place), source_TH.shape[1]) for place in d.to_G]
-            for i, d in ((i, duty_of(block)) for i, block in self.far.items())
-        }
-        self.gather = {
-            i: links.gather.post_recv("rows", self._others(dict(enumerate(parts))))
-            for i, parts in self.parts.items()
-        }
-        self.rail_home = {
-            i: links.rail.post_recv(
-                "rows",
-                not_empty({self._node(p): self.home_UH[r] for p, r in block.sends.items()}),
-            )
-            for i, block in self.far.items()
-        }
+        self.far = {i: self._post(plan.blocks[i], *posted) for i, posted in on_the_rail.items()}
         self._unsettled = list(self.far)
         if not overlap:
             # All before the first wait for partial sums: a peer may need these rows to send its.
-            for i in self.far:
-                self._pass_on(i)
+            for far in self.far.values():
+                self._pass_on(far)
+
+    def _post_rail(self, source_TH: Tensor) -> dict[int, tuple[Duty, Tensor, Transfer]]:
+        """By block: every receive, and then every send."""
+        posted = {}
+        for i, block in enumerate(self.plan.blocks):
+            if block.duty is not None:
+                passing_UH = source_TH.new_empty(block.duty.num_rows, source_TH.shape[1])
+                received = not_empty({block.duty.source: passing_UH})
+                there = self.links.rail.post_recv("rows", received)
+                posted[i] = block.duty, passing_UH, there
+        for i, (_, _, there) in posted.items():
+            sends = self.plan.blocks[i].sends
+            rows = {self._node(p): source_TH[self.plan.token[r]] for p, r in sends.items()}
+            self._send(self.links.rail, there, rows)
+        return posted
+
+    def _post(self, block: Block, duty: Duty, passing_UH: Tensor, there: Transfer) -> FarBlock:
+        """The receives of what follows."""
+        width, links = passing_UH.shape[1], self.links
+        part_UH = [passing_UH.new_empty(len(place), width) for place in duty.to_G]
+        home = {self._node(p): self.home_UH[rows] for p, rows in block.sends.items()}
+        return FarBlock(
+            block,
+            duty,
+            passing_UH,
+            part_UH,
+            there,
+            fan=links.fan.post_recv("rows", self._from_relays(block, self.rows_RH)),
+            gather=links.gather.post_recv("rows", self._others(dict(enumerate(part_UH)))),
+            home=links.rail.post_recv("rows", not_empty(home)),
+        )
 
     @property
     def _width(self) -> int:
@@ -85,9 +104,9 @@ class NodeRows:
         """The rows of a block by the relay that passes them on."""
         return self._others({p % self._width: v_RH[rows] for p, rows in block.receives.items()})
 
-    def _own_rows(self, block: Block) -> slice:
+    def _own_rows(self, far: FarBlock) -> slice:
         """Those of the tokens whose relay is this rank."""
-        return block.receives[duty_of(block).source * self._width + self.links.fan.rank]
+        return far.block.receives[far.duty.source * self._width + self.links.fan.rank]
 
     def _send(self, exchange: Exchange, transfer: Transfer, parts: dict[int, Tensor]) -> None:
         exchange.post_send(transfer, not_empty(parts))
@@ -97,44 +116,43 @@ class NodeRows:
 
     def wait_for(self, i: int) -> None:
         """Block until the rows of block ``i`` are here; pass on what this rank has for others."""
-        if i in self.far and self.overlap:
-            self._pass_on(i)
+        far = self.far.get(i)
+        if far is not None and self.overlap:
+            self._pass_on(far)
         # Only what every rank of the node has sent before it came here: nobody waits in a circle.
         self._settle(before=i)
-        if i in self.far:
-            self.links.fan.wait_recv(self.fan[i])
+        if far is not None:
+            self.links.fan.wait_recv(far.fan)
         self.near.wait_for(i)
 
-    def _pass_on(self, i: int) -> None:
-        links, block, passing = self.links, self.far[i], self.passing[i]
-        links.rail.wait_recv(self.rail_there[i])
-        parts = {g: passing[place] for g, place in enumerate(duty_of(block).to_G)}
-        self.rows_RH[self._own_rows(block)] = parts[links.fan.rank]
-        self._send(links.fan, self.fan[i], self._others(parts))
+    def _pass_on(self, far: FarBlock) -> None:
+        links = self.links
+        links.rail.wait_recv(far.there)
+        parts = {g: far.passing_UH[place] for g, place in enumerate(far.duty.to_G)}
+        self.rows_RH[self._own_rows(far)] = parts[links.fan.rank]
+        self._send(links.fan, far.fan, self._others(parts))
 
     def send_home(self, i: int, y_RH: Tensor) -> None:
         """Send the partial sums of block ``i`` towards the ranks that own its tokens."""
         if i not in self.far:
             self.near.send_home(i, y_RH)
             return
-        block = self.far[i]
-        self.parts[i][self.links.fan.rank].copy_(y_RH[self._own_rows(block)])
+        far = self.far[i]
+        far.part_UH[self.links.fan.rank].copy_(y_RH[self._own_rows(far)])
         # Never waited for here: a peer may get to its part later, and `_settle` waits for it.
-        parts = not_empty(self._from_relays(block, y_RH))
-        self.links.gather.post_send(self.gather[i], parts)
+        self.links.gather.post_send(far.gather, not_empty(self._from_relays(far.block, y_RH)))
 
     def _settle(self, *, before: int) -> None:
         """Add up what the node computed for the rows that this rank relays, and send it home."""
-        while self._unsettled and self.far[self._unsettled[0]].gathered < before:
-            i = self._unsettled.pop(0)
-            duty = duty_of(self.far[i])
-            self.links.gather.wait_recv(self.gather[i])
-            sum_UH = torch.zeros_like(self.passing[i], dtype=torch.float32)
-            for place, part in zip(duty.to_G, self.parts[i], strict=True):
+        while self._unsettled and self.far[self._unsettled[0]].block.gathered < before:
+            far = self.far[self._unsettled.pop(0)]
+            self.links.gather.wait_recv(far.gather)
+            sum_UH = torch.zeros_like(far.passing_UH, dtype=torch.float32)
+            for place, part in zip(far.duty.to_G, far.part_UH, strict=True):
                 # The rows of one rank are distinct, so this adds in a fixed order on any device.
                 sum_UH.index_add_(0, place, part.float())
-            home = {duty.source: sum_UH.to(self.passing[i].dtype)}
-            self._send(self.links.rail, self.rail_home[i], home)
+            home = {far.duty.source: sum_UH.to(far.passing_UH.dtype)}
+            self._send(self.links.rail, far.home, home)
 
     def send_rest(self) -> None:
         """Send home what other ranks of the node have finished with the last block only."""
@@ -143,18 +161,11 @@ class NodeRows:
     def finish(self, y_RH: Tensor) -> None:
         """Until everything is home, in ``home_UH``, and nothing is in flight."""
         self.send_rest()
-        for i in self.far:
-            self.links.rail.wait_recv(self.rail_home[i])
-        for i in self.far:
-            self.links.rail.wait_send(self.rail_there[i])
-            self.links.fan.wait_send(self.fan[i])
-            self.links.gather.wait_send(self.gather[i])
-            self.links.rail.wait_send(self.rail_home[i])
+        for far in self.far.values():
+            self.links.rail.wait_recv(far.home)
+        for far in self.far.values():
+            self.links.rail.wait_send(far.there)
+            self.links.fan.wait_send(far.fan)
+            self.links.gather.wait_send(far.gather)
+            self.links.rail.wait_send(far.home)
         self.near.finish(y_RH)
-
-
-def duty_of(block: Block) -> Duty:
-    """Of a block that is known to have one."""
-    if block.duty is None:
-        raise AssertionError("rows of the own node are not passed on")
-    return block.duty
