@@ -47,7 +47,7 @@ def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str
     """Formula and measurement in bytes, for fp16."""
     from distmoe import MoE, MoEConfig
     from distmoe.config import RoundingConfig
-    from distmoe.planner.activation_memory import LayerShape, keeps, measure, transient
+    from distmoe.planner.activation_memory import ActivationShape, keeps, measure, transient
     from distmoe.registry import ROUNDING_RULES
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +60,7 @@ def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str
     layer = MoE(config).half().to(device)
     x, dout = torch.randn(2, T, H, device=device).half().unbind()
     pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, rounding.tile)
-    shape = LayerShape(T=T, H=H, I=I, E=E, G=2 * I, pairs=pairs)
+    shape = ActivationShape(T=T, H=H, I=I, E=E, G=2 * I, pairs=pairs)
     measured = measure(layer, x.clone().requires_grad_(), dout.clone())
     return {
         "shape": {"T": T, "H": H, "I": I, "E": E, "K": K, "rounding": rule},

@@ -19,7 +19,7 @@ from distmoe.moe.layer import MoE
 
 
 @dataclass(frozen=True)
-class LayerShape:
+class ActivationShape:
     """T tokens, H, I and E experts of one layer on one rank, with ``pairs`` computed pairs and G
     the width of z. ``itemsize``: bytes of an activation."""
 
@@ -32,7 +32,7 @@ class LayerShape:
     itemsize: int = 2
 
 
-def keeps(s: LayerShape) -> dict[str, int]:
+def keeps(s: ActivationShape) -> dict[str, int]:
     """Bytes kept from forward to backward, by what they are; parameters are not among them.
 
     x is the layer's input, which the block before it holds anyway. Weight-sized terms (a bf16 copy
@@ -49,7 +49,7 @@ def keeps(s: LayerShape) -> dict[str, int]:
     }
 
 
-def transient(s: LayerShape) -> dict[str, int]:
+def transient(s: ActivationShape) -> dict[str, int]:
     """Bytes that a pass adds at its widest point to what is kept, its results among them.
 
     Forward: a and y of every pair, and the output. Backward: dz and a_scaled of every pair, dx of

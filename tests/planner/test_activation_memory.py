@@ -9,7 +9,7 @@ import torch
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import RoundingConfig
-from distmoe.planner.activation_memory import LayerShape, Measured, keeps, measure, transient
+from distmoe.planner.activation_memory import ActivationShape, Measured, keeps, measure, transient
 from distmoe.registry import ROUNDING_RULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,7 +17,7 @@ T, H, I, E, K, TILE = 512, 192, 32, 4, 2, 32
 
 
 @cache
-def measured(rule: str, activation: str = "swiglu") -> tuple[LayerShape, Measured]:
+def measured(rule: str, activation: str = "swiglu") -> tuple[ActivationShape, Measured]:
     config = MoEConfig(
         hidden_size=H,
         intermediate_size=I,
@@ -32,7 +32,7 @@ def measured(rule: str, activation: str = "swiglu") -> tuple[LayerShape, Measure
     result = measure(layer, x.requires_grad_(), dout)
     width = layer.experts.w_in_eGH.shape[1]
     pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
-    return LayerShape(T=T, H=H, I=I, E=E, G=width, pairs=pairs), result
+    return ActivationShape(T=T, H=H, I=I, E=E, G=width, pairs=pairs), result
 
 
 @pytest.mark.parametrize("rule", ["none", "balance"])
