@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +52,8 @@ class TokenSplit:
         return self.read(index * seq_len, seq_len + 1)
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """``count`` tokens of the stream from ``start`` on, across shards."""
+        """``count`` tokens of the stream from ``start`` on, across shards. ValueError, naming the
+        place, for an id that is not in the vocabulary."""
         tokens = np.empty(count, np.int64)
         shard = int(np.searchsorted(self._starts, start, side="right")) - 1
         done = 0
@@ -59,9 +61,19 @@ class TokenSplit:
             local = start + done - int(self._starts[shard])
             run = self._shards[shard][local : local + count - done]
             tokens[done : done + len(run)] = run
+            if len(run) and run.max() >= self.vocab_size:
+                raise ValueError(self._damage(shard, local, run))
             done += len(run)
             shard += 1
         return tokens
+
+    def _damage(self, shard: int, local: int, run: NDArray[Any]) -> str:
+        place = local + int((run >= self.vocab_size).argmax())
+        return (
+            f"data.path is '{self.directory}'; {self._names[shard]}.bin is damaged: at byte "
+            f"{place * run.itemsize}, token {place}, it has the id {self._shards[shard][place]}, "
+            f"and the vocabulary has {self.vocab_size}"
+        )
 
     def document_starts(self) -> NDArray[np.int64]:
         """Stream position of each document's first token."""

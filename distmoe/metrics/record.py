@@ -20,7 +20,7 @@ class StepRecord:
     ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
     of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
     bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
-    others.
+    others. ``not_finite``: of a skipped step, what was not finite first, and on which ranks.
     """
 
     step: int
@@ -45,6 +45,7 @@ class StepRecord:
     load: ExpertLoad
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
+    not_finite: str = ""
 
     def flat(self) -> dict[str, Any]:
         """Without the layers and without nesting; the names are stable."""

@@ -87,8 +87,9 @@ class Reporter:
 
     def _warn(self, record: StepRecord) -> None:
         if record.skipped:
-            self.console.warn_once(
-                "skipped", "a SKIPPED step had a loss or gradient that is not finite: no update"
+            self.console.line(
+                f"step {record.step} is SKIPPED, without an update; not finite, first of all: "
+                f"{record.not_finite}"
             )
         if self.config.moe.rounding.rule != "none" and record.load.rounding_costs_quality:
             layer, worst = min(

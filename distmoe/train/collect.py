@@ -84,6 +84,7 @@ def collect_step(
         layers={
             first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
         },
+        not_finite=outcome.not_finite,
         routing="forced" if is_forced(config.moe.router) else "real",
     )
     return record, counts.freq_LE

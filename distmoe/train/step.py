@@ -15,6 +15,7 @@ from distmoe.engines import Engine
 from distmoe.model.transformer import IGNORE, LossSums
 from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.stats import MoEStats
+from distmoe.train.culprit import Witness
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class StepOutcome:
 
     ``layers[m][l]``: statistics of MoE layer l in micro-batch m, of this rank.
     ``compute_seconds``: this rank's time in forward and backward; CPU time on a CPU.
+    ``not_finite``: of a skipped step, what was not finite first, and on which ranks; else "".
     """
 
     loss: float
@@ -33,6 +35,7 @@ class StepOutcome:
     valid_tokens: int
     compute_seconds: float
     layers: list[list[MoEStats]]
+    not_finite: str = ""
 
 
 def train_step(
@@ -56,21 +59,12 @@ def train_step(
     for layer in moe_layers:
         # What a skipped step has counted is forgotten here.
         layer.begin_step()
-    sums = torch.zeros(3, device=device)
-    layers: list[list[MoEStats]] = []
     # On a CPU the time that the rank worked, without its waits for peers.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     started = clock()
-    for batch in batches:
-        out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
-        token_loss = out.token_loss / valid_tokens
-        balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
-        z = _mean([losses.z for losses in out.layers], len(batches), device)
-        engine.backward(
-            token_loss + len(out.layers) * (moe.load_balance_coef * balance + moe.z_loss_coef * z)
-        )
-        sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
-        layers.append([layer.stats for layer in moe_layers])
+    sums, layers, witness = _forward_backward(
+        engine, batches, valid_tokens=valid_tokens, moe=moe, device=device
+    )
     compute_seconds = clock() - started
     if group is not None:
         dist.all_reduce(sums, group=group)
@@ -92,7 +86,35 @@ def train_step(
         valid_tokens=valid_tokens,
         compute_seconds=compute_seconds,
         layers=layers,
+        not_finite=witness.accuse(group) if skipped else "",
     )
+
+
+def _forward_backward(
+    engine: Engine,
+    batches: list[Batch],
+    *,
+    valid_tokens: int,
+    moe: MoEConfig,
+    device: torch.device,
+) -> tuple[Tensor, list[list[MoEStats]], Witness]:
+    """This rank's shares of the token, load-balance and z-loss [3]; statistics by micro-batch and
+    layer; and who saw what was not finite."""
+    sums = torch.zeros(3, device=device)
+    layers: list[list[MoEStats]] = []
+    witness = Witness(engine.model)
+    with witness.watching():
+        for batch in batches:
+            out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
+            witness.forward(out)
+            token_loss = out.token_loss / valid_tokens
+            balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
+            z = _mean([losses.z for losses in out.layers], len(batches), device)
+            router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
+            engine.backward(token_loss + len(out.layers) * router_loss)
+            sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
+            layers.append([layer.stats for layer in engine.model.moe_layers()])
+    return sums, layers, witness
 
 
 def count_valid(

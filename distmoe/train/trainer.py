@@ -209,7 +209,9 @@ class Trainer:
         if self.recorder.steps_left:
             with clock.part("routing trace"):
                 self.recorder.write(self.done)
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if outcome.skipped else 0
+        self.skipped_in_a_row = (
+            (*self.skipped_in_a_row, outcome.not_finite) if outcome.skipped else ()
+        )
         record, freq_LE = collect_step(
             outcome,
             config,
@@ -223,17 +225,18 @@ class Trainer:
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
-        if self.skipped_in_a_row > config.train.max_skipped_steps:
+        if len(self.skipped_in_a_row) > config.train.max_skipped_steps:
             raise RuntimeError(
-                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
-                f"finite; train.max_skipped_steps is {config.train.max_skipped_steps}"
+                f"{len(self.skipped_in_a_row)} steps in a row had a loss or gradient that is not "
+                f"finite, first of all: {self.skipped_in_a_row[0]}; "
+                f"train.max_skipped_steps is {config.train.max_skipped_steps}"
             )
 
     def _tell_trace(self, trace: Path | None) -> None:
         if trace is not None:
             self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
 
-    skipped_in_a_row = 0
+    skipped_in_a_row: tuple[str, ...] = ()
 
     def _lr(self) -> float:
         optim = self.config.optim

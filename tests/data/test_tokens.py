@@ -88,3 +88,19 @@ def test_missing_split_and_folder_are_named(tmp_path: Path, prepared: Path) -> N
     (tmp_path / "manifest.json").write_text('{"format_version": 1}')
     with pytest.raises(ValueError, match="not a manifest"):
         TokenSplit(tmp_path, "train")
+
+
+def test_a_damaged_shard_is_named_with_its_place(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(prepared, folder)
+    manifest = read_manifest(folder)
+    second = manifest.splits["train"].shards[1]
+    data = np.memmap(folder / f"{second.name}.bin", manifest.token_dtype, mode="r+")
+    data[2] = manifest.vocab_size
+    data.flush()
+    split = TokenSplit(folder, "train")
+    first = manifest.splits["train"].shards[0].tokens
+    assert len(split.read(0, first + 2)) == first + 2
+    place = f"{second.name}.bin is damaged: at byte {2 * data.itemsize}, token 2, it has the id"
+    with pytest.raises(ValueError, match=place):
+        split.read(first - 1, 5)

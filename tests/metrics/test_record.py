@@ -46,6 +46,7 @@ NAMES = LOAD_NAMES | {
     "node_mib",
     "remote_mib",
     "routing",
+    "not_finite",
 }
 
 

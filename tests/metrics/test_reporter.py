@@ -176,12 +176,18 @@ def test_forced_routing_is_stamped_on_header_and_summary(
     assert [(t.step, t.tensor_proto.string_val[0].decode()) for t in texts] == [(5, stamp)]
 
 
-def test_skipped_steps_are_explained_once(config: Config, record: Make, capsys: Captured) -> None:
+def test_skipped_steps_say_what_was_not_finite(
+    config: Config, record: Make, capsys: Captured
+) -> None:
     reporter = Reporter(config, rank=0, world=1, resumed_step=0)
-    for step in (1, 2):
-        reporter.step(record(step, skipped=True), FREQ_LE)
+    for step, what in ((1, "loss of rank 3, micro-batch 0"), (2, "")):
+        reporter.step(record(step, skipped=bool(what), not_finite=what), FREQ_LE)
     reporter.close()
-    assert capsys.readouterr().out.count("not finite") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "SKIPPED, " in line] == [
+        "step 1 is SKIPPED, without an update; not finite, first of all: "
+        "loss of rank 3, micro-batch 0"
+    ]
 
 
 def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) -> None:
