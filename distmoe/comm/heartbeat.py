@@ -9,10 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch._C._distributed_c10d import Store
 
 ANSWER_S = 3.0
+
+
+class Standing(NamedTuple):
+    """``laggards``: the ranks that keep this one waiting, in words, "" if none. ``is_waited_for``:
+    another rank has begun a transfer that this one has not."""
+
+    laggards: str
+    is_waited_for: bool
 
 
 class Heartbeats:
@@ -52,22 +61,23 @@ class Heartbeats:
 
     @property
     def look_s(self) -> float:
-        """How long `laggards` takes."""
+        """How long `look` takes."""
         return 2.5 * self._beat_s
 
-    def laggards(self) -> str:
-        """Which ranks keep this one waiting, in words; "" if none. Takes two beats and a half."""
+    def look(self) -> Standing:
+        """Who waits for whom. Takes two beats and a half."""
         first = self._read()
         time.sleep(self.look_s)
         second = self._read()
         if not first or not second:
-            return "the store that holds the ranks' heartbeats does not answer"
+            return Standing("the store that holds the ranks' heartbeats does not answer", False)
         others = [rank for rank in sorted(second) if rank != self._rank]
         silent = [rank for rank in others if second[rank] == first.get(rank)]
         behind = [rank for rank in others if rank not in silent and second[rank][1] < self.begun]
         parts = [f"no sign of life from {ranks_in_words(silent)}"] if silent else []
         parts += [f"still behind: {ranks_in_words(behind)}"] if behind else []
-        return "; ".join(parts)
+        waited_for = any(second[rank][1] > self.begun for rank in others)
+        return Standing("; ".join(parts), waited_for)
 
     def _read(self) -> Mapping[int, tuple[int, int]]:
         """Rank -> beats, transfers begun; nothing if there was no answer in time."""

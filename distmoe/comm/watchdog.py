@@ -2,7 +2,8 @@
 
 A thread looks now and then at the wait that the training thread is in, which costs that thread one
 assignment. A wait that is too long is explained once, in one line, by the messages that have not
-arrived; a collective, and a rank that stands still anywhere else, by the heartbeats of the ranks.
+arrived; a collective, and a rank that stands still anywhere else, by the heartbeats of the ranks. A
+rank that stands still itself while others wait for it prints where it is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 
@@ -21,6 +24,8 @@ from distmoe.comm.message import Message
 LOOKS_PER_WARNING = 20
 # To find out which of several messages are there.
 PROBE_S = 0.2
+# Of a stack that is printed.
+MOST_CALLS = 12
 
 
 class Wait:
@@ -91,7 +96,8 @@ def _probe(message: Message) -> None:
 
 class Watchdog:
     """Watches the training thread of ``rank``; ``report`` gets a line for every wait, and every
-    stand-still, of more than ``warning_s`` seconds. Threads end with ``close``."""
+    stand-still, of more than ``warning_s`` seconds. Made by the training thread. Threads end with
+    ``close``."""
 
     def __init__(
         self,
@@ -106,10 +112,11 @@ class Watchdog:
         self._rank, self._warning_s = rank, warning_s
         self._heartbeats = heartbeats
         self._report = report or _print_to_stderr
+        self._training_thread = threading.get_ident()
         self._begun = 0
         self._last = "no transfer yet"
         self._moved, self._moved_at = 0, time.perf_counter()
-        self._looked_into_it, self._blamed = False, ""
+        self._next_look, self._blamed = self._moved_at + self._look_after_s, ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._thread.start()
@@ -156,15 +163,36 @@ class Watchdog:
             wait = self.waiting
             if self._moved != self._begun or wait is not None:
                 self._moved, self._moved_at, self._blamed = self._begun, now, ""
-                self._looked_into_it = False
+                self._next_look = now + self._look_after_s
             if wait is not None:
                 self._look_at(wait, now)
-            elif now - self._moved_at > self._look_after_s and not self._looked_into_it:
-                self._looked_into_it = True
-                self._blamed = self._laggards()
-                line = self.stand_still(0.0)
-                if line:
-                    self._report(line)
+            elif now > self._next_look:
+                # Said once; but others may come to wait for this rank later.
+                said = self._look_around()
+                self._next_look = inf if said else time.perf_counter() + self._look_after_s
+
+    def _look_around(self) -> bool:
+        """The training thread stands still outside of any wait: for others, or they for it, which
+        is reported."""
+        if self._heartbeats is None:
+            return True
+        self._blamed, is_waited_for = self._heartbeats.look()
+        line = self.stand_still(0.0)
+        if not line and is_waited_for and self._begun == self._moved:
+            line = self._place()
+        if line:
+            self._report(line)
+        return bool(line)
+
+    def _place(self) -> str:
+        """Where the training thread is, with its innermost calls."""
+        seconds = time.perf_counter() - self._moved_at
+        frame = sys._current_frames().get(self._training_thread)
+        calls = traceback.format_stack(frame)[-MOST_CALLS:] if frame is not None else []
+        return (
+            f"rank {self._rank} keeps other ranks waiting: it has begun no transfer for "
+            f"{seconds:.0f} s, the last was {self._last}; it is at\n{''.join(calls).rstrip()}"
+        )
 
     def _look_at(self, wait: Wait, now: float) -> None:
         limit_s = self._look_after_s if wait.is_collective else self._warning_s
@@ -176,10 +204,7 @@ class Watchdog:
     def _missing_in_a_collective(self) -> str:
         if self._heartbeats is None:
             return "without heartbeats nobody can say which"
-        return self._laggards() or "no rank is behind"
-
-    def _laggards(self) -> str:
-        return "" if self._heartbeats is None else self._heartbeats.laggards()
+        return self._heartbeats.look().laggards or "no rank is behind"
 
 
 def _print_to_stderr(line: str) -> None:

@@ -182,12 +182,17 @@ def test_a_rank_that_stands_still_elsewhere() -> None:
         hearts.close()
         return lines, still
 
-    (lines, still), other = run_ranks(run, 2)
+    (lines, still), (other_lines, other_still) = run_ranks(run, 2)
     (line,) = lines
     assert line.startswith("rank 0 has begun no transfer for ")
     assert "the last was 'pairs' in layer 3; still behind: rank 1" in line
     assert still.partition(" s, ")[2] == line.partition(" s, ")[2]
-    assert other == ([], "")
+    # The rank that is waited for says where it is.
+    (other,) = other_lines
+    assert other.startswith("rank 1 keeps other ranks waiting: it has begun no transfer for ")
+    assert "the last was 'rows' in layer 3; it is at\n" in other
+    assert other.endswith("time.sleep(4 * WARNING_S)")
+    assert other_still == ""
 
 
 @pytest.mark.processes
@@ -237,7 +242,7 @@ def test_a_store_that_does_not_answer() -> None:
             raise RuntimeError("timeout")
 
     hearts = Heartbeats(Deaf(), rank=1, world=2, beat_s=0.01)  # type: ignore[arg-type]
-    assert hearts.laggards() == "the store that holds the ranks' heartbeats does not answer"
+    assert hearts.look().laggards == "the store that holds the ranks' heartbeats does not answer"
     hearts.close()
 
 
