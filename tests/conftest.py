@@ -6,9 +6,11 @@ import os
 
 import torch
 
+# Small matrices by the thousand, and ranks that are threads: more threads would only spin.
+torch.set_num_threads(1)
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-    # Small matrices by the thousand: threads cost more than they give.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     from triton_interpreter import patch_bfloat16

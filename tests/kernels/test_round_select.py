@@ -85,6 +85,7 @@ def test_a_column_that_does_not_fit_into_registers(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(
             f"distmoe.kernels.round_select.triton_backend.WHOLE_COLUMN_OF_{name}", 128
         )
-    for case in CASES[:3] + CASES[4:6]:
+    # Shorter and longer than that.
+    for case in (CASES[0], CASES[2], CASES[5]):
         test_take("triton", case, 7, signed=False)
         test_best("triton", case, 127)
