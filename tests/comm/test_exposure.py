@@ -24,6 +24,8 @@ def test_what_computation_covers_is_not_exposed() -> None:
     (exposure,) = exposures(
         [
             interval("compute", 0, 4),
+            # Half of it is hidden.
+            interval("post", 3.5, 4.5),
             interval("send", 1, 9, peer=2),
             interval("receive", 1, 8, peer=1),
             # The first second of the wait is hidden.

@@ -80,7 +80,7 @@ class Layer:
             tile=shape.tile,
             rule=rule,
             exchange=self.exchange,
-        )
+        ).trimmed()
         score_N = self.routing.score_N.detach()
         self.leaves = [self.x_TH, self.w_in_eGH, self.w_out_eHI, score_N]
         for leaf in self.leaves:

@@ -53,9 +53,11 @@ class ExposedLine:
             means = [statistics.fmean(of_round) for of_round in zip(*figures, strict=True)]
             return statistics.median(means)
 
-        by_clock = [[w - f for w, f in zip(r.wall_s, r.free_s, strict=True)] for r in ranks]
-        wall, accounted = [r.wall_s for r in ranks], [r.accounted_s for r in ranks]
-        return ExposedLine(name, middle(wall), middle(accounted), middle(by_clock))
+        wall_s = middle([rank.wall_s for rank in ranks])
+        free_s = middle([rank.free_s for rank in ranks])
+        return ExposedLine(
+            name, wall_s, middle([rank.accounted_s for rank in ranks]), wall_s - free_s
+        )
 
 
 def times_table(title: str, lines: Sequence[Line]) -> Table:
