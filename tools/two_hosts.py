@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 LINKS = str(Path(__file__).with_name("links.sh"))
 # Of the interface and of host 0, as links.sh makes them.
@@ -31,10 +32,15 @@ class Hosts:
         return 2 if self.name else 1
 
     def run_ranks(
-        self, commands: Sequence[Sequence[str]], *, variables: dict[str, str] | None = None
+        self,
+        commands: Sequence[Sequence[str]],
+        *,
+        variables: dict[str, str] | None = None,
+        output: IO[bytes] | None = None,
     ) -> bool:
         """A process for every rank, consecutive ones on one host; whether all of them ended well.
-        They find each other by the variables of torchrun; ``variables`` are set beside them."""
+        They find each other by the variables of torchrun; ``variables`` are set beside them.
+        ``output``: for what they print; None: as this process."""
         port = FIRST_PORT + (os.getpid() + next(_job)) % PORTS
         ranks: list[subprocess.Popen[bytes]] = []
         per_host = len(commands) // self.number
@@ -51,7 +57,7 @@ class Hosts:
                     "MASTER_PORT": str(port),
                 }
                 on_host = self._on_host(rank // per_host, command)
-                ranks.append(subprocess.Popen(on_host, env=environment))
+                ranks.append(_start(on_host, environment, output))
             return not any([process.wait() for process in ranks])
         finally:
             for process in ranks:
@@ -62,6 +68,12 @@ class Hosts:
         if not self.name:
             return list(command)
         return [LINKS, "exec", self.name, str(host), *command]
+
+
+def _start(
+    command: list[str], environment: dict[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
 
 
 @contextmanager
