@@ -23,9 +23,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from two_hosts import Hosts, hosts
@@ -196,7 +196,7 @@ def _record(pairs: list[dict[str, Run]]) -> dict[str, object]:
     return {
         "command": command_line(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
         "ratios": _ratios(pairs),
         "pairs": [[asdict(run) for run in pair.values()] for pair in pairs],
     }

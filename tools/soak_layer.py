@@ -33,7 +33,7 @@ from distmoe import MoE, MoEConfig
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.moe.schedule import LEVELS
 from distmoe.planner.command_line import command_line
-from distmoe.planner.soak import Reading, growth, soak
+from distmoe.planner.soak import Growth, Reading, growth, soak
 
 SIZES = {"ranks": 8, "ranks-per-node": 8, "steps": 500, "every": 50, "tokens": 256}
 SIZES |= {"hidden": 64, "inner": 32, "experts": 32, "top-k": 4, "tile": 16, "timeout-s": 60}
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "ranks": [[asdict(reading) for reading in readings] for readings in ranks],
         }
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
-    leaks = any(mib > arguments.most_growth or tensors > 0 for mib, tensors in grown)
+    leaks = any(g.trimmed_mib > arguments.most_growth or g.live_tensors > 0 for g in grown)
     return int(leaks)
 
 
@@ -117,13 +117,20 @@ def _rank(arguments: argparse.Namespace) -> None:
     dist.destroy_process_group()
 
 
-def _show(
-    arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list[tuple[float, int]]
-) -> None:
+def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list[Growth]) -> None:
     a = arguments
     title = f"P={a.ranks} ({a.ranks_per_node} on a node), level {a.level}, up to {a.tokens} tokens"
     table = Table(title=f"{title} a rank; the largest of all ranks", box=None, title_justify="left")
-    names = ("step", "seconds", "resident MiB", "trimmed", "live tensors", "MiB", "busiest/mean")
+    names = (
+        "step",
+        "seconds",
+        "resident MiB",
+        "trimmed",
+        "allocated",
+        "live tensors",
+        "MiB",
+        "busiest/mean",
+    )
     for name in names:
         table.add_column(name, justify="right")
     for at_step in zip(*ranks, strict=True):
@@ -132,16 +139,18 @@ def _show(
             f"{max(r.seconds for r in at_step):.1f}",
             f"{max(r.resident_mib for r in at_step):.1f}",
             f"{max(r.trimmed_mib for r in at_step):.1f}",
+            f"{max(r.allocated_mib for r in at_step):.2f}",
             str(max(r.live_tensors for r in at_step)),
             f"{max(r.live_mib for r in at_step):.2f}",
             f"{max(r.busiest for r in at_step):.2f}",
         )
     console = Console()
     console.print(table)
-    mib, tensors = max(mib for mib, _ in grown), max(tensors for _, tensors in grown)
     console.print(
-        f"grown after a fifth of the steps, worst rank: {mib:+.2f} MiB resident after trimming, "
-        f"{tensors:+d} live tensors",
+        f"grown after a fifth of the steps, worst rank: "
+        f"{max(g.trimmed_mib for g in grown):+.2f} MiB resident after trimming, "
+        f"{max(g.allocated_mib for g in grown):+.2f} MiB allocated, "
+        f"{max(g.live_tensors for g in grown):+d} live tensors",
         highlight=False,
     )
 

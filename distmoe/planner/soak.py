@@ -3,8 +3,8 @@
 In every step most tokens of all ranks like one expert, another one each step, and every rank has
 another number of tokens, one of them none: sizes change all the time, ranks stand in front of
 others, and some experts and ranks have nothing. A leak would show as live tensors that grow. The
-resident set also grows by what malloc keeps in fragments, which malloc_trim(0) gives back, so it is
-read after that.
+resident set also grows by what malloc keeps in fragments, of which malloc_trim(0) gives back whole
+pages only, so what malloc has handed out is read, too. glibc only.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ LEARNING_RATE = 1e-3
 @dataclass(frozen=True)
 class Reading:
     """Of one rank after ``step`` steps: the resident set, in MiB, as it was and after
-    malloc_trim(0), and the tensors that Python can reach. ``busiest``: pairs of the busiest rank
-    over the mean, the most uneven step since the last reading."""
+    malloc_trim(0), what malloc has handed out, and the tensors that Python can reach. ``busiest``:
+    pairs of the busiest rank over the mean, in the most uneven step since the last reading."""
 
     step: int
     seconds: float
     resident_mib: float
     trimmed_mib: float
+    allocated_mib: float
     live_tensors: int
     live_mib: float
     busiest: float
@@ -87,12 +88,14 @@ def _read(step: int, seconds: float, busiest: float) -> Reading:
     # isinstance would ask lazy objects of other packages for their class.
     tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
     resident_mib = _resident_mib()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc_trim(0)
     return Reading(
         step=step,
         seconds=seconds,
         resident_mib=resident_mib,
         trimmed_mib=_resident_mib(),
+        allocated_mib=_allocated_mib(libc),
         live_tensors=len(tensors),
         live_mib=sum(t.numel() * t.element_size() for t in tensors) / MIB,
         busiest=busiest,
@@ -105,12 +108,39 @@ def _resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def growth(readings: list[Reading]) -> tuple[float, int]:
-    """MiB of the trimmed resident set, and live tensors, from the reading at a fifth of the run
-    (what comes before warms up) to the largest after it."""
+class _MallInfo(ctypes.Structure):
+    """struct mallinfo2, by its manual page."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+            "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _allocated_mib(libc: ctypes.CDLL) -> float:
+    libc.mallinfo2.restype = _MallInfo
+    info = libc.mallinfo2()
+    return float(info.uordblks + info.hblkhd) / MIB
+
+
+@dataclass(frozen=True)
+class Growth:
+    """From the reading at a fifth of a run (what comes before warms up) to the largest after it."""
+
+    trimmed_mib: float
+    allocated_mib: float
+    live_tensors: int
+
+
+def growth(readings: list[Reading]) -> Growth:
+    """Of one rank."""
     after = [r for r in readings if r.step * 5 >= readings[-1].step]
     first, rest = after[0], after[1:] or after
-    return (
+    return Growth(
         max(r.trimmed_mib for r in rest) - first.trimmed_mib,
+        max(r.allocated_mib for r in rest) - first.allocated_mib,
         max(r.live_tensors for r in rest) - first.live_tensors,
     )
