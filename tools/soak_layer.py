@@ -121,17 +121,8 @@ def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list
     a = arguments
     title = f"P={a.ranks} ({a.ranks_per_node} on a node), level {a.level}, up to {a.tokens} tokens"
     table = Table(title=f"{title} a rank; the largest of all ranks", box=None, title_justify="left")
-    names = (
-        "step",
-        "seconds",
-        "resident MiB",
-        "trimmed",
-        "allocated",
-        "live tensors",
-        "MiB",
-        "busiest/mean",
-    )
-    for name in names:
+    memory = ("resident MiB", "trimmed", "allocated", "live tensors", "MiB")
+    for name in ("step", "seconds", *memory, "busiest/mean"):
         table.add_column(name, justify="right")
     for at_step in zip(*ranks, strict=True):
         table.add_row(

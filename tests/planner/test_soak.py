@@ -7,10 +7,10 @@ from ranks import run_ranks
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import RoundingConfig
-from distmoe.planner.soak import Reading, growth, skewed_tokens, soak
+from distmoe.planner.soak import Growth, Reading, growth, skewed_tokens, soak
 
 CONFIG = MoEConfig(
-    hidden_size=16, intermediate_size=8, num_experts=8, top_k=2, rounding=RoundingConfig(tile=4)
+    hidden_size=16, intermediate_size=8, num_experts=8, top_k=1, rounding=RoundingConfig(tile=4)
 )
 
 

@@ -26,7 +26,6 @@ def compare(*options: str) -> subprocess.CompletedProcess[str]:
         (["no.toml"], "config is no.toml; there is no such file"),
         ([CONFIG, "--ranks", "3"], "--ranks is 3; two hosts need an even number"),
         ([CONFIG, "--steps", "6"], "--steps is 6; it must be above --warm-up (6)"),
-        ([CONFIG, "--pairs", "0"], "--pairs is 0; it must be at least 1"),
     ],
 )
 def test_wrong_options(options: list[str], words: str) -> None:
