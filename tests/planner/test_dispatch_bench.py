@@ -157,8 +157,8 @@ def test_a_sleeping_device_costs_time_and_no_values() -> None:
 
 def test_exposed_by_the_clock_is_what_free_transfers_save() -> None:
     ranks = [
-        Exposed("a", [5.0, 9.0, 5.0], [2.0, 2.0, 8.0], [3.0, 3.5, 2.5]),
-        Exposed("a", [7.0, 9.0, 7.0], [4.0, 4.0, 4.0], [2.0, 2.5, 1.5]),
+        Exposed("a", [9.0, 5.0, 6.0], [2.0, 2.0, 8.0], [3.5, 3.0, 0.5]),
+        Exposed("a", [9.0, 7.0, 9.0], [4.0, 4.0, 4.0], [2.5, 2.0, 0.5]),
     ]
     assert asdict(ExposedLine.of("a", ranks)) == {
         "name": "a",
