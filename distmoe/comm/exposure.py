@@ -16,8 +16,9 @@ class Exposure:
     """Seconds of all forwards, or all backwards, of one layer.
 
     ``communication``: some message was in flight. ``compute``: something was computed. ``exposed``:
-    a message was waited for while nothing was computed. ``duration``: from the first to the last
-    moment of each pass. ``waited_for``: waits by rank of the run; None: a collective.
+    the rank posted messages or waited for one while nothing was computed. ``duration``: from the
+    first to the last moment of each pass. ``waited_for``: waits by rank of the run;
+    None: a collective.
     """
 
     layer: str
@@ -50,13 +51,13 @@ def exposures(intervals: Iterable[Interval]) -> list[Exposure]:
 
 def _add(exposure: Exposure, intervals: Sequence[Interval]) -> None:
     """Add one pass."""
-    compute, waits, flights = (
+    compute, busy, flights = (
         union((i.begin, i.end) for i in intervals if i.note.what in kinds)
-        for kinds in (("compute",), ("wait",), ("send", "receive", "exchange"))
+        for kinds in (("compute",), ("post", "wait"), ("send", "receive", "exchange"))
     )
     exposure.communication += length(flights)
     exposure.compute += length(compute)
-    exposure.exposed += length(union([*waits, *compute])) - length(compute)
+    exposure.exposed += length(union([*busy, *compute])) - length(compute)
     exposure.duration += max(i.end for i in intervals) - min(i.begin for i in intervals)
     for interval in intervals:
         if interval.note.what == "wait":

@@ -39,7 +39,12 @@ class Observer:
         timeline = self._active
         if timeline is None:
             return _NOTHING
-        return timeline.compute(name, layer=self.layer, block=block)
+        return timeline.span("compute", name, layer=self.layer, block=block)
+
+    def posting(self, kind: str) -> AbstractContextManager[None]:
+        """Put around the start of messages; costs nothing while no timeline is on."""
+        timeline = self._active
+        return _NOTHING if timeline is None else timeline.span("post", kind, layer=self.layer)
 
     @property
     def is_tracing(self) -> bool:

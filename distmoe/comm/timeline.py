@@ -47,10 +47,12 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Note:
-    """What happened. ``peer``: a rank of the run; None for computing and for a collective.
-    ``name``: what was computed, or the kind of rows. ``block``: which part of the pass."""
+    """What happened. ``post``: the training thread started messages, which on gloo includes copies
+    into the socket. ``peer``: a rank of the run; None for computing, for posting and for a
+    collective. ``name``: what was computed, or the kind of rows. ``block``: which part of the
+    pass."""
 
-    what: Way | Literal["compute", "wait"]
+    what: Way | Literal["compute", "wait", "post"]
     name: str
     where: Pass
     peer: int | None = None
@@ -132,11 +134,13 @@ class Timeline:
         self._noted.append((note, begin, self.mark()))
 
     @contextmanager
-    def compute(self, name: str, *, layer: str, block: int | None) -> Iterator[None]:
+    def span(
+        self, what: Literal["compute", "post"], name: str, *, layer: str, block: int | None = None
+    ) -> Iterator[None]:
         """Notes the time inside: of the host, or of the current stream."""
         begin = self.mark()
         yield
-        self.note(Note("compute", name, self.current_pass(layer), block=block), begin)
+        self.note(Note(what, name, self.current_pass(layer), block=block), begin)
 
     def follow(self, message: Message, note: Note) -> None:
         """Note when ``message``, which was sent now, is complete."""

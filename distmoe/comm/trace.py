@@ -1,7 +1,7 @@
 """Intervals as a file for Perfetto and chrome://tracing.
 
-A rank is a process of the trace; its rows are computing, waiting, and each way to each peer.
-Slices of one row must not overlap, so messages in flight together get rows beside each other.
+A rank is a process of the trace; its rows are computing, posting, waiting, and each way to each
+peer. Slices of one row must not overlap, so messages in flight together get rows beside each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from distmoe.comm.exposure import Exposure, exposures
 from distmoe.comm.timeline import Interval, Note
 
 MICROSECONDS = 1e6
-ORDER = ("compute", "wait", "send", "receive", "exchange")
+ORDER = ("compute", "post", "wait", "send", "receive", "exchange")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _slice(interval: Interval, rank: int, row: int, clock: RankClock) -> dict[st
         "pass": "backward" if note.where.backward else "forward",
         "pass_number": note.where.number,
         "peer": note.peer,
-        "bytes": None if note.what == "compute" else note.num_bytes,
+        "bytes": None if note.what in ("compute", "post") else note.num_bytes,
         "block": note.block,
     }
     return {

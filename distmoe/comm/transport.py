@@ -55,14 +55,16 @@ class Transport:
         self.observer.begun(kind)
         transfer = Transfer(kind=kind, tag=self._next_tag, recv=recv)
         self._next_tag += 1
-        self._receive(transfer)
+        with self.observer.posting(kind):
+            self._receive(transfer)
         return transfer
 
     def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
         transfer.send = send
         for peer, rows in send.items():
             self.traffic.add(transfer.kind, rows, self._distance(peer))
-        self._send(transfer)
+        with self.observer.posting(transfer.kind):
+            self._send(transfer)
         self.observer.posted(transfer.kind, [*transfer.arriving, *transfer.leaving])
 
     def wait_recv(self, transfer: Transfer) -> None:

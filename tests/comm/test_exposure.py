@@ -24,6 +24,8 @@ def test_what_computation_covers_is_not_exposed() -> None:
     (exposure,) = exposures(
         [
             interval("compute", 0, 4),
+            # Half a second of it is neither hidden nor waited in anyway.
+            interval("post", 6.5, 8.5),
             interval("send", 1, 9, peer=2),
             interval("receive", 1, 8, peer=1),
             # The first second of the wait is hidden.
@@ -34,8 +36,8 @@ def test_what_computation_covers_is_not_exposed() -> None:
         ]
     )
     assert (exposure.communication, exposure.compute, exposure.duration) == (8, 5, 10)
-    assert exposure.exposed == 4
-    assert exposure.share == pytest.approx(0.4)
+    assert exposure.exposed == 4.5
+    assert exposure.share == pytest.approx(0.45)
     assert exposure.waited_for == {1: 4, 2: 1}
 
 

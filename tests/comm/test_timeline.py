@@ -142,7 +142,7 @@ def test_chrome_trace(overlapped: list[list[Interval]], tmp_path: Path) -> None:
         assert event["ts"] >= 0
         assert event["dur"] >= 0
         assert event["args"]["layer"] == "layer 7"
-        assert ("bytes" in event["args"]) == (event["cat"] != "compute")
+        assert ("bytes" in event["args"]) == (event["cat"] not in ("compute", "post"))
         rows.setdefault(event["tid"], []).append((event["ts"], event["ts"] + event["dur"]))
     names = {
         event["tid"]: event["args"]["name"]
@@ -150,7 +150,7 @@ def test_chrome_trace(overlapped: list[list[Interval]], tmp_path: Path) -> None:
         if event["name"] == "thread_name"
     }
     assert set(names) == set(rows)
-    assert {"compute", "wait", "receive from 0"} <= set(names.values())
+    assert {"compute", "post", "wait", "receive from 0"} <= set(names.values())
     assert len(set(names.values())) == len(names)
     for spans in rows.values():
         for (_, end), (begin, _) in zip(sorted(spans), sorted(spans)[1:], strict=False):

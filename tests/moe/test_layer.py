@@ -166,7 +166,7 @@ SCHEDULES = [
     (num_ranks, level, order, steps)
     for level in ("copies", "rank")
     for order in ORDERS
-    for num_ranks, steps in [(2, 2), (4, 1), (4, 3), (4, 7)]
+    for num_ranks, steps in [(2, 3), (4, 1), (4, 2), (4, 3), (4, 7)]
 ]
 
 
@@ -206,7 +206,7 @@ def test_every_schedule(
 )
 @pytest.mark.parametrize(
     ("num_ranks", "ranks_per_node", "steps"),
-    [(4, 2, 1), (4, 2, 2), (4, 2, 7), (8, 2, 1), (8, 2, 3), (8, 4, 2)],
+    [(4, 2, 1), (4, 2, 2), (4, 2, 3), (4, 2, 7), (8, 2, 1), (8, 2, 3), (8, 4, 2)],
 )
 def test_over_nodes(num_ranks: int, ranks_per_node: int, steps: int, case: str, rule: str) -> None:
     """A row a node and token, passed on inside; twice the same bits, with and without overlap."""

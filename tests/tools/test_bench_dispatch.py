@@ -7,10 +7,11 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from distmoe.planner.dispatch_bench import Timing, Way, slowest
+from distmoe.planner.dispatch_bench.measure import Timing, slowest
 
 TOOL = str(Path(__file__).parents[2] / "tools/bench_dispatch.py")
 
@@ -19,40 +20,72 @@ def bench(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, TOOL, *options], capture_output=True, text=True)
 
 
-@pytest.mark.processes
-def test_table_json_and_picture(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
+    folder = tmp_path_factory.mktemp("bench")
     sizes = ["--tokens", "64", "--hidden", "32", "--inner", "16", "--tile", "8", "--rounds", "2"]
-    sizes += ["--ranks", "4", "--ranks-per-node", "2"]
-    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
+    sizes += ["--ranks", "4", "--ranks-per-node", "2", "--exposed"]
+    files = ["--json", str(folder / "o.json"), "--picture", str(folder / "o.png")]
     done = bench(*sizes, *files, "--steps", "2", "--device", "sleep", "--pairs-per-ms", "10")
     assert done.returncode == 0, done.stderr
-    assert "rank, by tokens, 2 steps" in done.stdout
-    facts = json.loads((tmp_path / "o.json").read_text())
-    names = [(way["way"]["level"], way["way"]["overlap"]) for way in facts["ways"]]
+    return done.stdout, json.loads((folder / "o.json").read_text()), folder
+
+
+@pytest.mark.processes
+def test_times_bytes_and_picture(run: tuple[str, dict[str, Any], Path]) -> None:
+    output, facts, folder = run
+    assert "rank, by tokens, 2 steps" in output
+    ways = [line for line in facts["lines"] if line["predicted_s"] is not None]
     levels = ("copies", "rank", "node")
-    assert names == [(level, o) for level in levels for o in (False, True, True)]
-    remote = {way["way"]["level"]: way["remote_bytes"] for way in facts["ways"]}
+    assert [line["timing"]["level"] for line in ways] == [level for level in levels for _ in "123"]
+    remote = {line["timing"]["level"]: line["counted"] for line in ways}
     assert 0 < remote["node"] < remote["rank"] < remote["copies"]
-    for way in facts["ways"]:
+    for line in ways:
+        timing = line["timing"]
         # Rows of 32 fp32 numbers, there and back, forward and backward.
-        assert way["row_bytes"] % (4 * 32) == way["remote_bytes"] % (4 * 32) == 0
-        assert way["row_bytes"] > way["remote_bytes"]
-    for way in facts["ways"]:
+        assert timing["row_bytes"] % (4 * 32) == timing["remote_bytes"] % (4 * 32) == 0
+        assert timing["row_bytes"] > timing["remote_bytes"]
+        # To the byte, on every rank.
+        assert line["worst_rank"] == 0
+        assert line["counted"] == line["routing"] == pytest.approx(line["formula"], rel=0.2)
         # About 256 pairs a rank, three products of each, at 10 pairs/ms.
-        total = [sum(both) for both in zip(way["forward_s"], way["backward_s"], strict=True)]
+        total = [sum(both) for both in zip(timing["forward_s"], timing["backward_s"], strict=True)]
         assert len(total) == 2
         assert statistics.median(total) > 0.06
-        assert way["predicted_s"] > 0.06
-    assert (tmp_path / "o.png").stat().st_size > 1000
+        assert line["predicted_s"] > 0.06
+    assert (folder / "o.png").stat().st_size > 1000
+
+
+@pytest.mark.processes
+def test_peers_are_checked_and_timed(run: tuple[str, dict[str, Any], Path]) -> None:
+    output, facts, _ = run
+    peers = {line["timing"]["name"]: line for line in facts["lines"] if line["predicted_s"] is None}
+    copies = next(line for line in facts["lines"] if line["timing"]["level"] == "copies")
+    assert peers["all_to_all, a copy a pair"]["counted"] == copies["counted"]
+    assert set(facts["peer_errors"]) | set(facts["missing_peers"]) == {"all_to_all", "deepspeed"}
+    assert len(peers) == len(facts["peer_errors"])
+    for errors in facts["peer_errors"].values():
+        assert set(errors) == {"out", "dx", "dw_in", "dw_out", "dscore"}
+        assert max(errors.values()) < 1e-5
+    for name, reason in facts["missing_peers"].items():
+        assert f"{name}: skipped, {reason[:40]}" in output
+
+
+@pytest.mark.processes
+def test_exposed_communication_of_every_way(run: tuple[str, dict[str, Any], Path]) -> None:
+    _, facts, _ = run
+    assert len(facts["exposed"]) == 9
+    for line in facts["exposed"]:
+        assert 0 < line["accounted_s"] < line["wall_s"]
+        assert line["by_clock_s"] < line["wall_s"]
 
 
 def test_the_slowest_rank_of_every_round() -> None:
-    way = Way("rank", True)
-    first = Timing(way, 1, [1.0, 4.0], [2.0, 1.0], 10, 5)
-    second = Timing(way, 1, [2.0, 1.0], [0.5, 1.0], 12, 3)
+    first = Timing("rank", "rank", "", 10, 5, None, [1.0, 4.0], [2.0, 1.0])
+    second = Timing("rank", "rank", "", 12, 3, None, [2.0, 1.0], [0.5, 1.0])
     (worst,) = slowest([[first], [second]])
     assert worst.forward_s == [2.0, 4.0]
-    assert [f + b for f, b in zip(worst.forward_s, worst.backward_s, strict=True)] == [3.0, 5.0]
+    assert worst.total_s == [3.0, 5.0]
     assert (worst.row_bytes, worst.remote_bytes) == (12, 5)
 
 
@@ -65,6 +98,7 @@ def test_the_slowest_rank_of_every_round() -> None:
         (["--ranks", "3"], "--experts is 16; --ranks (3) must divide it"),
         (["--ranks-per-node", "3"], "--ranks-per-node is 3; it must divide --ranks (2)"),
         (["--top-k", "17"], "--top-k is 17; it must be at most 16"),
+        (["--peers", "megatron"], "unknown 'megatron'; known: all_to_all, deepspeed"),
     ],
 )
 def test_wrong_options(options: list[str], words: str) -> None:

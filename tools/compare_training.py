@@ -1,0 +1,206 @@
+"""Whole training runs over two hosts with a slow link, in turn: our defaults against a copy of a
+row for every expert without overlap, which is how other systems' eager paths work.
+
+python tools/compare_training.py configs/quickstart.toml
+python tools/compare_training.py configs/quickstart.toml --mbit 200 --pairs 5 --json out.json \\
+    -- --train.global_batch_size 32
+
+Every run is `distmoe train CONFIG` as --ranks processes on two hosts (network namespaces of its
+own, which need root). What follows -- is given to every run. Tokens per second are the median over
+the steps after --warm-up; a pair is one run of each kind, and which comes first alternates. Ends
+with 2 on a wrong argument, 1 if a run failed, 0 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from two_hosts import Hosts, hosts
+
+from distmoe.planner.command_line import command_line
+
+WAYS = {
+    "defaults": [],
+    "copies, no overlap": ["--moe.dispatch.level", "copies", "--moe.dispatch.overlap", "false"],
+}
+FIRST, SECOND = WAYS
+QUIET = [
+    "--optim.warmup_steps",
+    "0",
+    "--train.validate_every",
+    "0",
+    "--checkpoint.every",
+    "0",
+    "--metrics.log_every",
+    "1",
+]
+SIZES = {"ranks": 2, "mbit": 200, "pairs": 5, "steps": 16, "warm-up": 6}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: medians over its steps after the warm-up. ``tokens_per_s`` of all ranks;
+    ``loss`` of the last step."""
+
+    way: str
+    tokens_per_s: float
+    step_s: float
+    exposed_share: float
+    remote_mib: float
+    loss: float
+
+
+class FailedError(Exception):
+    """A run ended badly, or without figures."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    pairs: list[dict[str, Run]] = []
+    try:
+        with hosts(arguments.mbit) as joined, tempfile.TemporaryDirectory() as folder:
+            for number in range(arguments.pairs):
+                order = [FIRST, SECOND] if number % 2 == 0 else [SECOND, FIRST]
+                pair = {}
+                for way in order:
+                    run_dir = Path(folder, f"{number}-{len(pair)}")
+                    pair[way] = _train(joined, arguments, way, run_dir)
+                    _tell(number, pair[way])
+                pairs.append(pair)
+    except (FailedError, subprocess.CalledProcessError) as error:
+        print(f"compare_training: {error}", file=sys.stderr)
+        return 1
+    _show(arguments, pairs)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(_record(pairs), indent=1) + "\n")
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="TOML file of a run")
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    parser.add_argument("--json", type=Path, help="file")
+    parser.epilog = "What follows -- is given to every run."
+    given = list(sys.argv[1:] if argv is None else argv)
+    split = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:split])
+    arguments.options = given[split + 1 :]
+    for name in SIZES:
+        value = getattr(arguments, name.replace("-", "_"))
+        if value < 1:
+            parser.error(f"--{name} is {value}; it must be at least 1")
+    if not arguments.config.is_file():
+        parser.error(f"config is {arguments.config}; there is no such file")
+    if arguments.ranks % 2:
+        parser.error(f"--ranks is {arguments.ranks}; two hosts need an even number")
+    if arguments.steps <= arguments.warm_up:
+        parser.error(
+            f"--steps is {arguments.steps}; it must be above --warm-up ({arguments.warm_up})"
+        )
+    if os.geteuid() != 0:
+        parser.error("two hosts of its own need root")
+    return arguments
+
+
+def _train(joined: Hosts, arguments: argparse.Namespace, way: str, run_dir: Path) -> Run:
+    """One run; `FailedError` if it failed."""
+    ranks = arguments.ranks
+    command = [sys.executable, "-m", "distmoe", "train", str(arguments.config), *QUIET]
+    command += ["--run.dir", str(run_dir), "--parallel.ep", str(ranks)]
+    command += ["--train.steps", str(arguments.steps), *WAYS[way], *arguments.options]
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    run_dir.mkdir()
+    with (run_dir / "output.txt").open("wb") as output:
+        ended_well = joined.run_ranks([command] * ranks, variables=variables, output=output)
+    if not ended_well:
+        last = (run_dir / "output.txt").read_text().strip().splitlines()[-5:]
+        raise FailedError("a run failed: " + "\n".join(last))
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    counted = [record for record in records if record["step"] > arguments.warm_up]
+
+    def middle(name: str) -> float:
+        return statistics.median(record[name] for record in counted)
+
+    return Run(
+        way=way,
+        tokens_per_s=middle("tokens_per_second_per_rank") * ranks,
+        step_s=middle("step_seconds"),
+        exposed_share=middle("exposed_share"),
+        remote_mib=middle("remote_mib"),
+        loss=records[-1]["loss"],
+    )
+
+
+def _tell(number: int, run: Run) -> None:
+    print(f"pair {number + 1}, {run.way}: {run.tokens_per_s:,.0f} tokens/s", file=sys.stderr)
+
+
+def _ratios(pairs: list[dict[str, Run]]) -> list[float]:
+    return [pair[FIRST].tokens_per_s / pair[SECOND].tokens_per_s for pair in pairs]
+
+
+def _show(arguments: argparse.Namespace, pairs: list[dict[str, Run]]) -> None:
+    a = arguments
+    title = (
+        f"{a.config.name}, {a.ranks} ranks on two hosts, {a.mbit} Mbit/s, {a.pairs} pairs of runs"
+    )
+    table = Table(title=title, box=None, title_justify="left")
+    table.add_column("way", no_wrap=True)
+    for name in ("tokens/s", "min", "max", "step s", "exposed", "MiB between hosts", "loss"):
+        table.add_column(name, justify="right")
+    for way in WAYS:
+        runs = [pair[way] for pair in pairs]
+        rates = [run.tokens_per_s for run in runs]
+        table.add_row(
+            way,
+            f"{statistics.median(rates):,.0f}",
+            f"{min(rates):,.0f}",
+            f"{max(rates):,.0f}",
+            f"{statistics.median(run.step_s for run in runs):.3f}",
+            f"{statistics.median(run.exposed_share for run in runs):.0%}",
+            f"{statistics.median(run.remote_mib for run in runs):.1f}",
+            f"{statistics.median(run.loss for run in runs):.4f}",
+        )
+    ratios = _ratios(pairs)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=110)
+    console.print(table)
+    console.print(
+        f"{FIRST} / {SECOND}, pair by pair: median {statistics.median(ratios):.2f}, "
+        f"{min(ratios):.2f} to {max(ratios):.2f}",
+        highlight=False,
+    )
+
+
+def _record(pairs: list[dict[str, Run]]) -> dict[str, object]:
+    return {
+        "command": command_line(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        "ratios": _ratios(pairs),
+        "pairs": [[asdict(run) for run in pair.values()] for pair in pairs],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

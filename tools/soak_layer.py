@@ -1,0 +1,154 @@
+"""Many steps of an expert-parallel layer under strongly skewed routing: does it stand still, does
+its memory grow?
+
+python tools/soak_layer.py                                        # 8 ranks, 500 steps, level rank
+python tools/soak_layer.py --ranks-per-node 4 --level node        # as two nodes
+python tools/soak_layer.py --steps 100 --json soak.json
+
+Ranks are processes over gloo. Ends with 2 on a wrong argument; 1 if a rank broke off or stood
+still, or if after a fifth of the steps any rank's live tensors grew at all, or what malloc has
+handed out, or the resident set after malloc_trim, by more than --most-growth MiB; 0 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from two_hosts import hosts
+
+from distmoe import MoE, MoEConfig
+from distmoe.config import DispatchConfig, RoundingConfig
+from distmoe.moe.schedule import LEVELS
+from distmoe.planner.command_line import command_line
+from distmoe.planner.soak import Growth, Reading, growth, soak
+
+SIZES = {"ranks": 8, "ranks-per-node": 8, "steps": 500, "every": 50, "tokens": 256}
+SIZES |= {"hidden": 64, "inner": 32, "experts": 32, "top-k": 4, "tile": 16, "timeout-s": 60}
+
+# The flight recorder of torch keeps the last 2,000 collectives: memory grows until it is full.
+VARIABLES = {"OMP_NUM_THREADS": "1", "TORCH_FR_BUFFER_SIZE": "0"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    if arguments.folder:
+        _rank(arguments)
+        return 0
+    with tempfile.TemporaryDirectory() as folder, hosts(0) as here:
+        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+        command += ["--folder", folder]
+        if not here.run_ranks([command] * arguments.ranks, variables=VARIABLES):
+            return 1
+        files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
+        ranks = [[Reading(**r) for r in json.loads(file.read_text())] for file in files]
+    grown = [growth(readings) for readings in ranks]
+    _show(arguments, ranks, grown)
+    if arguments.json:
+        facts = {
+            "command": command_line(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "ranks": [[asdict(reading) for reading in readings] for readings in ranks],
+        }
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    most = arguments.most_growth
+    leaks = any(max(g.trimmed_mib, g.allocated_mib) > most or g.live_tensors > 0 for g in grown)
+    return int(leaks)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    parser.add_argument("--level", choices=LEVELS, default="rank", help="how often a row crosses")
+    parser.add_argument("--most-growth", type=float, default=2.0, help="MiB of a rank")
+    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    for name in SIZES:
+        value = getattr(arguments, name.replace("-", "_"))
+        if value < 1:
+            parser.error(f"--{name} is {value}; it must be at least 1")
+    ranks, per_node = arguments.ranks, arguments.ranks_per_node
+    if ranks < 2:
+        parser.error(f"--ranks is {ranks}; it must be at least 2")
+    if ranks % per_node:
+        parser.error(f"--ranks-per-node is {per_node}; it must divide --ranks ({ranks})")
+    if arguments.experts % ranks:
+        parser.error(f"--experts is {arguments.experts}; --ranks ({ranks}) must divide it")
+    if arguments.top_k > arguments.experts:
+        parser.error(f"--top-k is {arguments.top_k}; it must be at most {arguments.experts}")
+    return arguments
+
+
+def _rank(arguments: argparse.Namespace) -> None:
+    """One rank; leaves its readings in the folder."""
+    a = arguments
+    torch.manual_seed(int(os.environ["RANK"]))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=a.timeout_s))
+    config = MoEConfig(
+        hidden_size=a.hidden,
+        intermediate_size=a.inner,
+        num_experts=a.experts,
+        top_k=a.top_k,
+        rounding=RoundingConfig(tile=a.tile),
+        dispatch=DispatchConfig(level=a.level),
+    )
+    layer = MoE(config, dist.group.WORLD, ranks_per_node=a.ranks_per_node)
+    for exchange in layer.exchanges():
+        exchange.observer.timeout_s = a.timeout_s
+    # One router for all ranks, as in training.
+    dist.broadcast(layer.router_EH.data, 0)
+    readings = soak(layer, tokens=a.tokens, steps=a.steps, every=a.every)
+    Path(a.folder, str(dist.get_rank())).write_text(json.dumps([asdict(r) for r in readings]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list[Growth]) -> None:
+    a = arguments
+    title = f"P={a.ranks} ({a.ranks_per_node} on a node), level {a.level}, up to {a.tokens} tokens"
+    table = Table(title=f"{title} a rank; the largest of all ranks", box=None, title_justify="left")
+    memory = ("resident MiB", "trimmed", "allocated", "live tensors", "MiB")
+    for name in ("step", "seconds", *memory, "busiest/mean"):
+        table.add_column(name, justify="right")
+    for at_step in zip(*ranks, strict=True):
+        table.add_row(
+            str(at_step[0].step),
+            f"{max(r.seconds for r in at_step):.1f}",
+            f"{max(r.resident_mib for r in at_step):.1f}",
+            f"{max(r.trimmed_mib for r in at_step):.1f}",
+            f"{max(r.allocated_mib for r in at_step):.2f}",
+            str(max(r.live_tensors for r in at_step)),
+            f"{max(r.live_mib for r in at_step):.2f}",
+            f"{max(r.busiest for r in at_step):.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        f"grown after a fifth of the steps, worst rank: "
+        f"{max(g.trimmed_mib for g in grown):+.2f} MiB resident after trimming, "
+        f"{max(g.allocated_mib for g in grown):+.2f} MiB allocated, "
+        f"{max(g.live_tensors for g in grown):+d} live tensors",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Ranks as processes: on this machine as it is, or on two hosts of it (network namespaces of one
+tool's own, which need root) that are joined by a link of a given rate. Used by the tools here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import IO
+
+LINKS = str(Path(__file__).with_name("links.sh"))
+# Of the interface and of host 0, as links.sh makes them.
+INTERFACE, FIRST_ADDRESS = "link0", "10.77.0.1"
+FIRST_PORT, PORTS = 20000, 20000
+_job = count()
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """``name`` of the two for links.sh; "": this machine alone."""
+
+    name: str
+
+    @property
+    def number(self) -> int:
+        return 2 if self.name else 1
+
+    def run_ranks(
+        self,
+        commands: Sequence[Sequence[str]],
+        *,
+        variables: dict[str, str] | None = None,
+        output: IO[bytes] | None = None,
+    ) -> bool:
+        """A process for every rank, consecutive ones on one host; whether all of them ended well.
+        They find each other by the variables of torchrun; ``variables`` are set beside them.
+        ``output``: for what they print; None: as this process."""
+        port = FIRST_PORT + (os.getpid() + next(_job)) % PORTS
+        ranks: list[subprocess.Popen[bytes]] = []
+        per_host = len(commands) // self.number
+        try:
+            for rank, command in enumerate(commands):
+                environment = {
+                    **os.environ,
+                    **(variables or {}),
+                    "RANK": str(rank),
+                    "WORLD_SIZE": str(len(commands)),
+                    "LOCAL_RANK": str(rank % per_host),
+                    "LOCAL_WORLD_SIZE": str(per_host),
+                    "MASTER_ADDR": FIRST_ADDRESS if self.name else "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+                on_host = self._on_host(rank // per_host, command)
+                ranks.append(_start(on_host, environment, output))
+            return not any([process.wait() for process in ranks])
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+
+    def _on_host(self, host: int, command: Sequence[str]) -> list[str]:
+        if not self.name:
+            return list(command)
+        return [LINKS, "exec", self.name, str(host), *command]
+
+
+def _start(
+    command: list[str], environment: dict[str, str], output: IO[bytes] | None
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
+@contextmanager
+def hosts(mbit: int) -> Iterator[Hosts]:
+    """Two hosts and a link of ``mbit`` Mbit/s between them, gone at the end, however that comes;
+    with 0 this machine. CalledProcessError if they cannot be made."""
+    if not mbit:
+        yield Hosts("")
+        return
+    name = f"distmoe-{os.getpid()}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    subprocess.run([LINKS, "up", name, str(mbit)], check=True)
+    try:
+        yield Hosts(name)
+    finally:
+        subprocess.run([LINKS, "down", name], check=True)
