@@ -91,7 +91,10 @@ class Disk(FileSystem):
         with contextlib.suppress(OSError):
             for file in path.iterdir():
                 self.rm_file(file)
-            path.rmdir()
+            self.rmdir(path)
+
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
 
 
 class _HashedFile(io.RawIOBase):

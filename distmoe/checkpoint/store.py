@@ -95,8 +95,11 @@ class CheckpointStore:
             self._writer.join()
             self._writer = None
         if self._error is not None:
-            error, self._error = self._error, None
-            raise RuntimeError(f"the checkpoint could not be written: {error}") from error
+            failure, self._error = self._error, None
+            errors = (f"rank {rank}: {one!r}" for rank, one in _errors(failure).items())
+            raise RuntimeError(
+                f"the checkpoint could not be written: {'; '.join(errors)}"
+            ) from failure
 
     def reports(self) -> list[SaveReport]:
         """Saves that have ended since the last call; the same on all ranks after a `wait`."""
@@ -144,12 +147,13 @@ class CheckpointStore:
             self._from_first(lambda: self._publish(beside, manifest))
             size, self.saved_step = manifest.bytes, step
         except (Exception, CheckpointException) as failure:
-            error = _disk_error(failure)
             if self._rank == 0:
                 self._disk.remove_folder(beside)
-            if not error:
+            errors = _errors(failure)
+            if not all(map(_is_of_disk, errors.values())):
                 self._error = failure
                 return
+            error = "; ".join(f"rank {rank}: {one}" for rank, one in errors.items())
         self._reports.append(SaveReport(step, time.perf_counter() - begun, size, error))
 
     def _from_first(self, work: Callable[[], Any]) -> Any:
@@ -241,14 +245,12 @@ def step_of(path: Path) -> int:
     return int(name[1])
 
 
-def _disk_error(failure: BaseException) -> str:
-    """The ranks' errors in one line if all are of the disk; else nothing."""
-    by_rank: dict[int, BaseException] = {0: failure}
+def _errors(failure: BaseException) -> dict[int, BaseException]:
+    """The error of every rank that had one."""
     if isinstance(failure, CheckpointException):
-        by_rank = {rank: error for rank, (error, _) in failure.failures.items()}
-    of_disk = (
-        isinstance(e, OSError) and not isinstance(e, ConnectionError) for e in by_rank.values()
-    )
-    if not all(of_disk):
-        return ""
-    return "; ".join(f"rank {rank}: {error}" for rank, error in sorted(by_rank.items()))
+        return {rank: error for rank, (error, _) in sorted(failure.failures.items())}
+    return {0: failure}
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError)
