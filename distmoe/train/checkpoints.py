@@ -112,7 +112,7 @@ class Checkpoints:
 
     def _newest(self) -> str:
         complete = self.store.complete()
-        return f"the newest is {complete[-1]}" if complete else "there is no other"
+        return f"the newest is {complete[-1].name}" if complete else "there is no other"
 
     def _state(self, done: int) -> dict[str, Any]:
         """What a checkpoint holds. The data position and the schedule follow from ``done``."""
