@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distmoe.checkpoint.manifest import damage
-from distmoe.checkpoint.store import BESIDE, step_of
+from distmoe.checkpoint.store import step_of
 from distmoe.config import load_config, resolve
 from distmoe.data.cli import main as data_main
 from distmoe.planner.command_line import command_line
@@ -122,14 +122,14 @@ class Trial:
 
     def _live(self, run: Run) -> bool:
         """One life of a run; False if it ended before its kill."""
-        before = self._newest(run)
+        before, left_over = self._newest(run), run.being_written()
         moment = self.random.choice(MOMENTS)
         victim = self.random.randrange(run.ranks)
         whole_run = moment == "call" or self.random.random() > SHARE_OF_ONE_RANK
         begun = time.monotonic()
         call = self.random.randint(1, 3 * self.calls[victim])
         run.start((victim, call) if moment == "call" else None)
-        self._wait_for(moment, run, before)
+        self._wait_for(moment, run, before, left_over)
         if run.ended() and "done at step" in run.log():
             return False
         seconds = time.monotonic() - begun
@@ -139,7 +139,7 @@ class Trial:
         lost = max(0, done - newest)
         if lost > self.allowed:
             problems.append(f"{lost} steps lost, more than {self.allowed}")
-        was_writing = any(run.checkpoints.glob(f"{BESIDE}*"))
+        was_writing = bool(run.being_written() - left_over)
         self.kills.append(
             Kill(moment, whole_run, seconds, done, newest, lost, was_writing, problems)
         )
@@ -153,7 +153,7 @@ class Trial:
         due; otherwise one."""
         return self.arguments.every * (1 if self.arguments.synchronous else 2)
 
-    def _wait_for(self, moment: str, run: Run, before: int) -> None:
+    def _wait_for(self, moment: str, run: Run, before: int, left_over: set[int]) -> None:
         """Until it is time for the kill."""
         pause = 0.0
         if moment == "time":
@@ -167,7 +167,7 @@ class Trial:
             wait_until(
                 lambda: (
                     run.ended()
-                    or (time.monotonic() > skip and any(run.checkpoints.glob(f"{BESIDE}*")))
+                    or (time.monotonic() > skip and bool(run.being_written() - left_over))
                 ),
                 PATIENCE_S,
             )

@@ -16,7 +16,7 @@ from typing import Any
 
 from distmoe.checkpoint.disk import Disk
 from distmoe.checkpoint.manifest import read_manifest
-from distmoe.checkpoint.store import CheckpointStore
+from distmoe.checkpoint.store import BESIDE, CheckpointStore
 from distmoe.config import Config, RankInfo
 from distmoe.launch.worker import run_worker
 
@@ -125,6 +125,14 @@ class Run:
 
     def complete(self) -> list[Path]:
         return CheckpointStore(self.checkpoints, keep_last=1, asynchronous=False).complete()
+
+    def being_written(self) -> set[int]:
+        """The inodes of unfinished checkpoints: a kill leaves one, which the next save clears."""
+        found = set()
+        for path in self.checkpoints.glob(f"{BESIDE}*"):
+            with contextlib.suppress(FileNotFoundError):
+                found.add(path.stat().st_ino)
+        return found
 
     def log(self) -> str:
         path = self.folder / "rank-0.log"

@@ -16,7 +16,6 @@ from distmoe.config.keys import with_values
 
 # What follows from the number of ranks, and is derived anew.
 DERIVED = {
-    "parallel.engine": "auto",
     "parallel.dp_shard": 0,
     "parallel.ranks_per_node": 0,
     "train.micro_batch_size": 0,
@@ -52,7 +51,12 @@ def layouts(config: Config, world: int) -> list[Layout]:
 
 
 def _problems(config: Config, world: int, ep: int) -> tuple[str, ...]:
-    changed = with_values(config, {**DERIVED, "parallel.ep": ep, "launch.nproc": world})
+    # One rank alone has an engine that several cannot have.
+    engine = "auto" if config.parallel.engine == "single" else config.parallel.engine
+    changed = with_values(
+        config,
+        {**DERIVED, "parallel.engine": engine, "parallel.ep": ep, "launch.nproc": world},
+    )
     try:
         check(changed, world)
     except ConfigError as error:

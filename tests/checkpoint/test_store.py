@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -107,6 +108,23 @@ def test_everything_is_synced_before_it_gets_its_name(calls: list[tuple[str, str
     assert calls.index(("sync", "manifest.json")) < folder_synced < renamed
     assert calls[renamed + 1][0] == "sync folder"
     assert ("rename", ".old-step-00000001") in calls[renamed + 2 :]
+
+
+def test_files_are_synced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[int, int] = {}
+
+    def fsync(descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        synced[found.st_ino] = found.st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    root = tmp_path / "checkpoints"
+    store(root).save(1, state(1))
+    files = list((root / "step-00000001").iterdir())
+    assert len(files) == 3
+    assert all(synced[file.stat().st_ino] == file.stat().st_size > 0 for file in files)
+    for folder in (tmp_path, root, root / "step-00000001"):
+        assert folder.stat().st_ino in synced
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
