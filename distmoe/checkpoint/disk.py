@@ -61,11 +61,7 @@ class Disk(FileSystem):
         return path.open("wb")
 
     def write(self, file: BinaryIO, data: Any) -> None:
-        try:
-            file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
+        file.write(data)
 
     def sync(self, file: BinaryIO) -> None:
         """Until the file's contents are on the disk."""
@@ -109,7 +105,11 @@ class _HashedFile(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        self._disk.write(self._file, data)
+        try:
+            self._disk.write(self._file, data)
+        except OSError as error:
+            self._disk.error = self._disk.error or error
+            raise
         self.digest.update(data)
         count = memoryview(data).nbytes
         self.size += count

@@ -182,11 +182,11 @@ class CheckpointStore:
     def _write_tensors(self, beside: Path, state: dict[str, Any]) -> dict[str, FileMark]:
         """Every rank's part, in a file of its own; the marks of all files."""
         self._disk.begin()
-        # The disk syncs by itself: torch syncs before it flushes. A copy on the host needs no stream
-        # of a device, which a thread would open on the first one.
+        # The disk syncs by itself: torch syncs before it flushes.
         writer = _Writer(beside, sync_files=False)
         writer.fs = self._disk
         if self._host_copy is not None:
+            # No stream of a device, which this thread would open on the first one.
             writer.per_thread_copy_ahead = 0
         dcp_save(
             state,

@@ -107,12 +107,14 @@ class Checkpoints:
             )
         return (
             f"error: the checkpoint of step {report.step} was NOT written: {report.error}; "
-            f"training goes on, {self._newest()}"
+            f"{self._newest()}"
         )
 
     def _newest(self) -> str:
         complete = self.store.complete()
-        return f"the newest is {complete[-1].name}" if complete else "there is no other"
+        if not complete:
+            return f"there is no other in {self.store.root}"
+        return f"the newest is {complete[-1]}"
 
     def _state(self, done: int) -> dict[str, Any]:
         """What a checkpoint holds. The data position and the schedule follow from ``done``."""
