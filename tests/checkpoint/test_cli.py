@@ -16,7 +16,7 @@ from distmoe.checkpoint.cli import main
 from distmoe.checkpoint.consolidate import consolidate
 from distmoe.checkpoint.store import CheckpointStore
 from distmoe.checkpoint.tensors import saved_tensors
-from distmoe.config import Config, ModelConfig, MoEConfig, TrainConfig, to_toml
+from distmoe.config import Config, ModelConfig, MoEConfig, ParallelConfig, TrainConfig, to_toml
 
 Captured = pytest.CaptureFixture[str]
 
@@ -34,6 +34,7 @@ def run(tmp_path: Path) -> Path:
     config = Config(
         model=ModelConfig(vocab_size=50, hidden_size=32, n_heads=2, n_kv_heads=1, head_dim=16),
         moe=MoEConfig(hidden_size=32, intermediate_size=16, num_experts=8, top_k=2),
+        parallel=ParallelConfig(engine="fsdp2", dp_shard=2, ep=2, ranks_per_node=2),
         train=TrainConfig(global_batch_size=8, micro_batch_size=4),
     )
     rounding = replace(config.moe.rounding, rule="none")

@@ -14,6 +14,7 @@ import torch
 from faulty_disk import CountingDisk, FullDisk, Killed, KillingDisk
 
 from distmoe.checkpoint.disk import Disk
+from distmoe.checkpoint.host_copy import HostCopy
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.manifest import damage, read_manifest
 from distmoe.checkpoint.store import CheckpointStore, step_of
@@ -174,16 +175,16 @@ def test_the_state_may_change_as_soon_as_save_returns(tmp_path: Path) -> None:
     assert loaded_step(tmp_path) == 1
 
 
-def test_the_host_copy_is_made_once(tmp_path: Path) -> None:
-    own, current = store(tmp_path, asynchronous=True), state(1)
-    places = []
+def test_the_host_copy_is_made_once() -> None:
+    host, places = HostCopy(), []
     for step in (1, 2):
-        assert own._host_copy is not None
-        copied = own._host_copy.copy(current)
-        places.append([tensor.data_ptr() for tensor in copied["model"].values()])
-        assert all(torch.equal(copied["model"][k], current["model"][k]) for k in copied["model"])
-        current = state(step + 1)
+        copied = host.copy(state(step))["model"]
+        places.append([tensor.data_ptr() for tensor in copied.values()])
+        assert all(torch.equal(copied[k], tensor) for k, tensor in state(step)["model"].items())
     assert places[0] == places[1]
+    for other in (torch.ones(3, 2), torch.ones(3, 2, dtype=torch.int32)):
+        copied = host.copy({"model": {"w": other}})["model"]
+        assert (copied["w"].dtype, copied["w"].tolist()) == (other.dtype, other.tolist())
 
 
 @pytest.mark.parametrize(
