@@ -12,6 +12,7 @@ import contextlib
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ class CheckpointStore:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._reports: list[SaveReport] = []
+        # Filled by the writer while the training loop looks.
+        self._reports: deque[SaveReport] = deque()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write ``state``, a nested dict of tensors and plain values, as step ``step``; collective.
@@ -103,8 +105,7 @@ class CheckpointStore:
 
     def reports(self) -> list[SaveReport]:
         """Saves that have ended since the last call; the same on all ranks after a `wait`."""
-        ended, self._reports = self._reports, []
-        return ended
+        return [self._reports.popleft() for _ in range(len(self._reports))]
 
     def complete(self) -> list[Path]:
         """The checkpoints that have got their name, oldest first."""
