@@ -24,6 +24,8 @@ commands:
                     check a run of N ranks (default launch.nproc) and print its settings
   data prepare ...  tokenize text, JSONL or Parquet
   data inspect DIR  show a prepared folder
+  checkpoint inspect|verify|reshard|consolidate DIR
+                    look at a checkpoint, check its hashes, export it
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
                     measure links and devices as all ranks of a job
   --version         print the version
@@ -136,6 +138,12 @@ def _data(argv: Sequence[str]) -> int:
     return data_main(list(argv))
 
 
+def _checkpoint(argv: Sequence[str]) -> int:
+    from distmoe.checkpoint.cli import main as checkpoint_main
+
+    return checkpoint_main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from distmoe.launch.doctor import main as doctor_main
 
@@ -146,6 +154,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "config": _config,
     "data": _data,
+    "checkpoint": _checkpoint,
     "doctor": _doctor,
 }
 

@@ -1,163 +1,260 @@
 """Checkpoints: written beside, renamed when complete, found again without help.
 
 A folder ``step-00000120`` is complete by construction: ranks write into ``.tmp-step-00000120``, and
-rank 0 renames it after all of them have finished. Tensors are saved by logical name and shape
+rank 0 renames it after all of them have finished and the manifest names every file with its hash.
+Everything is on the disk before its new name is. Tensors are saved by logical name and shape
 through torch.distributed.checkpoint, so another world size, ep or engine can load them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
-from torch.distributed.tensor import DTensor
 
-# The part of a state whose tensors must all find a place.
-MODEL = "model"
+from distmoe.checkpoint.disk import Disk, FileMark
+from distmoe.checkpoint.host_copy import HostCopy
+from distmoe.checkpoint.manifest import NAME, Manifest, damage
 
 COMPLETE = re.compile(r"step-(\d{8,})")
 
+# What is being written, and what is being deleted.
+BESIDE, OLD = ".tmp-", ".old-"
+
+
+@dataclass(frozen=True)
+class SaveReport:
+    """How a save ended. ``seconds``: of the write. ``error``: of the disk, with its rank; empty if
+    the checkpoint is complete."""
+
+    step: int
+    seconds: float
+    bytes: int = 0
+    error: str = ""
+
 
 class CheckpointStore:
-    """The checkpoints of one run. With ``asynchronous`` the write goes on during training, over a
-    gloo group of its own, so that its messages never mix with those of the training."""
+    """The checkpoints of one run.
 
-    def __init__(self, root: Path, *, keep_last: int, asynchronous: bool) -> None:
+    ``keep_last``: how many are kept; those of a multiple of ``keep_every`` steps always are.
+    ``asynchronous``: the write goes on during training, over a gloo group of its own, so that its
+    messages never mix with those of the training. ``about``: see `Manifest`.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        keep_last: int,
+        asynchronous: bool,
+        keep_every: int = 0,
+        about: Mapping[str, Any] | None = None,
+        disk: Disk | None = None,
+    ) -> None:
         self.root = root
-        self.keep_last = keep_last
-        self.asynchronous = asynchronous
+        self.keep_last, self.keep_every = keep_last, keep_every
+        self.about = dict(about or {})
+        # The newest step that is known to be complete.
+        self.saved_step = -1
+        self._disk = disk or Disk()
+        self._host_copy = HostCopy() if asynchronous else None
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._is_first = not dist.is_initialized() or dist.get_rank() == 0
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
+        # Filled by the writer while the training loop looks.
+        self._reports: deque[SaveReport] = deque()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write ``state``, a nested dict of tensors and plain values, as step ``step``; collective.
 
-        The state is copied before this returns, and may change at once. A write still in flight
-        is waited for first.
+        The state may change as soon as this returns. A write still in flight is waited for first.
+        Errors of the disk are in `reports`; any other is raised by the next `wait`.
         """
         self.wait()
-        held = _copied(state)
+        if self._host_copy is None:
+            self._write(step, state)
+            self.wait()
+            return
+        held = self._host_copy.copy(state)
         self._writer = threading.Thread(target=self._write, args=(step, held), name="checkpoint")
         self._writer.start()
-        if not self.asynchronous:
-            self.wait()
-
-    def _write(self, step: int, state: dict[str, Any]) -> None:
-        try:
-            beside = self.root / f".tmp-step-{step:08d}"
-            if self._is_first:
-                shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir(parents=True)
-            self._meet()
-            dcp_save(
-                state,
-                storage_writer=FileSystemWriter(beside, sync_files=True),
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
-            self._meet()
-            if self._is_first:
-                self._publish(beside, self.root / f"step-{step:08d}")
-        except BaseException as error:  # noqa: BLE001
-            self._error = error
-
-    def _meet(self) -> None:
-        if self._group is not None:
-            dist.barrier(group=self._group)
-
-    def _publish(self, beside: Path, final: Path) -> None:
-        if final.exists():
-            shutil.rmtree(final)
-        beside.rename(final)
-        complete = self._complete()
-        for old in complete[: -self.keep_last]:
-            shutil.rmtree(old, ignore_errors=True)
-        for left_over in self.root.glob(".tmp-step-*"):
-            shutil.rmtree(left_over, ignore_errors=True)
 
     def wait(self) -> None:
-        """Until nothing is in flight. RuntimeError if the last write failed."""
+        """Until nothing is in flight. RuntimeError if the last write failed, but for the disk."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
         if self._error is not None:
-            error, self._error = self._error, None
-            raise RuntimeError(f"the checkpoint could not be written: {error}") from error
+            failure, self._error = self._error, None
+            errors = (f"rank {rank}: {one!r}" for rank, one in _errors(failure).items())
+            raise RuntimeError(
+                f"the checkpoint could not be written: {'; '.join(errors)}"
+            ) from failure
 
-    def last_complete(self) -> Path | None:
-        """The newest checkpoint that can be loaded."""
-        complete = self._complete()
-        return complete[-1] if complete else None
+    def reports(self) -> list[SaveReport]:
+        """Saves that have ended since the last call; the same on all ranks after a `wait`."""
+        return [self._reports.popleft() for _ in range(len(self._reports))]
 
-    def _complete(self) -> list[Path]:
+    def complete(self) -> list[Path]:
+        """The checkpoints that have got their name, oldest first."""
         if not self.root.is_dir():
             return []
-        return sorted(
-            path
-            for path in self.root.iterdir()
-            if COMPLETE.fullmatch(path.name) and (path / ".metadata").is_file()
-        )
+        return sorted((p for p in self.root.iterdir() if COMPLETE.fullmatch(p.name)), key=step_of)
 
+    def newest_sound(self) -> tuple[Path | None, dict[Path, list[str]]]:
+        """The newest checkpoint whose files are as they were written, and what is wrong with those
+        after it; collective. ValueError if there are checkpoints, but no sound one."""
+        damaged: dict[Path, list[str]] = {}
+        for path in reversed(self._from_first(self.complete)):
+            lines = self.damage(path)
+            if not lines:
+                return path, damaged
+            damaged[path] = lines
+        if damaged:
+            path, lines = next(iter(damaged.items()))
+            raise ValueError(f"no sound checkpoint is left in {self.root}: {path.name}: {lines[0]}")
+        return None, {}
 
-def load(path: Path, state: dict[str, Any]) -> dict[str, Any]:
-    """Fill the tensors of ``state`` in place and return it with its plain values replaced.
+    def damage(self, path: Path) -> list[str]:
+        """What is wrong with a checkpoint; collective: every rank hashes its share of the files."""
+        if self._group is None:
+            return damage(path)
+        world = dist.get_world_size(self._group)
+        by_rank: list[list[str]] = [[]] * world
+        own = damage(path, part=self._rank, parts=world)
+        dist.all_gather_object(by_rank, own, group=self._group)
+        return sorted({line for lines in by_rank for line in lines})
 
-    Collective. ValueError if ``path`` lacks a key of ``state`` or has it in another shape, or has
-    something of the model that ``state`` has no place for.
-    """
-    reader = FileSystemReader(path)
-    try:
-        dcp_load(
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        begun = time.perf_counter()
+        size, error = 0, ""
+        beside = self.root / f"{BESIDE}step-{step:08d}"
+        try:
+            self._from_first(lambda: self._prepare(beside))
+            files = self._write_tensors(beside, state)
+            manifest = Manifest(step, files, self.about)
+            self._from_first(lambda: self._publish(beside, manifest))
+            size, self.saved_step = manifest.bytes, step
+        except (Exception, CheckpointException) as failure:
+            if self._rank == 0:
+                self._disk.remove_folder(beside)
+            errors = _errors(failure)
+            if not all(map(_is_of_disk, errors.values())):
+                self._error = failure
+                return
+            error = "; ".join(f"rank {rank}: {one}" for rank, one in errors.items())
+        self._reports.append(SaveReport(step, time.perf_counter() - begun, size, error))
+
+    def _from_first(self, work: Callable[[], Any]) -> Any:
+        """What ``work`` gives on rank 0, and its error, for all ranks; collective."""
+        outcome: list[Any] = [None, None]
+        if self._rank == 0:
+            try:
+                outcome[0] = work()
+            except Exception as error:
+                outcome[1] = error
+        if self._group is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self._group)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def _prepare(self, beside: Path) -> None:
+        """An empty folder. What a kill or a full disk has left makes room first."""
+        for left_over in (*self.root.glob(f"{BESIDE}*"), *self.root.glob(f"{OLD}*")):
+            self._disk.remove_folder(left_over)
+        is_new = not self.root.exists()
+        self._disk.mkdir(beside)
+        if is_new:
+            self._disk.sync_folder(self.root.parent)
+
+    def _write_tensors(self, beside: Path, state: dict[str, Any]) -> dict[str, FileMark]:
+        """Every rank's part, in a file of its own; the marks of all files."""
+        self._disk.begin()
+        # The disk syncs by itself: torch syncs before it flushes.
+        writer = _Writer(beside, sync_files=False)
+        writer.fs = self._disk
+        if self._host_copy is not None:
+            # No stream of a device, which this thread would open on the first one.
+            writer.per_thread_copy_ahead = 0
+        dcp_save(
             state,
-            storage_reader=reader,
-            no_dist=not dist.is_initialized(),
+            storage_writer=writer,
+            process_group=self._group,
+            no_dist=self._group is None,
         )
-    except (KeyError, ValueError, RuntimeError, CheckpointException) as error:
-        reason = str(error).strip().splitlines()[-1][:300]
-        raise ValueError(f"checkpoint {path} does not fit this model: {reason}") from error
-    if MODEL in state:
-        _refuse_what_is_left(path, list(reader.read_metadata().state_dict_metadata), state[MODEL])
-    return state
+        if self._group is None:
+            return dict(self._disk.marks)
+        by_rank: list[dict[str, FileMark]] = [{}] * dist.get_world_size(self._group)
+        dist.all_gather_object(by_rank, self._disk.marks, group=self._group)
+        return {name: mark for marks in by_rank for name, mark in marks.items()}
+
+    def _publish(self, beside: Path, manifest: Manifest) -> None:
+        final = self.root / f"step-{manifest.step:08d}"
+        with self._disk.create_stream(beside / NAME, "wb") as stream:
+            stream.write(manifest.to_json().encode())
+        self._disk.sync_folder(beside)
+        # There is one only if it was damaged, or if the run went back to an older one.
+        if final.exists():
+            self._remove(final)
+        self._disk.rename(beside, final)
+        self._disk.sync_folder(self.root)
+        for old in self._expired(manifest.step):
+            with contextlib.suppress(OSError):
+                self._remove(old)
+
+    def _expired(self, step: int) -> list[Path]:
+        """Later ones than ``step`` are of a run that this one has left; they are not counted."""
+        own = [path for path in self.complete() if step_of(path) <= step]
+        every = self.keep_every
+        return [p for p in own[: -self.keep_last] if not every or step_of(p) % every]
+
+    def _remove(self, path: Path) -> None:
+        """Delete a checkpoint that, half deleted, must not look like one."""
+        doomed = path.with_name(f"{OLD}{path.name}")
+        self._disk.rename(path, doomed)
+        self._disk.sync_folder(self.root)
+        self._disk.remove_folder(doomed)
 
 
-def _refuse_what_is_left(path: Path, saved: list[str], model: dict[str, Any]) -> None:
-    """ValueError for a tensor of the saved model that ``model`` lacks: learned, and then lost."""
-    for key in sorted(saved):
-        room, _, name = key.partition(".")
-        if room == MODEL and name not in model:
-            is_bias = name.rpartition(".")[2] == "bias_E"
-            advice = "; it needs moe.bias_update_rate > 0" if is_bias else ""
-            raise ValueError(
-                f"checkpoint {path} does not fit this model, which has no {name}{advice}"
-            )
+class _Writer(FileSystemWriter):
+    """torch.save hides an error of its stream behind one of its own."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError:
+            if isinstance(self.fs, Disk) and self.fs.error is not None:
+                raise self.fs.error from None
+            raise
 
 
-def _copied(value: Any) -> Any:
-    """The same nest with its tensors copied to host memory; DTensors keep their mesh."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, DTensor):
-        return DTensor.from_local(
-            _copied(value.to_local()),
-            value.device_mesh,
-            value.placements,
-            run_check=False,
-            shape=value.shape,
-            stride=value.stride(),
-        )
-    if isinstance(value, Tensor):
-        copy = torch.empty(value.shape, dtype=value.dtype, device="cpu")
-        return copy.copy_(value.detach())
-    return value
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder. ValueError if its name is another."""
+    name = COMPLETE.fullmatch(path.name)
+    if name is None:
+        raise ValueError(f"{path} is no checkpoint; its name must be step- and 8 digits")
+    return int(name[1])
+
+
+def _errors(failure: BaseException) -> dict[int, BaseException]:
+    """The error of every rank that had one."""
+    if isinstance(failure, CheckpointException):
+        return {rank: error for rank, (error, _) in sorted(failure.failures.items())}
+    return {0: failure}
+
+
+def _is_of_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError)

@@ -97,6 +97,7 @@ RANGES = {
     "train.record_routing": NOT_NEGATIVE,
     "checkpoint.every": NOT_NEGATIVE,
     "checkpoint.keep_last": COUNT,
+    "checkpoint.keep_every": NOT_NEGATIVE,
     "metrics.log_every": COUNT,
     "metrics.expert_load_every": COUNT,
     "metrics.layer_table_every": NOT_NEGATIVE,

@@ -260,10 +260,13 @@ class CheckpointConfig:
     """Steps between checkpoints. 0: only when the run ends or is stopped."""
     keep_last: int = 2
     """Complete checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints of a multiple of this many steps are kept, too. 0: none."""
     asynchronous: bool = True
     """Write while training goes on."""
     resume: str = "auto"
-    """auto: the last complete checkpoint, if there is one. never. Or the folder of a checkpoint."""
+    """auto: the newest checkpoint that is not damaged, if there is one. never. Or the folder of a
+    checkpoint."""
 
 
 @dataclass(frozen=True)

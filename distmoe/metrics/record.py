@@ -20,7 +20,9 @@ class StepRecord:
     ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
     of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
     bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
-    others. ``not_finite``: of a skipped step, what was not finite first, and on which ranks.
+    others. ``checkpoint_seconds``: what rank 0 lost to saves since the step before, in no step's
+    ``step_seconds``. ``not_finite``: of a skipped step, what was not finite first, and on which
+    ranks.
     """
 
     step: int
@@ -33,6 +35,7 @@ class StepRecord:
     tokens: int
     step_seconds: float
     data_seconds: float
+    checkpoint_seconds: float
     tokens_per_second_per_rank: float
     slowest_over_mean: float
     memory_gib: float
@@ -63,7 +66,7 @@ class StepRecord:
 GROUPS = {
     "train": ("loss", "load_balance_loss", "z_loss", "lr", "grad_norm", "tokens"),
     "throughput": ("tokens_per_second_per_rank", "slowest_over_mean"),
-    "time": ("step_seconds", "data_seconds"),
+    "time": ("step_seconds", "data_seconds", "checkpoint_seconds"),
     "experts": (
         "load_max_over_mean",
         "tiles_max_over_mean",

@@ -123,8 +123,10 @@ class Reporter:
             f"(unigram entropy of the text {unigram_entropy:.4f})"
         )
 
-    def finish(self, *, step: int, unigram_entropy: float, tokens_per_step: int) -> None:
-        """The layers of the last step, and the summary."""
+    def finish(
+        self, *, step: int, unigram_entropy: float, tokens_per_step: int, saving: str = ""
+    ) -> None:
+        """The layers of the last step, and the summary; ``saving``: what checkpoints cost."""
         self.console.close()
         last = self._last
         if last is not None and last.layers and not self._layer_table_is_due(last):
@@ -141,7 +143,9 @@ class Reporter:
                 peak=self._peak,
             )
         parts = ", ".join(f"{name} {s:.1f} s" for name, s in self.clock.parts.items())
-        rows += [("time", f"{self.clock.elapsed():.1f} s: {parts}"), *file_rows(self.config)]
+        rows += [("time", f"{self.clock.elapsed():.1f} s: {parts}")]
+        rows += [("saving", saving)] if saving else []
+        rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)
 
     def close(self) -> None:

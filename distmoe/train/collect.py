@@ -40,6 +40,7 @@ def collect_step(
     lr: float,
     step_seconds: float,
     data_seconds: float,
+    checkpoint_seconds: float,
     communication: StepCommunication,
     bytes_per_value: int,
 ) -> tuple[StepRecord, IntArray]:
@@ -69,6 +70,7 @@ def collect_step(
         tokens=outcome.valid_tokens,
         step_seconds=step_seconds,
         data_seconds=data_seconds,
+        checkpoint_seconds=checkpoint_seconds,
         tokens_per_second_per_rank=tokens_per_second_per_rank(
             outcome.valid_tokens, step_seconds, world
         ),

@@ -11,8 +11,6 @@ import torch
 import torch.distributed as dist
 
 from distmoe import runtime as runtime_room
-from distmoe.checkpoint.rng import rng_state, set_rng_state
-from distmoe.checkpoint.store import CheckpointStore, load
 from distmoe.config import Config, RankInfo
 from distmoe.config.keys import with_values
 from distmoe.config.load import to_toml
@@ -27,6 +25,7 @@ from distmoe.planner.machine_profile import find_profile
 from distmoe.planner.schedule_policy import ResolvedSchedule, resolve_schedule
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
@@ -37,7 +36,8 @@ def train(config: Config, ranks: RankInfo) -> None:
     """Train as one rank of a run; ``config`` is resolved and checked for ``ranks.world`` ranks.
 
     Returns when all steps are done, the time limit is reached, or a signal asked for the end;
-    in each case the last state is in a complete checkpoint. Raises on any error.
+    in each case the last state is in a complete checkpoint. Raises on any error; one of the disk
+    under a checkpoint is only told, unless the checkpoint is the last.
     """
     stop_signal = StopSignal()
     stop_signal.install()
@@ -73,13 +73,8 @@ class Trainer:
         config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
         self.engine = make_engine(config, mesh, runtime.device)
-        self.store = CheckpointStore(
-            self.folder / "checkpoints",
-            keep_last=config.checkpoint.keep_last,
-            asynchronous=config.checkpoint.asynchronous,
-        )
-        self.saved_step = -1
-        self.done, resumed_from = self._resume()
+        self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
+        self.done, resumed_from = self.checkpoints.resume()
         self._open_data(resources)
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -92,6 +87,7 @@ class Trainer:
             config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
         )
         self.reporter.header(self._facts(mesh, resumed_from))
+        self._tell(self.checkpoints.news())
         self.communication = Communication(config, runtime, self.engine.model)
         resources.callback(self.communication.close)
 
@@ -154,7 +150,8 @@ class Trainer:
             if self._is_due(config.train.validate_every) and not last:
                 self._validate()
             if self._is_due(config.checkpoint.every) and not last:
-                self._save()
+                with clock.part("checkpoint"):
+                    self.checkpoints.save(self.done)
             # A signal reaches one rank before the others, and clocks differ; from here on all
             # ranks must take the same turn.
             signalled = any_rank(bool(stop_signal.received), self.runtime)
@@ -164,10 +161,9 @@ class Trainer:
             elif limit_s > 0 and any_rank(clock.elapsed() >= limit_s, self.runtime):
                 stopped = "train.max_minutes"
         self._tell_trace(self.communication.end_trace(self.done))
-        if self.saved_step != self.done:
-            self._save()
         with clock.part("checkpoint"):
-            self.store.wait()
+            self.checkpoints.finish(self.done)
+        self._tell(self.checkpoints.news())
         if not signalled:
             self._validate()
         if stopped:
@@ -179,7 +175,9 @@ class Trainer:
             step=self.done,
             unigram_entropy=self.unigram_entropy,
             tokens_per_step=config.train.global_batch_size * config.data.seq_len,
+            saving=self.checkpoints.summary(),
         )
+        self.checkpoints.check_last(self.done)
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0
@@ -220,11 +218,13 @@ class Trainer:
             lr=lr,
             step_seconds=step_seconds,
             data_seconds=data_seconds,
+            checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
+        self._tell(self.checkpoints.news())
         if len(self.skipped_in_a_row) > config.train.max_skipped_steps:
             raise RuntimeError(
                 f"{len(self.skipped_in_a_row)} steps in a row had a loss or gradient that is not "
@@ -234,7 +234,11 @@ class Trainer:
 
     def _tell_trace(self, trace: Path | None) -> None:
         if trace is not None:
-            self.reporter.console.line(f"trace: {trace}, and beside it those of the other ranks")
+            self._tell([f"trace: {trace}, and beside it those of the other ranks"])
+
+    def _tell(self, lines: list[str]) -> None:
+        for line in lines:
+            self.reporter.console.line(line)
 
     skipped_in_a_row: tuple[str, ...] = ()
 
@@ -269,42 +273,6 @@ class Trainer:
                 self.engine, batches, device=self.runtime.device, group=self.runtime.group
             )
         self.reporter.validation(self.done, loss, self.unigram_entropy)
-
-    def _state(self) -> dict[str, Any]:
-        """What a checkpoint holds. The data position and the schedule follow from ``done``."""
-        return {**self.engine.state_dict(), "progress": {"done": self.done}}
-
-    def _save(self) -> None:
-        rng_key = f"rng_{self.runtime.ranks.rank}_of_{self.runtime.ranks.world}"
-        with self.reporter.clock.part("checkpoint"):
-            self.store.save(self.done, {**self._state(), rng_key: rng_state()})
-        self.saved_step = self.done
-
-    def _resume(self) -> tuple[int, Path | None]:
-        """Steps that are done, and the checkpoint that says so."""
-        self.done = 0
-        wanted = self.config.checkpoint.resume
-        path = Path(wanted) if wanted not in ("auto", "never") else None
-        if wanted == "auto":
-            path = self.store.last_complete()
-        if path is None:
-            return 0, None
-        state = load(path, self._state())
-        self.engine.load_state_dict(state)
-        self._restore_rng(path)
-        done = int(state["progress"]["done"])
-        self.saved_step = done
-        return done, path
-
-    def _restore_rng(self, path: Path) -> None:
-        """This rank's generators, if the run had as many ranks; nothing else depends on them."""
-        ranks = self.runtime.ranks
-        key = f"rng_{ranks.rank}_of_{ranks.world}"
-        try:
-            state = load(path, {key: rng_state()})
-        except ValueError:
-            return
-        set_rng_state(state[key])
 
 
 def with_schedule(config: Config, runtime: Runtime) -> tuple[Config, str]:

@@ -13,7 +13,7 @@ from test_parity import BIASED, CPU, LAW, config_for, own_batches
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
-from distmoe.checkpoint.store import load
+from distmoe.checkpoint.load import load
 from distmoe.config import Config
 from distmoe.engines import Engine, make_engine
 from distmoe.mesh import build_mesh

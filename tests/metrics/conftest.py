@@ -68,6 +68,7 @@ def record() -> Callable[..., StepRecord]:
             tokens=14,
             step_seconds=0.1,
             data_seconds=0.01,
+            checkpoint_seconds=0.02,
             tokens_per_second_per_rank=70.0,
             slowest_over_mean=1.1,
             memory_gib=0.5,

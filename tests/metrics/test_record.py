@@ -36,6 +36,7 @@ NAMES = LOAD_NAMES | {
     "tokens",
     "step_seconds",
     "data_seconds",
+    "checkpoint_seconds",
     "tokens_per_second_per_rank",
     "slowest_over_mean",
     "memory_gib",

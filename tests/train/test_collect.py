@@ -84,6 +84,7 @@ def run_step(
         lr=0.1,
         step_seconds=1.0,
         data_seconds=0.0,
+        checkpoint_seconds=0.0,
         communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
         bytes_per_value=4,
     )
@@ -218,6 +219,7 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
             lr=0.1,
             step_seconds=1.0,
             data_seconds=0.0,
+            checkpoint_seconds=0.0,
             communication=StepCommunication(),
             bytes_per_value=4,
         )

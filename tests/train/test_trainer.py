@@ -28,7 +28,7 @@ def run_of(
     trainer.runtime = Runtime(
         RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD
     )
-    trainer.done, trainer.saved_step, trainer.unigram_entropy = 0, -1, 6.0
+    trainer.done, trainer.unigram_entropy = 0, 6.0
     clock = Clock()
     if minutes and rank == 0:
         # This clock is the first that shows the limit.
@@ -41,14 +41,13 @@ def run_of(
     trainer.communication = SimpleNamespace(  # type: ignore[assignment]
         end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
     )
-    trainer.store = SimpleNamespace(wait=lambda: None)  # type: ignore[assignment]
 
     def step() -> None:
         trainer.done += 1
         if rank == world - 1 and trainer.done == signal_at:
             signal.received = 15
 
-    def save() -> None:
+    def save(step: int) -> None:
         done.append("saved")
         if late:
             signal.received = 15
@@ -57,7 +56,14 @@ def run_of(
         dist.barrier()
         done.append("validated")
 
-    trainer._step, trainer._save, trainer._validate = step, save, validate  # type: ignore[method-assign]
+    trainer._step, trainer._validate = step, validate  # type: ignore[method-assign]
+    trainer.checkpoints = SimpleNamespace(  # type: ignore[assignment]
+        save=save,
+        finish=save,
+        news=lambda: [],
+        summary=lambda: "",
+        check_last=lambda step: None,
+    )
     trainer.run(signal)
     return done
 

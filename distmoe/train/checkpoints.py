@@ -1,0 +1,144 @@
+"""When a run is saved and resumed, and what that costs its training loop."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from distmoe import __version__
+from distmoe.checkpoint.load import load
+from distmoe.checkpoint.rng import rng_state, set_rng_state
+from distmoe.checkpoint.store import CheckpointStore, SaveReport
+from distmoe.config import Config, RankInfo, to_toml
+from distmoe.engines import Engine
+
+MIB = 1 << 20
+
+
+class Checkpoints:
+    """The checkpoints of one run. ``seconds``: what the training loop has lost to saves so far, by
+    copying its state and by waiting for the write before."""
+
+    def __init__(self, config: Config, ranks: RankInfo, engine: Engine) -> None:
+        self.config, self.ranks, self.engine = config, ranks, engine
+        own = config.checkpoint
+        self.store = CheckpointStore(
+            Path(config.run.dir) / "checkpoints",
+            keep_last=own.keep_last,
+            keep_every=own.keep_every,
+            asynchronous=own.asynchronous,
+            about={
+                "distmoe": __version__,
+                "world": ranks.world,
+                "engine": config.parallel.engine,
+                "ep": config.parallel.ep,
+                "config": to_toml(config),
+            },
+        )
+        self.seconds = 0.0
+        self._told_seconds = 0.0
+        self._ended: list[SaveReport] = []
+        self._untold: list[str] = []
+
+    def save(self, done: int) -> None:
+        """Save the state after ``done`` steps; collective."""
+        begun = time.perf_counter()
+        rng_key = f"rng_{self.ranks.rank}_of_{self.ranks.world}"
+        self.store.save(done, {**self._state(done), rng_key: rng_state()})
+        self.seconds += time.perf_counter() - begun
+
+    def finish(self, done: int) -> None:
+        """Save the last state, unless that has been done, and wait for it; collective."""
+        self._wait()
+        if self.store.saved_step != done:
+            self.save(done)
+            self._wait()
+
+    def check_last(self, done: int) -> None:
+        """RuntimeError if the state after ``done`` steps is not in a complete checkpoint."""
+        if self.store.saved_step != done:
+            raise RuntimeError(f"the state after {done} steps could not be saved; {self._newest()}")
+
+    def resume(self) -> tuple[int, Path | None]:
+        """The steps that are done, and the checkpoint that says so; collective. ValueError if it is
+        damaged or does not fit the model."""
+        path = self._wanted()
+        if path is None:
+            return 0, None
+        state = load(path, self._state(0))
+        self.engine.load_state_dict(state)
+        self._restore_rng(path)
+        self.store.saved_step = int(state["progress"]["done"])
+        return self.store.saved_step, path
+
+    def _wait(self) -> None:
+        begun = time.perf_counter()
+        self.store.wait()
+        self.seconds += time.perf_counter() - begun
+
+    def lost_seconds(self) -> float:
+        """What the loop has lost since the last call."""
+        lost, self._told_seconds = self.seconds - self._told_seconds, self.seconds
+        return lost
+
+    def news(self) -> list[str]:
+        """A line for every save that has ended since the last call, and for damage found."""
+        ended = self.store.reports()
+        self._ended += ended
+        lines, self._untold = self._untold + [self._line(report) for report in ended], []
+        return lines
+
+    def summary(self) -> str:
+        """What saving did and cost."""
+        complete = [report for report in self._ended if not report.error]
+        failed = len(self._ended) - len(complete)
+        text = (
+            f"{len(complete)} checkpoints written in {sum(r.seconds for r in complete):.2f} s; "
+            f"the training loop lost {self.seconds:.2f} s to them"
+        )
+        return f"{text}; {failed} FAILED" if failed else text
+
+    def _line(self, report: SaveReport) -> str:
+        if not report.error:
+            return (
+                f"checkpoint of step {report.step}: {report.bytes / MIB:.1f} MiB "
+                f"in {report.seconds:.2f} s"
+            )
+        return (
+            f"error: the checkpoint of step {report.step} was NOT written: {report.error}; "
+            f"{self._newest()}"
+        )
+
+    def _newest(self) -> str:
+        complete = self.store.complete()
+        if not complete:
+            return f"there is no other in {self.store.root}"
+        return f"the newest is {complete[-1]}"
+
+    def _state(self, done: int) -> dict[str, Any]:
+        """What a checkpoint holds. The data position and the schedule follow from ``done``."""
+        return {**self.engine.state_dict(), "progress": {"done": done}}
+
+    def _wanted(self) -> Path | None:
+        wanted = self.config.checkpoint.resume
+        if wanted == "never":
+            return None
+        if wanted != "auto":
+            path = Path(wanted)
+            if lines := self.store.damage(path):
+                raise ValueError(f"checkpoint {path} is damaged: {'; '.join(lines)}")
+            return path
+        found, damaged = self.store.newest_sound()
+        for path, lines in damaged.items():
+            self._untold.append(f"warning: checkpoint {path} is damaged: {'; '.join(lines)}")
+        return found
+
+    def _restore_rng(self, path: Path) -> None:
+        """This rank's generators, if the run had as many ranks; nothing else depends on them."""
+        key = f"rng_{self.ranks.rank}_of_{self.ranks.world}"
+        try:
+            state = load(path, {key: rng_state()})
+        except ValueError:
+            return
+        set_rng_state(state[key])

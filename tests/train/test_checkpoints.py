@@ -1,0 +1,125 @@
+"""A run of one rank in this process, whose disk fills up or whose checkpoints get damaged."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from training_runs import config_file, learning, records
+
+from distmoe.checkpoint.disk import Disk
+from distmoe.config import RankInfo, load_config, resolve
+from distmoe.train.trainer import train
+
+Captured = pytest.CaptureFixture[str]
+Run = Callable[..., Path]
+
+OPTIONS = "--launch.nproc 1 --parallel.ep 1 --train.steps 6 --checkpoint.every 2".split()
+OPTIONS += "--train.validation_batches 0 --metrics.tensorboard false".split()
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Trains to the end in a new or a given folder; the config's path."""
+
+    def train_here(folder: Path | None = None, *options: str) -> Path:
+        path = config_file(folder or tmp_path_factory.mktemp("run"), data)
+        config = load_config(path, [*OPTIONS, *options])
+        train(resolve(config, 1), RankInfo())
+        return path
+
+    return train_here
+
+
+@pytest.fixture(scope="module")
+def unbroken(run: Run) -> Path:
+    return run()
+
+
+def checkpoints(config: Path) -> list[str]:
+    return sorted(path.name for path in (config.parent / "run" / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """No space for the tensors of the checkpoints that are named."""
+
+    def fill(*names: str) -> None:
+        write = Disk.write
+
+        def full(disk: Disk, file: BinaryIO, data: Any) -> None:
+            if Path(file.name).parent.name.removeprefix(".tmp-") in names:
+                raise OSError(errno.ENOSPC, "No space left on device", file.name)
+            write(disk, file, data)
+
+        monkeypatch.setattr(Disk, "write", full)
+
+    return fill
+
+
+def test_saves_are_told_and_counted(run: Run, unbroken: Path, capsys: Captured) -> None:
+    config = run(None, "--checkpoint.asynchronous", "false")
+    output = capsys.readouterr().out
+    for step in (2, 4, 6):
+        assert f"checkpoint of step {step}: " in output
+    lost = [record["checkpoint_seconds"] > 0 for record in records(config)]
+    # A save comes after its step's line.
+    assert lost == [False, False, True, False, True, False]
+    (line,) = (line for line in output.splitlines() if line.startswith("  saving "))
+    assert "3 checkpoints written in" in line
+    assert "FAILED" not in line
+    assert checkpoints(config) == ["step-00000004", "step-00000006"]
+    assert learning(config) == learning(unbroken)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_full_disk_does_not_stop_the_run(
+    run: Run,
+    unbroken: Path,
+    fill_disk: Callable[[str], None],
+    capsys: Captured,
+    asynchronous: str,
+) -> None:
+    fill_disk("step-00000004")
+    config = run(None, "--checkpoint.asynchronous", asynchronous)
+    output = capsys.readouterr().out
+    (line,) = (line for line in output.splitlines() if line.startswith("error:"))
+    words = "error: the checkpoint of step 4 was NOT written: rank 0: [Errno 28] No space left on"
+    assert line.startswith(words)
+    assert line.endswith(f"the newest is {config.parent}/run/checkpoints/step-00000002")
+    assert "2 checkpoints written in" in output
+    assert "1 FAILED" in output
+    assert checkpoints(config) == ["step-00000002", "step-00000006"]
+    assert learning(config) == learning(unbroken)
+
+
+def test_a_run_that_cannot_save_its_end_fails(
+    run: Run, fill_disk: Callable[[str], None], capsys: Captured, tmp_path: Path
+) -> None:
+    fill_disk("step-00000006")
+    with pytest.raises(RuntimeError, match="after 6 steps could not be saved; .*step-00000004"):
+        run(tmp_path)
+    assert f"done at step {STEPS}" in capsys.readouterr().out
+    assert checkpoints(tmp_path / "config.toml") == ["step-00000002", "step-00000004"]
+
+
+def test_damage_is_told_and_costs_an_interval(
+    run: Run, unbroken: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    config = run(tmp_path, "--checkpoint.keep_every", "2", "--train.steps", "4")
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000004"
+    with (damaged / "__0_0.distcp").open("r+b") as file:
+        file.truncate(1000)
+    capsys.readouterr()
+    with pytest.raises(ValueError, match=r"step-00000004 is damaged: __0_0.distcp has 1,000 bytes"):
+        run(tmp_path, "--checkpoint.resume", str(damaged))
+    run(tmp_path)
+    output = capsys.readouterr().out
+    assert f"warning: checkpoint {damaged} is damaged: __0_0.distcp has 1,000 bytes" in output
+    assert f"resumed from {damaged.with_name('step-00000002')}" in output
+    assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
+    assert checkpoints(config) == ["step-00000004", "step-00000006"]

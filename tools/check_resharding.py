@@ -1,0 +1,317 @@
+"""Save a checkpoint under every layout of ranks and load it under every other.
+
+python tools/check_resharding.py --subset
+python tools/check_resharding.py --json docs/benchmarks/resharding.json
+
+A layout is an engine, a number of ranks and an ep. Each trains two steps of the same tiny model,
+saves, and trains one more. Whoever loads the checkpoint must have bit for bit the same parameters,
+moments and biases, as whole tensors, and the next step's loss within 1e-5. The ranks are processes
+over gloo, a group for every number of ranks. Exit code: 1 if a pair differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from distmoe.checkpoint.load import load
+from distmoe.checkpoint.store import CheckpointStore
+from distmoe.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RoundingConfig
+from distmoe.config.keys import with_values
+from distmoe.data.batches import Batch, rank_positions
+from distmoe.engines import Engine, make_engine
+from distmoe.mesh import build_mesh
+from distmoe.planner.command_line import command_line
+from distmoe.train.step import train_step
+
+V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 2
+TOLERANCE = 1e-5
+PATIENCE_S = 300.0
+CPU = torch.device("cpu")
+TOKENS = torch.randint(
+    0, V, (STEPS + 1, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """``settings``: more of the engine's, by dotted key."""
+
+    engine: str
+    world: int
+    ep: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        more = "".join(f"-{value}" for value in self.settings.values())
+        return f"{self.engine}{more}-{self.world}-{self.ep}"
+
+
+SHARDED = ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4))
+LAYOUTS = [
+    Layout("single", 1, 1),
+    *(Layout("fsdp2", world, ep) for world, ep in SHARDED),
+]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A load of what ``source`` saved. ``different``: tensors whose bits are not the same."""
+
+    source: str
+    target: str
+    tensors: int
+    different: list[str]
+    loss_error: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.different and self.loss_error <= TOLERANCE
+
+
+def pairs(layouts: Sequence[Layout], *, subset: bool) -> list[tuple[Layout, Layout]]:
+    """(source, target). The subset: every layout is loaded once by the next one of the list and
+    once by the third."""
+    if not subset:
+        return [(source, target) for source in layouts for target in layouts]
+    steps = (1, 3)
+    return [(s, layouts[(i + d) % len(layouts)]) for i, s in enumerate(layouts) for d in steps]
+
+
+def config_of(layout: Layout) -> Config:
+    """A model with a dense and two MoE layers. Without rounding, whose population depends on ep."""
+    config = Config(
+        model=ModelConfig(
+            vocab_size=V,
+            hidden_size=32,
+            n_layers=3,
+            n_dense_layers=1,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=8,
+            intermediate_size=48,
+        ),
+        moe=MoEConfig(
+            hidden_size=32,
+            intermediate_size=16,
+            num_experts=8,
+            top_k=2,
+            router="sigmoid_topk",
+            bias_update_rate=0.01,
+            rounding=RoundingConfig("none", tile=8),
+        ),
+        data=DataConfig(seq_len=S),
+        optim=OptimConfig(lr=1e-3, clip_norm=0.05),
+    )
+    return with_values(
+        config,
+        {
+            "parallel.engine": layout.engine,
+            "parallel.dp_shard": layout.world,
+            "parallel.ep": layout.ep,
+            "train.global_batch_size": GLOBAL_BATCH,
+            "train.micro_batch_size": GLOBAL_BATCH // layout.world,
+            "train.dtype": "fp32",
+            **layout.settings,
+        },
+    )
+
+
+def build(layout: Layout) -> tuple[Config, Engine]:
+    config = config_of(layout)
+    mesh = None if layout.engine == "single" else build_mesh(config.parallel, device_type="cpu")
+    return config, make_engine(config, mesh, CPU)
+
+
+def next_loss(engine: Engine, config: Config, step: int) -> float:
+    micro, rank, world = config.train.micro_batch_size, dist.get_rank(), dist.get_world_size()
+    positions = rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world)
+    rows = TOKENS[step][torch.from_numpy(positions)]
+    return train_step(
+        engine,
+        [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows],
+        lr=config.optim.lr,
+        moe=config.moe,
+        device=CPU,
+        group=dist.group.WORLD,
+    ).loss
+
+
+def digests(state: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Name -> hash of the whole tensor's bytes; collective."""
+    found: dict[str, str] = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            found |= digests(value, f"{prefix}{name}.")
+        elif isinstance(value, Tensor):
+            whole = value.full_tensor() if isinstance(value, DTensor) else value
+            text = f"{whole.dtype} {tuple(whole.shape)}".encode()
+            found[f"{prefix}{name}"] = hashlib.sha256(
+                text + whole.detach().contiguous().numpy().tobytes()
+            ).hexdigest()
+    return found
+
+
+def save(layout: Layout, folder: Path) -> None:
+    """Two steps, a checkpoint, and what a loader must find."""
+    config, engine = build(layout)
+    for step in range(STEPS):
+        next_loss(engine, config, step)
+    store = CheckpointStore(folder / layout.name, keep_last=1, asynchronous=True)
+    store.save(STEPS, engine.state_dict())
+    expected = digests(engine.state_dict())
+    loss = next_loss(engine, config, STEPS)
+    store.wait()
+    if dist.get_rank() == 0:
+        beside = folder / f".{layout.name}.json"
+        beside.write_text(json.dumps({"digests": expected, "loss": loss}))
+        beside.rename(folder / f"{layout.name}.json")
+
+
+def compare(source: Layout, target: Layout, folder: Path) -> Found:
+    """``source``'s checkpoint under ``target``; collective."""
+    config, engine = build(target)
+    store = CheckpointStore(folder / source.name, keep_last=1, asynchronous=False)
+    path, _ = store.newest_sound()
+    if path is None:
+        raise AssertionError(f"{source.name} has saved nothing")
+    engine.load_state_dict(load(path, engine.state_dict()))
+    expected = json.loads((folder / f"{source.name}.json").read_text())
+    own = digests(engine.state_dict())
+    names = sorted(own.keys() | expected["digests"].keys())
+    different = [name for name in names if own.get(name) != expected["digests"].get(name)]
+    loss = next_loss(engine, config, STEPS)
+    error = abs(loss - expected["loss"]) / abs(expected["loss"])
+    return Found(source.name, target.name, len(names), different, error)
+
+
+def be_rank(rank: int, world: int, port: int, folder: Path, *, subset: bool) -> None:
+    """All cases of one rank of one group."""
+    torch.set_num_threads(1)
+    # It warns of slow gathers; here they only serve to look at the result.
+    logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    for layout in LAYOUTS:
+        if layout.world == world:
+            save(layout, folder)
+    found = []
+    for source, target in pairs(LAYOUTS, subset=subset):
+        if target.world == world:
+            _wait_for(folder / f"{source.name}.json")
+            found.append(compare(source, target, folder))
+    if rank == 0:
+        (folder / f"found-{world}").write_text(json.dumps([asdict(one) for one in found]))
+    dist.barrier()
+
+
+def _wait_for(path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path.stem} has not been saved in {PATIENCE_S:.0f} s")
+        time.sleep(0.02)
+
+
+def run_groups(folder: Path, *, subset: bool) -> list[Found]:
+    """Fork a group for every number of ranks, which costs no import, and wait for all."""
+    pids = []
+    worlds = sorted({layout.world for layout in LAYOUTS})
+    for world in worlds:
+        with contextlib.closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        for rank in range(world):
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    be_rank(rank, world, port, folder, subset=subset)
+                    code = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(code)
+            pids.append(pid)
+    if any([os.waitpid(pid, 0)[1] for pid in pids]):
+        raise RuntimeError("a rank has failed")
+    return [
+        Found(**one)
+        for world in worlds
+        for one in json.loads((folder / f"found-{world}").read_text())
+    ]
+
+
+def print_table(found: list[Found]) -> None:
+    """Rows save, columns load: the relative error of the next loss, or what differs."""
+    table = Table(title="saved by (rows), loaded by (columns)", title_justify="left")
+    names = [layout.name for layout in LAYOUTS]
+    for name in ("", *names):
+        table.add_column(name)
+    by_pair = {(one.source, one.target): one for one in found}
+    for source in names:
+        cells = [_cell(by_pair.get((source, target))) for target in names]
+        table.add_row(source, *cells)
+    console = Console(highlight=False, width=max(80, 14 * (len(names) + 1)))
+    console.print(table)
+    good = sum(one.ok for one in found)
+    worst = max(one.loss_error for one in found)
+    console.print(
+        f"{good} of {len(found)} pairs: {found[0].tensors} tensors with equal bits; "
+        f"next loss within {worst:.1e}"
+    )
+
+
+def _cell(one: Found | None) -> str:
+    if one is None:
+        return "."
+    return f"{len(one.different)} DIFFER" if one.different else f"{one.loss_error:.0e}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--subset", action="store_true", help="two loads of every layout")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        found = run_groups(Path(folder), subset=arguments.subset)
+    print_table(found)
+    if arguments.json:
+        facts = {
+            "command": command_line(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "seconds": round(time.monotonic() - begun, 1),
+            "pairs": [asdict(one) for one in found],
+        }
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
+    return 0 if all(one.ok for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
