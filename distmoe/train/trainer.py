@@ -31,13 +31,15 @@ from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.step import train_step, validation_loss
+from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
 
-def train(config: Config, ranks: RankInfo) -> None:
+def train(config: Config, ranks: RankInfo) -> bool:
     """Train as one rank of a run; ``config`` is resolved and checked for ``ranks.world`` ranks.
 
     Returns when all steps are done, the time limit is reached, or a signal asked for the end;
-    in each case the last state is in a complete checkpoint. Raises on any error.
+    in each case the last state is in a complete checkpoint. False if a signal left steps to do.
+    Raises on any error.
     """
     stop_signal = StopSignal()
     stop_signal.install()
@@ -57,10 +59,11 @@ def train(config: Config, ranks: RankInfo) -> None:
         )
     with ExitStack() as resources:
         trainer = Trainer(config, runtime, mesh, resources)
-        trainer.run(stop_signal)
+        finished = trainer.run(stop_signal)
     del trainer
     runtime_room.stop(runtime)
     stop_signal.restore()
+    return finished
 
 
 class Trainer:
@@ -84,6 +87,7 @@ class Trainer:
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.toml").write_text(to_toml(config))
+            remove_stop_note(self.folder)
         self.reporter = Reporter(
             config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
         )
@@ -144,8 +148,9 @@ class Trainer:
         names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
         return f"{', '.join(sorted(names))}; {self.why_schedule}"
 
-    def run(self, stop_signal: StopSignal) -> None:
-        """Train until the steps are done or something asks for the end; save; summarise."""
+    def run(self, stop_signal: StopSignal) -> bool:
+        """Train until the steps are done or something asks for the end; save; summarise. False if
+        a signal left steps to do."""
         config, clock = self.config, self.reporter.clock
         stopped, signalled = "", False
         while self.done < config.train.steps and not stopped:
@@ -168,18 +173,22 @@ class Trainer:
             self._save()
         with clock.part("checkpoint"):
             self.store.wait()
+        steps_left = self.done < config.train.steps
         if not signalled:
             self._validate()
-        if stopped:
+        if stopped and steps_left:
             self.reporter.console.line(
                 f"stopped by {stopped} at step {self.done} of {config.train.steps}; "
                 "the same command goes on from here"
             )
+        if signalled and steps_left and self.runtime.ranks.rank == 0:
+            write_stop_note(self.folder, self.done, config.train.steps)
         self.reporter.finish(
             step=self.done,
             unigram_entropy=self.unigram_entropy,
             tokens_per_step=config.train.global_batch_size * config.data.seq_len,
         )
+        return not (signalled and steps_left)
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0

@@ -160,6 +160,7 @@ import os, sys, types
 trainer = types.ModuleType("distmoe.train.trainer")
 def train(config, ranks):
     {body}
+    return True
 trainer.train = train
 sys.modules["distmoe.train.trainer"] = trainer
 from distmoe.config import ConfigError
@@ -199,6 +200,7 @@ def run_rank(body: str, *argv: object, **environ: str) -> "subprocess.CompletedP
             "rank 1: lost a peer: RuntimeError: [x.cc:1] Connection closed by peer [127.0.0.1]:9\n",
         ),
         ("raise ConfigError('wrong')", 2, ""),
+        ("return False", 75, ""),
     ],
 )
 def test_end_of_a_rank(config_file: Path, body: str, code: int, expected: str) -> None:
@@ -252,7 +254,7 @@ def test_single_rank_trains_here(
 ) -> None:
     seen: list[tuple[Config, RankInfo]] = []
     stub = types.ModuleType("distmoe.train.trainer")
-    stub.train = lambda config, ranks: seen.append((config, ranks))  # type: ignore[attr-defined]
+    stub.train = lambda *run: (seen.append(run), True)[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "distmoe.train.trainer", stub)
     assert run_main("train", config_file, "--resume=never", "--train.steps", "50")[0] == 0
     ((config, ranks),) = seen
