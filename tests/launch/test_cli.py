@@ -113,7 +113,8 @@ def test_config_prints_a_run_that_reads_back(
         (["trian"], "distmoe: error: unknown command 'trian'; did you mean 'train'?\n"),
         (
             ["--port"],
-            "distmoe: error: unknown command '--port'; known: train, config, launch, data, doctor\n",
+            "distmoe: error: unknown command '--port'; known: "
+            "train, config, launch, data, doctor\n",
         ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),

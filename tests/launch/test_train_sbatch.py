@@ -1,4 +1,4 @@
-"""When train.sbatch queues its job again, under a real SLURM. Its Python is a few lines of shell."""
+"""When train.sbatch queues its job again, under a real SLURM; Python is a few lines of shell."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ class Trial:
         return fields["JobState"], fields["Restarts"], fields["ExitCode"]
 
     def log(self) -> str:
-        return (self.folder / "log").read_text()
+        log = self.folder / "log"
+        return log.read_text() if log.exists() else ""
 
 
 @pytest.fixture
@@ -75,11 +76,26 @@ def trial(slurm: SlurmCluster, tmp_path: Path) -> Trial:
     return Trial(slurm, tmp_path / "run")
 
 
-def test_time_limit_queues_a_saved_run_again(trial: Trial) -> None:
-    trial.submit("--nodes=2", SAVES=1, RANKS_PER_NODE=3)
-    trial.started(2)
-    trial.signal("USR1")
-    trial.started(4)
+@pytest.fixture(scope="module")
+def queued_again(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trial]:
+    """Three jobs after a signal: they wait together, as SLURM lets a job start again after 5 s."""
+    folder = tmp_path_factory.mktemp("trials")
+    trials = {name: Trial(slurm, folder / name) for name in ("saved", "early", "grace")}
+    trials["saved"].submit("--nodes=2", SAVES=1, RANKS_PER_NODE=3)
+    trials["early"].submit("--nodelist=n2")
+    trials["saved"].started(2)
+    trials["saved"].signal("USR1")
+    trials["early"].started()
+    trials["early"].signal("USR1")
+    trials["grace"].submit("--partition=grace", "--exclusive", "--nodelist=n1")
+    trials["grace"].started()
+    other = ["--partition=high", "--exclusive", "--nodelist=n1", "--output=/dev/null"]
+    slurm.submit("sbatch", *other, "--wrap=true")
+    return trials
+
+
+def test_time_limit_queues_a_saved_run_again(queued_again: dict[str, Trial]) -> None:
+    trial = queued_again["saved"]
     assert trial.end() == ("COMPLETED", "1", "0:0")
     assert "step 3 of 9: queued again" in trial.log()
     first, second, *_ = (trial.folder / "starts").read_text().splitlines()
@@ -91,20 +107,14 @@ def test_time_limit_queues_a_saved_run_again(trial: Trial) -> None:
     assert not (trial.folder / "STOPPED").exists()
 
 
-def test_time_limit_before_training_queues_the_job_again(trial: Trial) -> None:
-    trial.submit()
-    trial.started()
-    trial.signal("USR1")
-    assert trial.end() == ("COMPLETED", "1", "0:0")
+def test_time_limit_before_training_queues_the_job_again(queued_again: dict[str, Trial]) -> None:
+    assert "before training: queued again" in queued_again["early"].log()
+    assert queued_again["early"].end() == ("COMPLETED", "1", "0:0")
 
 
-def test_preemption_with_a_grace_time_queues_the_job_again(trial: Trial) -> None:
-    """SLURM signals the ranks alone, perhaps before they can save, and takes the job as failed."""
-    trial.submit("--partition=grace", "--exclusive", "--nodelist=n1")
-    trial.started()
-    other = ["--partition=high", "--exclusive", "--nodelist=n1", "--output=/dev/null"]
-    trial.cluster.submit("sbatch", *other, "--wrap=true")
-    assert trial.end() == ("COMPLETED", "1", "0:0")
+def test_preemption_with_a_grace_time_queues_the_job_again(queued_again: dict[str, Trial]) -> None:
+    """SLURM signals the ranks alone, here before they could save, and would call the job failed."""
+    assert queued_again["grace"].end() == ("COMPLETED", "1", "0:0")
 
 
 def test_cancelled_job_is_not_queued_again(trial: Trial) -> None:
