@@ -150,5 +150,7 @@ def _min_nodes(config: Config, nodes: int, ranks: int, options: dict[str, str]) 
             if "--min-nodes" not in options:
                 return number + 1
             problem = error.problems[0]
-            raise ConfigError(f"--min-nodes is {wanted}; {number} would be: {problem}") from error
+            raise ConfigError(
+                f"--min-nodes is {wanted}; {number} nodes are impossible: {problem}"
+            ) from error
     return wanted

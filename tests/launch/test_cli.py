@@ -107,6 +107,12 @@ def test_config_prints_a_run_that_reads_back(
     assert (config.parallel.dp_shard, config.parallel.ep, config.model.vocab_size) == (4, 2, 512)
 
 
+def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
+    """Derived ones, too."""
+    options = ("--world", "4", "--get", "train.micro_batch_size")
+    assert run_main("config", config_file, *options) == (0, "4\n", "")
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -119,6 +125,10 @@ def test_config_prints_a_run_that_reads_back(
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),
         (["config", "FILE", "--world=0"], "distmoe config: error: --world is '0'; it must be"),
+        (
+            ["config", "FILE", "--get=run.folder"],
+            "distmoe config: error: --get is 'run.folder'; in 'run' there",
+        ),
         (["config", "FILE", "--debug"], "distmoe config: error: unknown option '--debug'"),
         (["train", "nothing.toml", "--help"], "distmoe train: error: there is no config file"),
     ],
