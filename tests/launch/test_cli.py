@@ -127,7 +127,7 @@ def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
         (["config", "FILE", "--world=0"], "distmoe config: error: --world is '0'; it must be"),
         (
             ["config", "FILE", "--get=run.folder"],
-            "distmoe config: error: --get is 'run.folder'; in 'run' there",
+            "distmoe config: error: --get is 'run.folder'; did you mean '",
         ),
         (["config", "FILE", "--debug"], "distmoe config: error: unknown option '--debug'"),
         (["train", "nothing.toml", "--help"], "distmoe train: error: there is no config file"),
