@@ -32,7 +32,7 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
     the process at once if there are peers."""
     # A Ctrl-C before the work takes it over ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if ranks.source == "torchrun":
+    if ranks.source in ("torchrun", "deepspeed"):
         # An agent that is killed must not leave ranks behind, which would hold the devices.
         die_with(os.getppid())
     if not debug:
