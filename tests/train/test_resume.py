@@ -49,12 +49,15 @@ def test_sigterm_saves_and_leaves(unbroken: Path, data: Path, tmp_path: Path) ->
     process = start(config)
     wait_for_step(process, config, 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output = finish(process, code=75)
     assert "stopped by a signal at step" in output
     stopped_at = len(records(config))
+    note = config.parent / "run" / "STOPPED"
+    assert note.read_text() == f"step {stopped_at} of {STEPS}\n"
     folder = config.parent / "run" / "checkpoints" / f"step-{stopped_at:08d}"
     assert folder.is_dir()
     assert f"resumed from {folder}" in finish(start(config))
+    assert not note.exists()
     assert learning(config) == learning(unbroken)
 
 
