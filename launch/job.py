@@ -10,6 +10,16 @@ from pathlib import Path
 
 from distmoe.config import Config, ConfigError
 
+PYTHON = sys.executable
+
+
+def integer_option(options: Mapping[str, str], name: str, default: int, *, least: int) -> int:
+    """The value of an option or ``default``; ConfigError if it is no integer from ``least`` on."""
+    text = options.get(name, str(default))
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"{name} is '{text}'; it must be an integer, at least {least}")
+    return int(text)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -43,11 +53,8 @@ class Job:
         return ("env", f"OMP_NUM_THREADS={self.threads}", "PYTHONSAFEPATH=1")
 
     def integer(self, option: str, default: int, *, least: int = 0) -> int:
-        """The value of an option; ConfigError if it is no integer of at least ``least``."""
-        text = self.options.get(option, str(default))
-        if not text.isdecimal() or int(text) < least:
-            raise ConfigError(f"{option} is '{text}'; it must be an integer, at least {least}")
-        return int(text)
+        """The value of an option of the launcher; see `integer_option`."""
+        return integer_option(self.options, option, default, least=least)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,3 @@ class Start:
             lines += [f"# on node {node}"] if self.other_nodes else []
             lines.append(shlex.join(command))
         return "\n".join(lines)
-
-
-PYTHON = sys.executable

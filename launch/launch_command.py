@@ -11,7 +11,7 @@ from types import ModuleType
 from distmoe.config import Config, ConfigError, check, load_config, resolve
 from distmoe.config.keys import nearest
 from distmoe.launch import deepspeed, mpi, slurm, torchrun
-from distmoe.launch.job import Job
+from distmoe.launch.job import Job, integer_option
 from distmoe.launch.worker import print_problems
 
 LAUNCHERS: dict[str, ModuleType] = {
@@ -90,8 +90,8 @@ def _job(launcher: str, argv: Sequence[str]) -> Job:
         settings += ["--checkpoint.resume", options["--resume"]]
     config = load_config(file, settings)
     nodes, ranks = (
-        _count("--nodes", options, 1),
-        _count("--ranks-per-node", options, config.launch.nproc),
+        integer_option(options, "--nodes", 1, least=1),
+        integer_option(options, "--ranks-per-node", config.launch.nproc, least=1),
     )
     check(config, nodes * ranks, local_world=ranks)
     elastic = "--elastic" in options
@@ -130,17 +130,10 @@ def _split(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], lis
     return options, settings
 
 
-def _count(option: str, options: dict[str, str], default: int) -> int:
-    text = options.get(option, str(default))
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
-    return int(text)
-
-
 def _min_nodes(config: Config, nodes: int, ranks: int, options: dict[str, str]) -> int:
     """--min-nodes, or the fewest so that the run is possible on every number from there to
     ``nodes``; ConfigError if it is impossible on a number in between."""
-    wanted = _count("--min-nodes", options, 1)
+    wanted = integer_option(options, "--min-nodes", 1, least=1)
     if wanted > nodes:
         raise ConfigError(f"--min-nodes is {wanted}; it must be at most --nodes ({nodes})")
     for number in range(nodes - 1, wanted - 1, -1):
