@@ -89,10 +89,8 @@ def _job(launcher: str, argv: Sequence[str]) -> Job:
     if "--resume" in options:
         settings += ["--checkpoint.resume", options["--resume"]]
     config = load_config(file, settings)
-    nodes, ranks = (
-        integer_option(options, "--nodes", 1, least=1),
-        integer_option(options, "--ranks-per-node", config.launch.nproc, least=1),
-    )
+    nodes = integer_option(options, "--nodes", 1, least=1)
+    ranks = integer_option(options, "--ranks-per-node", config.launch.nproc, least=1)
     check(config, nodes * ranks, local_world=ranks)
     elastic = "--elastic" in options
     if elastic and launcher not in ELASTIC:

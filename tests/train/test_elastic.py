@@ -50,8 +50,7 @@ def said(config: Path) -> str:
 def test_killed_host_that_comes_back(
     hosts: str, long_run: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Experts on both hosts: the one that is left waits. Its agent alone is killed; the rank goes
-    with it."""
+    """Experts on both hosts: the one that is left waits for the other."""
     config = config_file(tmp_path / "elastic", data)
     agents = [start_agent(hosts, host, config) for host in range(2)]
     try:
@@ -69,7 +68,8 @@ def test_killed_host_that_comes_back(
 
 
 def test_killed_host_that_stays_away(hosts: str, data: Path, tmp_path: Path) -> None:
-    """Experts on each host: the one that is left goes on alone."""
+    """All experts on each host: the one that is left goes on alone. Only the agent is killed, and
+    its rank must go with it."""
     config = config_file(tmp_path / "smaller", data)
     options = ["--parallel.ep=1", "--train.steps=60"]
     agents = [start_agent(hosts, host, config, *options) for host in range(2)]
