@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from distmoe import __version__
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
-from distmoe.config.keys import nearest
+from distmoe.config.keys import key_types, nearest, suggestion, value_of
 from distmoe.config.overrides import print_options
 from distmoe.launch.env import rank_info
 from distmoe.launch.worker import print_problems, run_worker
@@ -22,6 +22,9 @@ commands:
                     train as the TOML file says; options change its settings
   config FILE [--world N] [options]
                     check a run of N ranks (default launch.nproc) and print its settings
+                    --get KEY: the value of one setting
+  launch torchrun|slurm|mpi|deepspeed FILE --nodes N --ranks-per-node G [--dry-run] [options]
+                    check a run of several machines, and start or submit it
   data prepare ...  tokenize text, JSONL or Parquet
   data inspect DIR  show a prepared folder
   checkpoint inspect|verify|reshard|consolidate DIR
@@ -69,6 +72,7 @@ class _Arguments:
     overrides: tuple[str, ...] = ()
     debug: bool = False
     world: int = 0
+    get: str = ""
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -121,15 +125,27 @@ def _config(argv: Sequence[str]) -> int:
     try:
         if _print_help("config", argv):
             return 0
-        arguments = _parse(argv, ("--world",))
+        arguments = _parse(argv, ("--world", "--get"))
         config = load_config(arguments.file, arguments.overrides)
         world = arguments.world or config.launch.nproc
         check(config, world)
+        if arguments.get not in ("", *key_types()):
+            raise ConfigError(f"--get is '{arguments.get}'; {suggestion(arguments.get)}")
     except ConfigError as error:
         print_problems("config", error)
         return 2
-    print(to_toml(resolve(config, world)), end="")
+    config = resolve(config, world)
+    if arguments.get:
+        print(value_of(config, arguments.get))
+    else:
+        print(to_toml(config), end="")
     return 0
+
+
+def _launch(argv: Sequence[str]) -> int:
+    from distmoe.launch.launch_command import main as launch_main
+
+    return launch_main(argv)
 
 
 def _data(argv: Sequence[str]) -> int:
@@ -153,6 +169,7 @@ def _doctor(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": _train,
     "config": _config,
+    "launch": _launch,
     "data": _data,
     "checkpoint": _checkpoint,
     "doctor": _doctor,
@@ -175,7 +192,7 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
         raise ConfigError("the first argument must be a FILE such as configs/quickstart.toml")
     file, *rest = argv
     overrides: list[str] = []
-    debug, world = False, 0
+    debug, world, get = False, 0, ""
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
@@ -187,9 +204,11 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
             raise ConfigError(f"{option} needs a value")
         elif option == "--resume":
             overrides += ["--checkpoint.resume", value if equals else rest.pop(0)]
+        elif option == "--get":
+            get = value if equals else rest.pop(0)
         else:
             world = _positive(option, value if equals else rest.pop(0))
-    return _Arguments(file, tuple(overrides), debug, world)
+    return _Arguments(file, tuple(overrides), debug, world, get)
 
 
 def _positive(option: str, text: str) -> int:

@@ -130,7 +130,7 @@ def _check(config: Config, world: int, ranks_per_node: int) -> None:
         raise ConfigError(problems)
 
 
-def _measure(request: _Request, ranks: RankInfo, ranks_per_node: int) -> None:
+def _measure(request: _Request, ranks: RankInfo, ranks_per_node: int) -> int:
     """One rank's part; rank 0 prints and writes."""
     from distmoe.planner.machine_profile import save_profile
     from distmoe.planner.measure_machine import measure_machine
@@ -153,6 +153,7 @@ def _measure(request: _Request, ranks: RankInfo, ranks_per_node: int) -> None:
             save_profile(figures.profile(), request.save)
             print(f"profile in {request.save}; a run reads it with --parallel.profile")
     stop(runtime)
+    return 0
 
 
 def _print_table(figures: MachineFigures) -> None:

@@ -1,15 +1,18 @@
 """Which rank this process is: the one file that reads the environment.
 
-The first of these that is there counts: torchrun (or `distmoe train` itself), SLURM's srun, MPI.
+The first of these that is there counts: torchrun (or `distmoe train` itself), mpirun, SLURM's srun.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from distmoe.config import ConfigError, RankInfo
+from distmoe.launch.mpi_address import rank_0_address
 
 Environment = Mapping[str, str]
 
@@ -26,11 +29,13 @@ def rank_info(environ: Environment | None = None) -> RankInfo:
     variables = os.environ if environ is None else environ
     if "RANK" in variables or "WORLD_SIZE" in variables:
         return _checked(_torchrun(variables))
+    # Before SLURM: inside a job mpirun starts by srun, whose variables its ranks inherit.
+    for names in (OPEN_MPI, MPICH):
+        if names.local_rank in variables:
+            return _checked(_mpi(variables, names))
     if _is_slurm_step(variables):
         return _checked(_slurm(variables))
-    if "OMPI_COMM_WORLD_RANK" in variables:
-        return _checked(_mpi(variables, OPEN_MPI))
-    if "PMI_RANK" in variables:
+    if MPICH.rank in variables:
         return _checked(_mpi(variables, MPICH))
     return RankInfo()
 
@@ -83,16 +88,34 @@ def _slurm_world(variables: Environment) -> int:
 
 
 def _slurm(variables: Environment) -> RankInfo:
-    address = "MASTER_ADDR" if "MASTER_ADDR" in variables else "SLURM_LAUNCH_NODE_IPADDR"
     return RankInfo(
         rank=_integer(variables, "SLURM_PROCID"),
         world=_slurm_world(variables),
         local_rank=_integer(variables, "SLURM_LOCALID"),
         local_world=_slurm_local_world(variables),
-        master_addr=_text(variables, address),
+        master_addr=_slurm_address(variables),
         master_port=_slurm_port(variables),
         source="slurm",
     )
+
+
+def _slurm_address(variables: Environment) -> str:
+    """MASTER_ADDR, else the step's first node, where rank 0 is, if its name is known here; else the
+    node that called srun: in a batch job the same, under salloc perhaps the login node."""
+    if "MASTER_ADDR" in variables:
+        return _text(variables, "MASTER_ADDR")
+    first = _first_node(variables.get("SLURM_STEP_NODELIST", ""))
+    try:
+        socket.getaddrinfo(first, None)
+    except (OSError, UnicodeError):
+        first = ""
+    return first or _text(variables, "SLURM_LAUNCH_NODE_IPADDR")
+
+
+def _first_node(nodes: str) -> str:
+    """The first of a list such as `gpu[003-005,9],cpu1`."""
+    match = re.match(r"([^\[,]*)(?:\[(\w+)[^\]]*\])?([^\[,]*)", nodes)
+    return "".join(part or "" for part in match.groups()) if match else ""
 
 
 def _slurm_port(variables: Environment) -> int:
@@ -124,27 +147,39 @@ def _tasks_per_node(variables: Environment, name: str) -> Iterator[int]:
         yield from [int(match[1])] * int(match[2] or 1)
 
 
-OPEN_MPI = (
+class _MpiNames(NamedTuple):
+    """The variables of an mpirun. Under srun there may be a rank and a size, and no local ones."""
+
+    rank: str
+    size: str
+    local_rank: str
+    local_size: str
+
+
+OPEN_MPI = _MpiNames(
     "OMPI_COMM_WORLD_RANK",
     "OMPI_COMM_WORLD_SIZE",
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "OMPI_COMM_WORLD_LOCAL_SIZE",
 )
-MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+MPICH = _MpiNames("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
 
 
-def _mpi(variables: Environment, names: tuple[str, str, str, str]) -> RankInfo:
+def _mpi(variables: Environment, names: _MpiNames) -> RankInfo:
     rank, world, local_rank, local_world = (_integer(variables, name) for name in names)
     if world == 1:
         return RankInfo()
-    advice = "; export it before mpirun, as MPI does not say where rank 0 is"
+    if "MASTER_ADDR" in variables:
+        address, port = _text(variables, "MASTER_ADDR"), _integer(variables, "MASTER_PORT")
+    else:
+        address, port = rank_0_address(world, one_node=local_world == world)
     return RankInfo(
         rank=rank,
         world=world,
         local_rank=local_rank,
         local_world=local_world,
-        master_addr=_text(variables, "MASTER_ADDR", advice=advice),
-        master_port=_integer(variables, "MASTER_PORT", advice=advice),
+        master_addr=address,
+        master_port=port,
         source="mpi",
     )
 
@@ -164,19 +199,17 @@ def _checked(ranks: RankInfo) -> RankInfo:
     return ranks
 
 
-def _integer(
-    variables: Environment, name: str, *, default: int | None = None, advice: str = ""
-) -> int:
+def _integer(variables: Environment, name: str, *, default: int | None = None) -> int:
     if default is not None and name not in variables:
         return default
-    text = _text(variables, name, advice=advice)
+    text = _text(variables, name)
     try:
         return int(text)
     except ValueError:
         raise ConfigError(f"{name} is '{text}'; it must be an integer") from None
 
 
-def _text(variables: Environment, name: str, *, advice: str = "") -> str:
+def _text(variables: Environment, name: str) -> str:
     if not variables.get(name):
-        raise ConfigError(f"{name} is not set{advice or '; the launcher sets it for every rank'}")
+        raise ConfigError(f"{name} is not set; the launcher sets it for every rank")
     return variables[name]

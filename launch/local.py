@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import inf
 
 from distmoe.config import RankInfo
@@ -24,14 +25,19 @@ NOTICE_S = 2.0
 """Time for the other ranks to notice by themselves that one has failed."""
 TERMINATE_S = 5.0
 """Time to end after SIGTERM."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PR_SET_PDEATHSIG = 1
+# Found before any fork: between fork and exec a child must not load a library.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 WRONG_CONFIG = 2
+STOPPED = 75
+"""A signal ended the run early and its state is saved: a job script may start it again."""
 
 
 def run_local(command: Sequence[str], nproc: int, *, threads: int = 0, advice: str = "") -> int:
-    """Run ``command`` as ``nproc`` ranks and wait; 0, 2 if a rank ended with 2, else 1.
+    """Run ``command`` as ``nproc`` ranks and wait; 0, 2 if a rank ended with 2, 75 if a signal
+    stopped them in good order, else 1.
 
     ``threads``: CPU threads of a rank; 0: the cores divided by the ranks. ``advice`` is what a user
     can do after a failure; it ends the one line that names the rank.
@@ -65,7 +71,7 @@ class _Ranks:
                 stdin=subprocess.DEVNULL,
                 # A terminal's Ctrl-C goes to its whole session: here only to the parent.
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=partial(die_with, os.getpid()),
             )
             self._processes.append(process)
 
@@ -87,10 +93,10 @@ class _Ranks:
 
     def report(self, advice: str) -> int:
         """The exit code, after one line on stderr that says which rank failed, and how."""
-        if self._failed is None:
-            return 0
-        rank, code = self._failed
         codes = [process.returncode for process in self._processes]
+        if self._failed is None:
+            return STOPPED if STOPPED in codes else 0
+        rank, code = self._failed
         # Rank 0 has said what is wrong with the settings.
         if codes[0] != WRONG_CONFIG:
             print(f"{self._cause(rank, code)}{advice and '; ' + advice}", file=sys.stderr)
@@ -110,7 +116,7 @@ class _Ranks:
     def _note_failure(self) -> bool:
         """Keep the first rank that has failed, and how."""
         codes = [(rank, process.poll()) for rank, process in enumerate(self._processes)]
-        failed = [(rank, code) for rank, code in codes if code]
+        failed = [(rank, code) for rank, code in codes if code and code != STOPPED]
         if failed and self._failed is None:
             # A rank that a signal ended is the cause; its peers then end with an error.
             self._failed = min(failed, key=lambda end: (end[1] > 0, end[0]))
@@ -152,19 +158,14 @@ def _received_signals() -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """For the child, between fork and exec: the kernel kills it when ``parent`` is gone."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
-
-    def arrange() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # The parent may have died before the call.
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return arrange
+def die_with(parent: int) -> None:
+    """In a child: the kernel kills it when ``parent`` is gone."""
+    if _PRCTL is None:
+        return
+    _PRCTL(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have died before the call.
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
 from distmoe.launch.env import hide_torch_warnings
+from distmoe.launch.local import STOPPED, WRONG_CONFIG, die_with
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
 
@@ -18,35 +19,35 @@ LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
 def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
     """Train as one rank; the exit code, if this is the only rank or all went well."""
 
-    def work() -> None:
+    def work() -> int:
         from distmoe.train.trainer import train
 
-        train(config, ranks)
+        return 0 if train(config, ranks) else STOPPED
 
     return run_rank("train", ranks, work, debug=debug)
 
 
-def run_rank(
-    command: str, ranks: RankInfo, work: Callable[[], None], *, debug: bool = False
-) -> int:
-    """``work`` as one rank of `distmoe COMMAND`; an error is one line, and ends the process at once
-    if there are peers."""
+def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: bool = False) -> int:
+    """``work`` as one rank of `distmoe COMMAND`, and its exit code; an error is one line, and ends
+    the process at once if there are peers."""
     # A Ctrl-C before the work takes it over ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if ranks.source in ("torchrun", "deepspeed"):
+        # An agent that is killed must not leave ranks behind, which would hold the devices.
+        die_with(os.getppid())
     if not debug:
         hide_torch_warnings()
     try:
-        work()
+        return work()
     except ConfigError as error:
         if ranks.rank == 0:
             print_problems(command, error)
-        return _leave(2, ranks)
+        return _leave(WRONG_CONFIG, ranks)
     except Exception as error:
         if debug:
             traceback.print_exc()
         print(f"rank {ranks.rank}: {in_one_line(error)}", file=sys.stderr)
         return _leave(1, ranks)
-    return 0
 
 
 def print_problems(command: str, error: ConfigError) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
+from slurm_cluster import SlurmCluster, slurm_cluster
 
 # Small matrices by the thousand, and ranks that are threads: more threads would only spin.
 torch.set_num_threads(1)
@@ -16,3 +19,10 @@ if not torch.cuda.is_available():
     from triton_interpreter import patch_bfloat16
 
     patch_bfloat16()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
+    """One cluster for all tests that want one."""
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster

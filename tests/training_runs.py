@@ -101,3 +101,9 @@ def worker(launcher: int, rank: int) -> int:
         if parent == launcher and f"RANK={rank}".encode() in variables:
             return int(folder.name)
     raise AssertionError(f"no rank {rank} under {launcher}")
+
+
+# Losses of the first steps do not depend on how many follow.
+CONSTANT = ["--optim.schedule=constant"]
+LONG = [*CONSTANT, "--train.steps=100", "--checkpoint.every=20"]
+"""Options of a run that lasts for some seconds, so that something can happen to it."""

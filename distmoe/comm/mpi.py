@@ -89,7 +89,9 @@ def _mpi_ranks() -> list[int]:
     if size != world:
         raise RuntimeError(
             f"moe.dispatch.exchange is 'mpi'; MPI has {size} rank{'s' if size > 1 else ''} and the "
-            f"run {world}: start it as mpiexec -n {world} distmoe train FILE"
+            f"run {world}: start it as mpiexec -n {world} distmoe train FILE, with the mpiexec of "
+            "this MPI library; under SLURM with its plug-in, such as srun --mpi=pmi2 (srun "
+            "--mpi=list names them)"
         )
     ranks: list[int] = MPI.COMM_WORLD.allgather(dist.get_rank())
     if sorted(ranks) != list(range(world)):

@@ -30,14 +30,18 @@ from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.step import train_step, validation_loss
+from distmoe.train.stop_note import remove_stop_note, write_stop_note
+
+SIGNAL = "a signal"
 
 
-def train(config: Config, ranks: RankInfo) -> None:
+def train(config: Config, ranks: RankInfo) -> bool:
     """Train as one rank of a run; ``config`` is resolved and checked for ``ranks.world`` ranks.
 
     Returns when all steps are done, the time limit is reached, or a signal asked for the end;
-    in each case the last state is in a complete checkpoint. Raises on any error; one of the disk
-    under a checkpoint is only told, unless the checkpoint is the last.
+    in each case the last state is in a complete checkpoint. False if a signal left steps to do.
+    Raises on any error; one of the disk under a checkpoint is only told, unless the checkpoint is
+    the last.
     """
     stop_signal = StopSignal()
     stop_signal.install()
@@ -57,10 +61,11 @@ def train(config: Config, ranks: RankInfo) -> None:
         )
     with ExitStack() as resources:
         trainer = Trainer(config, runtime, mesh, resources)
-        trainer.run(stop_signal)
+        finished = trainer.run(stop_signal)
     del trainer
     runtime_room.stop(runtime)
     stop_signal.restore()
+    return finished
 
 
 class Trainer:
@@ -79,6 +84,7 @@ class Trainer:
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.toml").write_text(to_toml(config))
+            remove_stop_note(self.folder)
         self.reporter = Reporter(
             config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
         )
@@ -140,10 +146,11 @@ class Trainer:
         names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
         return f"{', '.join(sorted(names))}; {self.why_schedule}"
 
-    def run(self, stop_signal: StopSignal) -> None:
-        """Train until the steps are done or something asks for the end; save; summarise."""
+    def run(self, stop_signal: StopSignal) -> bool:
+        """Train until the steps are done or something asks for the end; save; summarise. False if
+        a signal left steps to do."""
         config, clock = self.config, self.reporter.clock
-        stopped, signalled = "", False
+        stopped = ""
         while self.done < config.train.steps and not stopped:
             self._step()
             last = self.done == config.train.steps
@@ -154,19 +161,23 @@ class Trainer:
                     self.checkpoints.save(self.done)
             # A signal reaches one rank before the others, and clocks differ; from here on all
             # ranks must take the same turn.
-            signalled = any_rank(bool(stop_signal.received), self.runtime)
             limit_s = config.train.max_minutes * 60
-            if signalled:
-                stopped = "a signal"
+            if any_rank(bool(stop_signal.received), self.runtime):
+                stopped = SIGNAL
             elif limit_s > 0 and any_rank(clock.elapsed() >= limit_s, self.runtime):
                 stopped = "train.max_minutes"
+        return self._finish(stopped)
+
+    def _finish(self, stopped: str) -> bool:
+        """Save, validate, summarise; ``stopped``: by what. What `run` gives."""
+        config, clock = self.config, self.reporter.clock
         self._tell_trace(self.communication.end_trace(self.done))
         with clock.part("checkpoint"):
             self.checkpoints.finish(self.done)
         self._tell(self.checkpoints.news())
-        if not signalled:
+        if stopped != SIGNAL:
             self._validate()
-        if stopped:
+        if stopped and self.done < config.train.steps:
             self.reporter.console.line(
                 f"stopped by {stopped} at step {self.done} of {config.train.steps}; "
                 "the same command goes on from here"
@@ -178,6 +189,11 @@ class Trainer:
             saving=self.checkpoints.summary(),
         )
         self.checkpoints.check_last(self.done)
+        if stopped != SIGNAL or self.done == config.train.steps:
+            return True
+        if self.runtime.ranks.rank == 0:
+            write_stop_note(self.folder, self.done, config.train.steps)
+        return False
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0

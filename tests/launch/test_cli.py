@@ -107,17 +107,28 @@ def test_config_prints_a_run_that_reads_back(
     assert (config.parallel.dp_shard, config.parallel.ep, config.model.vocab_size) == (4, 2, 512)
 
 
+def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
+    """Derived ones, too."""
+    options = ("--world", "4", "--get", "train.micro_batch_size")
+    assert run_main("config", config_file, *options) == (0, "4\n", "")
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
         (["trian"], "distmoe: error: unknown command 'trian'; did you mean 'train'?\n"),
         (
             ["--port"],
-            "distmoe: error: unknown command '--port'; known: train, config, data, checkpoint, ",
+            "distmoe: error: unknown command '--port'; known: "
+            "train, config, launch, data, checkpoint, doctor\n",
         ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),
         (["config", "FILE", "--world=0"], "distmoe config: error: --world is '0'; it must be"),
+        (
+            ["config", "FILE", "--get=run.folder"],
+            "distmoe config: error: --get is 'run.folder'; did you mean '",
+        ),
         (["config", "FILE", "--debug"], "distmoe config: error: unknown option '--debug'"),
         (["train", "nothing.toml", "--help"], "distmoe train: error: there is no config file"),
     ],
@@ -160,6 +171,7 @@ import os, sys, types
 trainer = types.ModuleType("distmoe.train.trainer")
 def train(config, ranks):
     {body}
+    return True
 trainer.train = train
 sys.modules["distmoe.train.trainer"] = trainer
 from distmoe.config import ConfigError
@@ -199,6 +211,7 @@ def run_rank(body: str, *argv: object, **environ: str) -> "subprocess.CompletedP
             "rank 1: lost a peer: RuntimeError: [x.cc:1] Connection closed by peer [127.0.0.1]:9\n",
         ),
         ("raise ConfigError('wrong')", 2, ""),
+        ("return False", 75, ""),
     ],
 )
 def test_end_of_a_rank(config_file: Path, body: str, code: int, expected: str) -> None:
@@ -252,7 +265,7 @@ def test_single_rank_trains_here(
 ) -> None:
     seen: list[tuple[Config, RankInfo]] = []
     stub = types.ModuleType("distmoe.train.trainer")
-    stub.train = lambda config, ranks: seen.append((config, ranks))  # type: ignore[attr-defined]
+    stub.train = lambda *run: (seen.append(run), True)[1]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "distmoe.train.trainer", stub)
     assert run_main("train", config_file, "--resume=never", "--train.steps", "50")[0] == 0
     ((config, ranks),) = seen

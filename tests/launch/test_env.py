@@ -1,7 +1,7 @@
 import pytest
 
 from distmoe.config import ConfigError, RankInfo
-from distmoe.launch.env import rank_info, worker_environment
+from distmoe.launch.env import _first_node, rank_info, worker_environment
 
 TORCHRUN = {
     "RANK": "3",
@@ -37,6 +37,7 @@ MPICH = {
     "MASTER_ADDR": "a",
     "MASTER_PORT": "1",
 }
+SRUN_PMI = {"PMI_RANK": "5", "PMI_SIZE": "7"}
 BATCH_SCRIPT = {"SLURM_JOB_ID": "123", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}
 PORT = 20000 + 123 * 7
 
@@ -61,7 +62,16 @@ CASES = {
         RankInfo(5, 7, 1, 3, "10.0.0.2", PORT, "slurm"),
     ),
     "torchrun in srun": (SLURM | TORCHRUN, RankInfo(3, 4, 1, 2, "10.0.0.1", 29500, "torchrun")),
-    "srun with MPI": (SLURM | MPICH | {"MASTER_PORT": "9"}, RankInfo(5, 7, 1, 3, "a", 9, "slurm")),
+    "srun with a list of nodes": (
+        SLURM | {"SLURM_STEP_NODELIST": "127.0.0.[3-9]"},
+        RankInfo(5, 7, 1, 3, "127.0.0.3", PORT, "slurm"),
+    ),
+    "srun, names that do not resolve": (
+        SLURM | {"SLURM_STEP_NODELIST": "no..node"},
+        RankInfo(5, 7, 1, 3, "10.0.0.2", PORT, "slurm"),
+    ),
+    "srun with MPI": (SLURM | SRUN_PMI, RankInfo(5, 7, 1, 3, "10.0.0.2", PORT, "slurm")),
+    "mpirun in a job": (SLURM | MPICH, RankInfo(1, 2, 0, 1, "a", 1, "mpi")),
     "batch script": (BATCH_SCRIPT, RankInfo()),
     "srun of one task": (SLURM | {"SLURM_NTASKS": "1"}, RankInfo()),
     "shell of salloc": (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, RankInfo()),
@@ -88,7 +98,8 @@ def test_place_of_a_rank(environ: dict[str, str], expected: RankInfo) -> None:
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,x"}, "SLURM_STEP_TASKS_PER_NODE is '4,x'"),
         (SLURM | {"SLURM_JOB_ID": ""}, "SLURM_JOB_ID is not set"),
         (SLURM | {"SLURM_LAUNCH_NODE_IPADDR": ""}, "SLURM_LAUNCH_NODE_IPADDR is not set"),
-        (OPEN_MPI | {"MASTER_ADDR": ""}, "MASTER_ADDR is not set; export it before mpirun"),
+        (OPEN_MPI | {"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+        (SRUN_PMI, "MPI_LOCALRANKID is not set"),
         (MPICH | {"PMI_SIZE": "two"}, "PMI_SIZE is 'two'; it must be an integer"),
     ],
 )
@@ -110,3 +121,17 @@ def test_a_worker_reads_its_place_back() -> None:
     environ = worker_environment(place, threads=5)
     assert rank_info(environ) == place
     assert (environ["OMP_NUM_THREADS"], environ["PYTHONSAFEPATH"]) == ("5", "1")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("gpu[003-005,9],cpu1", "gpu003"),
+        ("rack[1,7]-ib", "rack1-ib"),
+        ("", ""),
+    ],
+)
+def test_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
+    assert _first_node(nodes) == first

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from training_runs import LONG, config_file, finish, start
 
 from distmoe.data.cli import main as data_main
 
@@ -12,3 +13,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shakespeare"
     assert data_main(["prepare", "--builtin", "shakespeare", "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def long_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of an unbroken LONG run of two ranks of this machine."""
+    config = config_file(tmp_path_factory.mktemp("long"), data)
+    finish(start(config, *LONG))
+    return config

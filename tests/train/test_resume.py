@@ -1,12 +1,10 @@
-"""The user's own path in real processes: train, kill, resume, on other ranks, under torchrun."""
+"""The user's own path in real processes: train, kill, resume, on other ranks."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -49,12 +47,15 @@ def test_sigterm_saves_and_leaves(unbroken: Path, data: Path, tmp_path: Path) ->
     process = start(config)
     wait_for_step(process, config, 2)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output = finish(process, code=75)
     assert "stopped by a signal at step" in output
     stopped_at = len(records(config))
+    note = config.parent / "run" / "STOPPED"
+    assert note.read_text() == f"step {stopped_at} of {STEPS}\n"
     folder = config.parent / "run" / "checkpoints" / f"step-{stopped_at:08d}"
     assert folder.is_dir()
     assert f"resumed from {folder}" in finish(start(config))
+    assert not note.exists()
     assert learning(config) == learning(unbroken)
 
 
@@ -75,18 +76,6 @@ def test_a_checkpoint_loads_on_other_ranks(unbroken: Path, data: Path, tmp_path:
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)
-
-
-def test_torchrun_gives_the_same_run(unbroken: Path, data: Path, tmp_path: Path) -> None:
-    config = config_file(tmp_path / "torchrun", data)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [sys.executable, *command, "-m", "distmoe", "train", str(config)],
-        check=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert learning(config) == learning(unbroken)
 
 
 def test_a_run_folder_that_is_a_file_is_refused(data: Path, tmp_path: Path) -> None:

@@ -17,13 +17,21 @@ from distmoe.train.trainer import Trainer
 
 
 def run_of(
-    rank: int, world: int, *, signal_at: int, late: bool, minutes: float, traced: bool = False
-) -> list[str]:
+    rank: int,
+    world: int,
+    *,
+    signal_at: int,
+    late: bool,
+    minutes: float,
+    traced: bool = False,
+    folder: Path = Path("nowhere"),
+) -> list[str | bool]:
     """What one rank does when a signal reaches the last rank only, in step ``signal_at``; ``late``:
     the other ranks have it when they save."""
-    done: list[str] = []
+    done: list[str | bool] = []
     signal = StopSignal()
     trainer = Trainer.__new__(Trainer)
+    trainer.folder = folder
     trainer.config = Config(train=TrainConfig(steps=3, max_minutes=minutes, validate_every=0))
     trainer.runtime = Runtime(
         RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD
@@ -64,32 +72,42 @@ def run_of(
         summary=lambda: "",
         check_last=lambda step: None,
     )
-    trainer.run(signal)
+    done.append(trainer.run(signal))
     return done
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("signal_at", [1, 3])
-def test_a_signal_to_one_rank_stops_all_alike(signal_at: int, late: bool) -> None:
-    results = run_ranks(lambda rank: run_of(rank, 2, signal_at=signal_at, late=late, minutes=0), 2)
-    line = f"stopped by a signal at step {signal_at} of 3; the same command goes on from here"
-    assert results == [["saved", line, f"finished at {signal_at}"]] * 2
+def test_a_signal_to_one_rank_stops_all_alike(late: bool, tmp_path: Path) -> None:
+    results = run_ranks(
+        lambda rank: run_of(rank, 2, signal_at=1, late=late, minutes=0, folder=tmp_path), 2
+    )
+    line = "stopped by a signal at step 1 of 3; the same command goes on from here"
+    assert results == [["saved", line, "finished at 1", False]] * 2
+    assert (tmp_path / "STOPPED").read_text() == "step 1 of 3\n"
+
+
+def test_a_signal_in_the_last_step_leaves_nothing_to_do() -> None:
+    results = run_ranks(lambda rank: run_of(rank, 2, signal_at=3, late=False, minutes=0), 2)
+    assert results == [["saved", "finished at 3", True]] * 2
 
 
 def test_a_signal_after_the_last_step_changes_nothing() -> None:
     results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=rank == 1, minutes=0), 2)
-    assert results == [["saved", "validated", "finished at 3"]] * 2
+    assert results == [["saved", "validated", "finished at 3", True]] * 2
 
 
 def test_the_time_limit_of_one_rank_stops_all_alike() -> None:
     results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=False, minutes=9), 2)
     line = "stopped by train.max_minutes at step 2 of 3; the same command goes on from here"
-    assert results == [["saved", "validated", line, "finished at 2"]] * 2
+    assert results == [["saved", "validated", line, "finished at 2", True]] * 2
 
 
-def test_a_run_that_ends_inside_the_traced_steps_writes_them() -> None:
+def test_a_run_that_ends_inside_the_traced_steps_writes_them(tmp_path: Path) -> None:
     results = run_ranks(
-        lambda rank: run_of(rank, 2, signal_at=2, late=False, minutes=0, traced=True), 2
+        lambda rank: run_of(
+            rank, 2, signal_at=2, late=False, minutes=0, traced=True, folder=tmp_path
+        ),
+        2,
     )
     for lines in results:
         assert lines[0] == "trace: steps-1-2.json, and beside it those of the other ranks"
