@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
-from distmoe.launch.env import hide_torch_warnings
+from distmoe.launch.env import export_local_rank, hide_torch_warnings
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
 
@@ -33,6 +33,7 @@ def run_rank(
     if there are peers."""
     # A Ctrl-C before the work takes it over ends the process, without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    export_local_rank(ranks)
     if not debug:
         hide_torch_warnings()
     try:

@@ -112,3 +112,6 @@ class Fsdp2Engine:
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
                 tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.model.named_parameters(), state["optimizer"])
+
+    def close(self) -> None:
+        """Nothing is held but the groups of the mesh."""

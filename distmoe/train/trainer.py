@@ -73,6 +73,7 @@ class Trainer:
         config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
         self.engine = make_engine(config, mesh, runtime.device)
+        resources.callback(self.engine.close)
         self.store = CheckpointStore(
             self.folder / "checkpoints",
             keep_last=config.checkpoint.keep_last,
