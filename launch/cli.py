@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ Training of fine-grained mixture-of-experts language models.
 commands:
   train FILE [--resume auto|never|FOLDER] [--debug] [options]
                     train as the TOML file says; options change its settings
-  config FILE [--world N] [options]
-                    check a run of N ranks (default launch.nproc) and print its settings
+  config FILE [--world N] [--deepspeed] [options]
+                    check a run of N ranks (default launch.nproc) and print its settings, or the
+                    JSON that its engine gives DeepSpeed
   data prepare ...  tokenize text, JSONL or Parquet
   data inspect DIR  show a prepared folder
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
@@ -35,6 +37,7 @@ examples:
   distmoe train configs/quickstart.toml --train.steps 50 --moe.rounding.rule none
   distmoe config configs/eight_gpu.toml --world 8
   torchrun --nproc-per-node 8 -m distmoe train configs/eight_gpu.toml
+  deepspeed --hostfile hosts --module distmoe train configs/eight_gpu.toml
   torchrun --nproc-per-node 8 -m distmoe doctor comm configs/eight_gpu.toml --save machine.toml
 """
 
@@ -44,6 +47,9 @@ RESUMES = "the same command resumes from the last checkpoint"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `distmoe ARGV` (sys.argv by default); the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("--local_rank="):
+        # The deepspeed launcher puts it before everything else; its variables say the same.
+        del arguments[0]
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")
@@ -67,6 +73,7 @@ class _Arguments:
     overrides: tuple[str, ...] = ()
     debug: bool = False
     world: int = 0
+    deepspeed: bool = False
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -119,15 +126,32 @@ def _config(argv: Sequence[str]) -> int:
     try:
         if _print_help("config", argv):
             return 0
-        arguments = _parse(argv, ("--world",))
+        arguments = _parse(argv, ("--world", "--deepspeed"))
         config = load_config(arguments.file, arguments.overrides)
         world = arguments.world or config.launch.nproc
         check(config, world)
+        resolved = resolve(config, world)
+        print(
+            _deepspeed_json(resolved, world) if arguments.deepspeed else to_toml(resolved), end=""
+        )
     except ConfigError as error:
         print_problems("config", error)
         return 2
-    print(to_toml(resolve(config, world)), end="")
     return 0
+
+
+def _deepspeed_json(config: Config, world: int) -> str:
+    """What DeepSpeed would be given on this machine; its devices decide what an `auto` dtype is."""
+    from distmoe.engines import compute_dtype
+    from distmoe.engines.deepspeed_json import deepspeed_json
+    from distmoe.runtime import pick_device
+
+    if config.parallel.engine != "deepspeed":
+        raise ConfigError(
+            f"parallel.engine is {config.parallel.engine}; --deepspeed needs it to be deepspeed"
+        )
+    dtype = compute_dtype(config, pick_device(config.run.device, 0))
+    return json.dumps(deepspeed_json(config, world=world, dtype=dtype), indent=2) + "\n"
 
 
 def _data(argv: Sequence[str]) -> int:
@@ -166,7 +190,7 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
         raise ConfigError("the first argument must be a FILE such as configs/quickstart.toml")
     file, *rest = argv
     overrides: list[str] = []
-    debug, world = False, 0
+    debug, deepspeed, world = False, False, 0
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
@@ -174,13 +198,15 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
             overrides.append(argument)
         elif option == "--debug":
             debug = True
+        elif option == "--deepspeed":
+            deepspeed = True
         elif not equals and not rest:
             raise ConfigError(f"{option} needs a value")
         elif option == "--resume":
             overrides += ["--checkpoint.resume", value if equals else rest.pop(0)]
         else:
             world = _positive(option, value if equals else rest.pop(0))
-    return _Arguments(file, tuple(overrides), debug, world)
+    return _Arguments(file, tuple(overrides), debug, world, deepspeed)
 
 
 def _positive(option: str, text: str) -> int:

@@ -2,8 +2,8 @@
 
 ZeRO keeps flat runs of elements that begin and end inside of parameters, which no DTensor can
 describe. A checkpoint gets what the other engines give: dense parameters cut along dim 0 over all
-ranks, experts over (efsdp, ep). One parameter at a time is whole on the way. The names of attributes
-are private to DeepSpeed, as those of `distmoe.engines.deepspeed_zero` are.
+ranks, experts over (efsdp, ep). One parameter at a time is whole on the way. The attributes read
+here are private to DeepSpeed, as in `distmoe.engines.deepspeed_zero`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ with its versions: the extra pins one, and tests/engines/test_deepspeed_names.py
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -67,11 +70,12 @@ class DeepSpeedZeroEngine:
         rounded = dtype != torch.float32
         masters = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if rounded}
         _prepare(device)
-        self.zero, *_ = deepspeed.initialize(
-            model=self.model,
-            optimizer=self.optimizer,
-            config=deepspeed_json(config, world=self.world, dtype=dtype),
-        )
+        options = deepspeed_json(config, world=self.world, dtype=dtype)
+        # One of its optimizers prints the memory in use.
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.zero, *_ = deepspeed.initialize(
+                model=self.model, optimizer=self.optimizer, config=options
+            )
         self.state = ZeroState(self.model, self.zero.optimizer, experts, mesh)
         self.state.set_masters(masters)
         self.model.register_forward_pre_hook(self._before_forward)
@@ -183,6 +187,8 @@ def build_optimizer(model: Transformer, experts: set[str], config: Config) -> to
 def _prepare(device: torch.device) -> None:
     """Settings of DeepSpeed that its JSON has no key for."""
     set_log_level_from_string("error")
+    # It calls collectives by names that torch is about to retire, several times a step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu" and get_accelerator().device_name() != "cpu":
         set_accelerator(CPU_Accelerator())
     # A collective for inference on CPUs, which it would compile now, for a minute.
