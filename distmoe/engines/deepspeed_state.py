@@ -8,7 +8,7 @@ here are private to DeepSpeed, as in `distmoe.engines.deepspeed_zero`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ class ZeroState:
         self.named = dict(model.named_parameters())
         self.optimizer, self.adamw = optimizer, optimizer.optimizer
         self.experts, self.mesh = experts, mesh
+        self._states = self._made_states()
 
     def masters(self) -> dict[str, Tensor]:
         """name -> fp32 weights, sharded."""
@@ -44,10 +45,9 @@ class ZeroState:
 
     def moments(self) -> dict[str, dict[str, Any]]:
         """name -> {exp_avg, exp_avg_sq, step}; zeros before the first step."""
-        steps = [state["step"] for state in self._flat_states()]
+        step = float(self._states[0]["step"])
         return {
-            name: {key: self._logical(name, key) for key in MOMENTS}
-            | {"step": torch.tensor(float(steps[0]))}
+            name: {key: self._logical(name, key) for key in MOMENTS} | {"step": torch.tensor(step)}
             for name in self.named
         }
 
@@ -71,7 +71,7 @@ class ZeroState:
     def set_moments(self, values: Mapping[str, Mapping[str, Any]]) -> None:
         """Put back what `moments` gave."""
         step = float(next(iter(values.values()))["step"])
-        for state in self._flat_states():
+        for state in self._states:
             state["step"] = torch.full_like(state["step"], step)
         for name, parameter in self.named.items():
             for key in MOMENTS:
@@ -81,16 +81,17 @@ class ZeroState:
         """ZeRO 3: parameters are sharded, too."""
         return hasattr(self.optimizer, "fp32_partitioned_groups_flat")
 
-    def _flat_states(self) -> list[dict[str, Any]]:
-        """AdamW's state of every flat partition; made if there was no step yet."""
+    def _made_states(self) -> list[dict[str, Any]]:
+        """AdamW's state of every flat partition, zeros. ZeRO 1 and 2 would make it in the first step,
+        and link it to parameters when only the first group has one."""
         found = [name for name in FLAT_MASTERS if hasattr(self.optimizer, name)]
-        flat_masters: Iterable[Tensor] = getattr(self.optimizer, found[0])
-        states = [self.adamw.state[flat] for flat in flat_masters]
-        for state, flat in zip(states, flat_masters, strict=True):
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                for key in MOMENTS:
-                    state[key] = torch.zeros_like(flat, requires_grad=False)
+        states = []
+        for flat in getattr(self.optimizer, found[0]):
+            state = self.adamw.state[flat]
+            state["step"] = torch.tensor(0.0)
+            for key in MOMENTS:
+                state[key] = torch.zeros_like(flat, requires_grad=False)
+            states.append(state)
         if not self._is_partitioned():
             self.optimizer._lazy_init_hp_params_optimizer_state()
         return states
