@@ -55,7 +55,7 @@ def worker_environment(ranks: RankInfo, *, threads: int) -> dict[str, str]:
 
 def export_local_rank(ranks: RankInfo) -> None:
     """For DeepSpeed, which reads it itself, whatever launcher there is."""
-    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
 
 
 def hide_torch_warnings() -> None:

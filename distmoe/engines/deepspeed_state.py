@@ -82,8 +82,8 @@ class ZeroState:
         return hasattr(self.optimizer, "fp32_partitioned_groups_flat")
 
     def _made_states(self) -> list[dict[str, Any]]:
-        """AdamW's state of every flat partition, zeros. ZeRO 1 and 2 would make it in the first step,
-        and link it to parameters when only the first group has one."""
+        """AdamW's state of every flat partition, zeros. In their first step ZeRO 1 and 2 would link
+        it to the parameters when only the first group has one."""
         found = [name for name in FLAT_MASTERS if hasattr(self.optimizer, name)]
         states = []
         for flat in getattr(self.optimizer, found[0]):

@@ -191,5 +191,5 @@ def _prepare(device: torch.device) -> None:
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu" and get_accelerator().device_name() != "cpu":
         set_accelerator(CPU_Accelerator())
-    # A collective for inference on CPUs, which it would compile now, for a minute.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Asked for it, DeepSpeed tries compilers, and builds a collective that nobody calls: a minute.
+    deepspeed.ops.__compatible_ops__ = {}
