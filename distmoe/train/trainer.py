@@ -126,7 +126,7 @@ class Trainer:
         facts = [
             ("mesh", mesh.describe() if mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
-            ("engine", config.parallel.engine),
+            ("engine", self._engine_name()),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
@@ -137,6 +137,10 @@ class Trainer:
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
+
+    def _engine_name(self) -> str:
+        name = self.config.parallel.engine
+        return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
 
     def _schedule(self) -> str:
         schedules = {m.schedule for m in self.engine.model.moe_layers()}
