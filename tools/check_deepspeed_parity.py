@@ -2,9 +2,9 @@
 
 python tools/check_deepspeed_parity.py [--json FILE]
 
-fp32 on the CPU, 10 steps, clipping active in each. A figure is the largest difference over all tensors
-and ranks, relative to the largest value of its tensor; gradients are those of the first step. Ends
-with 1 if a figure is above 1e-5.
+fp32 on the CPU, 10 steps, clipping active in each. A figure is the largest difference over all
+tensors and ranks, relative to the largest value of its tensor; gradients are those of the first
+step. Ends with 1 if a figure is above 1e-5.
 """
 
 from __future__ import annotations

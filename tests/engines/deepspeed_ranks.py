@@ -123,8 +123,8 @@ def bf16(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     """The steps of the law, then the same batch again and again."""
     run = Run(case, rank, dtype="bf16")
     initial = run.state()["model"]
-    follows = [run.step(number).loss for number in range(STEPS)]
-    learns = [run.step(0, lr=1e-2).loss for _ in range(STEPS)]
+    follows = [run.step(number).loss for number in range(STEPS // 2)]
+    learns = [run.step(0, lr=1e-2).loss for _ in range(STEPS // 2)]
     run.close()
     return {"initial": initial, "follows": follows, "learns": learns}
 

@@ -36,34 +36,25 @@ OFFLOAD = {"deepspeed": {"offload_optimizer": "cpu", "pin_memory": False}}
 
 # Every stage, and every line of the law. tools/check_deepspeed_parity.py has the whole matrix.
 PARITY = [
-    case("parity", 4, 2, 1),
-    case("parity", 4, 4, 2),
     case("parity", 4, 2, 3),
+    case("parity", 4, 4, 2),
     case("parity", 2, 1, 2),
-    case("parity", 2, 2, 3),
     case("parity", 2, 2, 1, **OFFLOAD),
     case("parity", 1, 1, 1),
     case("parity", 1, 1, 3),
 ]
-SKIP = [
-    case("skip", 2, 2, 1),
-    case("skip", 2, 2, 2),
-    case("skip", 2, 2, 3),
-    case("skip", 2, 2, 1, dtype="bf16"),
-    case("skip", 2, 2, 2, **OFFLOAD),
-]
+# In bf16 stage 1 is another optimizer of DeepSpeed.
+SKIP = [case("skip", 2, 2, 2), case("skip", 2, 2, 3), case("skip", 2, 2, 1, dtype="bf16")]
 BF16 = [case("bf16", 2, 2, stage) for stage in (1, 2, 3)]
 ONE = {"job": "write", "engine": "single", "world": 1, "ep": 1, "checkpoint": "one"}
 # A checkpoint is written before it is read.
 CHECKPOINTS = [
-    case("read", 4, 4, 3, checkpoint="one"),
     case("write", 4, 2, 3, checkpoint="zero3"),
     case("read", 2, 2, checkpoint="zero3"),
     case("read", 2, 1, 1, checkpoint="zero3"),
-    case("read", 2, 2, 1, checkpoint="one"),
+    case("read", 2, 2, 3, checkpoint="one"),
     case("write", 2, 2, checkpoint="fsdp2"),
     case("read", 2, 1, 2, checkpoint="fsdp2"),
-    case("read", 2, 2, 3, checkpoint="fsdp2"),
     case("write", 2, 2, 1, checkpoint="zero1"),
 ]
 READ = [c for c in CHECKPOINTS if c["job"] == "read"]
@@ -120,7 +111,7 @@ def test_a_step_that_is_not_finite_changes_nothing(case: dict[str, Any], results
 def test_bf16_follows_fp32_and_learns(
     case: dict[str, Any], results: Results, oracle: dict[str, Any]
 ) -> None:
-    exact = oracle["losses"][:, 0].tolist()
+    exact = oracle["losses"][: STEPS // 2, 0].tolist()
     for result in results.of(case["name"]):
         assert result["follows"] != exact
         # bf16 keeps 8 bits; losses are means over many tokens.
