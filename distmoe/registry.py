@@ -122,6 +122,7 @@ ENGINES = Registry(
     {
         "single": "distmoe.engines.single:SingleEngine",
         "fsdp2": "distmoe.engines.fsdp2:Fsdp2Engine",
+        "deepspeed": "distmoe.engines.deepspeed_zero:DeepSpeedZeroEngine",
     },
 )
 SCHEDULES = Registry(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ Training of fine-grained mixture-of-experts language models.
 commands:
   train FILE [--resume auto|never|FOLDER] [--debug] [options]
                     train as the TOML file says; options change its settings
-  config FILE [--world N] [options]
-                    check a run of N ranks (default launch.nproc) and print its settings
-                    --get KEY: the value of one setting
+  config FILE [--world N] [--deepspeed | --get KEY] [options]
+                    check a run of N ranks (default launch.nproc) and print its settings,
+                    the JSON that its engine gives DeepSpeed, or the value of one setting
   launch torchrun|slurm|mpi|deepspeed FILE --nodes N --ranks-per-node G [--dry-run] [options]
                     check a run of several machines, and start or submit it
   data prepare ...  tokenize text, JSONL or Parquet
@@ -40,6 +41,7 @@ examples:
   distmoe train configs/quickstart.toml --train.steps 50 --moe.rounding.rule none
   distmoe config configs/eight_gpu.toml --world 8
   torchrun --nproc-per-node 8 -m distmoe train configs/eight_gpu.toml
+  deepspeed --hostfile hosts --module distmoe train configs/eight_gpu.toml
   torchrun --nproc-per-node 8 -m distmoe doctor comm configs/eight_gpu.toml --save machine.toml
 """
 
@@ -49,6 +51,9 @@ RESUMES = "the same command resumes from the last checkpoint"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `distmoe ARGV` (sys.argv by default); the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0].startswith("--local_rank="):
+        # The deepspeed launcher puts it before everything else; its variables say the same.
+        del arguments[0]
     command, *rest = arguments or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")
@@ -72,6 +77,7 @@ class _Arguments:
     overrides: tuple[str, ...] = ()
     debug: bool = False
     world: int = 0
+    deepspeed: bool = False
     get: str = ""
 
 
@@ -125,21 +131,40 @@ def _config(argv: Sequence[str]) -> int:
     try:
         if _print_help("config", argv):
             return 0
-        arguments = _parse(argv, ("--world", "--get"))
+        arguments = _parse(argv, ("--world", "--deepspeed", "--get"))
         config = load_config(arguments.file, arguments.overrides)
         world = arguments.world or config.launch.nproc
         check(config, world)
-        if arguments.get not in ("", *key_types()):
-            raise ConfigError(f"--get is '{arguments.get}'; {suggestion(arguments.get)}")
+        print(_printed(resolve(config, world), world, arguments), end="")
     except ConfigError as error:
         print_problems("config", error)
         return 2
-    config = resolve(config, world)
-    if arguments.get:
-        print(value_of(config, arguments.get))
-    else:
-        print(to_toml(config), end="")
     return 0
+
+
+def _printed(config: Config, world: int, arguments: _Arguments) -> str:
+    """What `distmoe config` was asked for; ConfigError if there is no such thing."""
+    if arguments.deepspeed:
+        return _deepspeed_json(config, world)
+    if not arguments.get:
+        return to_toml(config)
+    if arguments.get not in key_types():
+        raise ConfigError(f"--get is '{arguments.get}'; {suggestion(arguments.get)}")
+    return f"{value_of(config, arguments.get)}\n"
+
+
+def _deepspeed_json(config: Config, world: int) -> str:
+    """What DeepSpeed would be given on this machine; its devices decide what an `auto` dtype is."""
+    from distmoe.engines import compute_dtype
+    from distmoe.engines.deepspeed_json import deepspeed_json
+    from distmoe.runtime import pick_device
+
+    if config.parallel.engine != "deepspeed":
+        raise ConfigError(
+            f"parallel.engine is {config.parallel.engine}; --deepspeed needs it to be deepspeed"
+        )
+    dtype = compute_dtype(config, pick_device(config.run.device, 0))
+    return json.dumps(deepspeed_json(config, world=world, dtype=dtype), indent=2) + "\n"
 
 
 def _launch(argv: Sequence[str]) -> int:
@@ -192,7 +217,7 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
         raise ConfigError("the first argument must be a FILE such as configs/quickstart.toml")
     file, *rest = argv
     overrides: list[str] = []
-    debug, world, get = False, 0, ""
+    deepspeed, debug, world, get = False, False, 0, ""
     while rest:
         argument = rest.pop(0)
         option, equals, value = argument.partition("=")
@@ -200,6 +225,8 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
             overrides.append(argument)
         elif option == "--debug":
             debug = True
+        elif option == "--deepspeed":
+            deepspeed = True
         elif not equals and not rest:
             raise ConfigError(f"{option} needs a value")
         elif option == "--resume":
@@ -208,7 +235,7 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
             get = value if equals else rest.pop(0)
         else:
             world = _positive(option, value if equals else rest.pop(0))
-    return _Arguments(file, tuple(overrides), debug, world, get)
+    return _Arguments(file, tuple(overrides), debug, world, deepspeed, get)
 
 
 def _positive(option: str, text: str) -> int:

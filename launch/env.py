@@ -1,6 +1,7 @@
 """Which rank this process is: the one file that reads the environment.
 
-The first of these that is there counts: torchrun (or `distmoe train` itself), mpirun, SLURM's srun.
+The first of these that is there counts: torchrun (or `distmoe train` itself, or the deepspeed
+launcher), mpirun, SLURM's srun.
 """
 
 from __future__ import annotations
@@ -57,6 +58,11 @@ def worker_environment(ranks: RankInfo, *, threads: int) -> dict[str, str]:
     }
 
 
+def export_local_rank(ranks: RankInfo) -> None:
+    """For DeepSpeed, which reads it itself, whatever launcher there is."""
+    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
+
+
 def hide_torch_warnings() -> None:
     """Unless the user has asked for another level; before torch is imported.
 
@@ -66,14 +72,17 @@ def hide_torch_warnings() -> None:
 
 
 def _torchrun(variables: Environment) -> RankInfo:
+    """The deepspeed launcher sets the same, but for the name of one variable."""
+    by_deepspeed = "LOCAL_WORLD_SIZE" not in variables and "LOCAL_SIZE" in variables
+    source = "deepspeed" if by_deepspeed else "torchrun"
     return RankInfo(
         rank=_integer(variables, "RANK"),
         world=_integer(variables, "WORLD_SIZE"),
         local_rank=_integer(variables, "LOCAL_RANK"),
-        local_world=_integer(variables, "LOCAL_WORLD_SIZE"),
+        local_world=_integer(variables, "LOCAL_SIZE" if by_deepspeed else "LOCAL_WORLD_SIZE"),
         master_addr=_text(variables, "MASTER_ADDR"),
         master_port=_integer(variables, "MASTER_PORT"),
-        source="local" if variables.get(LAUNCHER) == "local" else "torchrun",
+        source="local" if variables.get(LAUNCHER) == "local" else source,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
-from distmoe.launch.env import hide_torch_warnings
+from distmoe.launch.env import export_local_rank, hide_torch_warnings
 from distmoe.launch.local import STOPPED, WRONG_CONFIG, die_with
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
@@ -35,6 +35,7 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
     if ranks.source in ("torchrun", "deepspeed"):
         # An agent that is killed must not leave ranks behind, which would hold the devices.
         die_with(os.getppid())
+    export_local_rank(ranks)
     if not debug:
         hide_torch_warnings()
     try:

@@ -244,7 +244,7 @@ def _ep(config: Config, world: int) -> Iterator[str]:
 @_rule()
 def _single(config: Config, world: int) -> Iterator[str]:
     if config.parallel.engine == "single" and world > 1:
-        yield _wrong(config, "parallel.engine", f"be auto or fsdp2 for {world} ranks")
+        yield _wrong(config, "parallel.engine", f"be auto, fsdp2 or deepspeed for {world} ranks")
 
 
 @_rule(
@@ -271,6 +271,31 @@ def _expert_shards(config: Config, world: int) -> Iterator[str]:
             f"be a multiple of parallel.dp_shard ({parallel.dp_shard}), or model.hidden_size "
             f"({config.model.hidden_size}) and 2 * moe.intermediate_size "
             f"({2 * moe.intermediate_size}) multiples of dp_shard / ep ({efsdp})",
+        )
+
+
+@_rule("parallel.dp_replicate", "deepspeed.zero_stage")
+def _deepspeed(config: Config, world: int) -> Iterator[str]:
+    if config.parallel.engine != "deepspeed":
+        return
+    stage = config.deepspeed.zero_stage
+    if stage == 0:
+        yield _wrong(
+            config,
+            "deepspeed.zero_stage",
+            "be 1, 2 or 3: without ZeRO, DeepSpeed clips by a norm that is wrong for experts",
+        )
+    if config.parallel.dp_replicate > 1:
+        yield _wrong(
+            config,
+            "parallel.dp_replicate",
+            "be 1 with parallel.engine 'deepspeed', which shards over all ranks",
+        )
+    if config.deepspeed.offload_parameters != "none" and stage != 3:
+        yield _wrong(
+            config,
+            "deepspeed.offload_parameters",
+            f"be none with deepspeed.zero_stage {stage}, which keeps whole parameters",
         )
 
 

@@ -166,7 +166,7 @@ class ParallelConfig:
     """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost."""
 
     engine: str = "auto"
-    """auto: single for one rank, fsdp2 for several."""
+    """single, fsdp2 or deepspeed. auto: single for one rank, fsdp2 for several."""
     dp_replicate: int = 1
     """Replicas of the sharded model (HSDP)."""
     dp_shard: int = 0
@@ -177,10 +177,31 @@ class ParallelConfig:
     """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
     reports."""
     reshard_after_forward: bool = True
-    """Free the gathered parameters between forward and backward."""
+    """With fsdp2, free the gathered parameters between forward and backward."""
     profile: str = ""
     """Speeds of links and devices, a file that `distmoe doctor comm --save` wrote. Empty: those of
     the device, if it is a known one."""
+
+
+@dataclass(frozen=True)
+class DeepSpeedConfig:
+    """ZeRO, with parallel.engine = "deepspeed". `distmoe config FILE --deepspeed` prints what
+    DeepSpeed is given."""
+
+    zero_stage: int = 2
+    """Sharded over the ranks: the optimizer's state (1), gradients too (2), parameters too (3)."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where fp32 weights and moments are kept and updated."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """With stage 3: where parameters are kept between their uses."""
+    pin_memory: bool = True
+    """Offload to page-locked host memory."""
+    overlap_comm: bool = False
+    """Reduce gradients while the backward goes on."""
+    bucket_elements: int = 50_000_000
+    """Elements of one reduction, all-gather or prefetch."""
+    persistence_elements: int = 100_000
+    """With stage 3: smaller parameters stay gathered."""
 
 
 @dataclass(frozen=True)
@@ -294,6 +315,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    deepspeed: DeepSpeedConfig = field(default_factory=DeepSpeedConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -303,7 +325,8 @@ class Config:
 
 @dataclass(frozen=True)
 class RankInfo:
-    """What the launcher told this process. `source` is torchrun, slurm, mpi, local or single."""
+    """What the launcher told this process. `source` is torchrun, deepspeed, slurm, mpi, local or
+    single."""
 
     rank: int = 0
     world: int = 1

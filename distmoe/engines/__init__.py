@@ -56,6 +56,10 @@ class Engine(Protocol):
         """Take back what ``state_dict`` gave."""
         ...
 
+    def close(self) -> None:
+        """Let go of process groups of its own, before they are destroyed; after the last step."""
+        ...
+
 
 def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engine:
     """Build the model on the meta device, shard it, initialise it. No mesh: one rank alone."""

@@ -128,6 +128,9 @@ class Fsdp2Engine:
                 tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.model.named_parameters(), state["optimizer"])
 
+    def close(self) -> None:
+        """Nothing is held but the groups of the mesh."""
+
 
 def _sharded_units(module: nn.Module) -> list[FSDPModule]:
     """The module itself, and then those in it, such as the experts of a block."""

@@ -85,3 +85,6 @@ class SingleEngine:
                 tensor.copy_(state["model"][name])
         load_optimizer_state(self.optimizer, self.master.items(), state["optimizer"])
         self._copy_master()
+
+    def close(self) -> None:
+        """Nothing is held but the groups of the mesh."""

@@ -78,6 +78,7 @@ class Trainer:
         config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
         self.engine = make_engine(config, mesh, runtime.device)
+        resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
         self.done, resumed_from = self.checkpoints.resume()
         self._open_data(resources)
@@ -127,7 +128,7 @@ class Trainer:
         facts = [
             ("mesh", mesh.describe() if mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
-            ("engine", config.parallel.engine),
+            ("engine", self._engine_name()),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
@@ -138,6 +139,10 @@ class Trainer:
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
+
+    def _engine_name(self) -> str:
+        name = self.config.parallel.engine
+        return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
 
     def _schedule(self) -> str:
         schedules = {m.schedule for m in self.engine.model.moe_layers()}

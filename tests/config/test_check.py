@@ -185,7 +185,25 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
         (
             "--parallel.engine=single",
             2,
-            "parallel.engine is single; it must be auto or fsdp2 for 2 ranks",
+            "parallel.engine is single; it must be auto, fsdp2 or deepspeed for 2 ranks",
+        ),
+        (
+            "--parallel.engine=deepspeed --deepspeed.zero_stage=0",
+            2,
+            "deepspeed.zero_stage is 0; it must be 1, 2 or 3: without ZeRO, DeepSpeed clips by a "
+            "norm that is wrong for experts",
+        ),
+        (
+            "--parallel.engine=deepspeed --parallel.dp_replicate=2",
+            2,
+            "parallel.dp_replicate is 2; it must be 1 with parallel.engine 'deepspeed', which "
+            "shards over all ranks",
+        ),
+        (
+            "--parallel.engine=deepspeed --deepspeed.offload_parameters=cpu",
+            2,
+            "deepspeed.offload_parameters is cpu; it must be none with deepspeed.zero_stage 2, "
+            "which keeps whole parameters",
         ),
         (
             "--moe.dispatch.exchange=local --parallel.ep=2",

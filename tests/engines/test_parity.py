@@ -20,6 +20,7 @@ from distmoe.comm import Exchange
 from distmoe.config import (
     Config,
     DataConfig,
+    DeepSpeedConfig,
     ModelConfig,
     MoEConfig,
     OptimConfig,
@@ -68,6 +69,7 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
         ),
         moe=replace(moe, **changes.get("moe", {})),
         parallel=ParallelConfig(engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep),
+        deepspeed=DeepSpeedConfig(**changes.get("deepspeed", {})),
         data=DataConfig(seq_len=S),
         # Below the norm of every step, so that clipping is always active.
         optim=OptimConfig(lr=1e-3, clip_norm=0.05),
@@ -95,6 +97,21 @@ def logical(engine: Engine, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]
     }
 
 
+def gradients_of(engine: Engine) -> dict[str, Tensor]:
+    """Summed over the ranks, after the last backward of a step."""
+    if engine.config.parallel.engine == "deepspeed":
+        from deepspeed.utils import safe_get_full_grad
+
+        state = engine.state
+        return {
+            name: state._sharded(safe_get_full_grad(p), is_expert=name in state.experts)
+            for name, p in state.named.items()
+        }
+    # With one rank the fp32 masters hold the gradients, else the parameters do.
+    holder = getattr(engine, "master", None) or dict(engine.model.named_parameters())
+    return {name: p.grad for name, p in holder.items()}
+
+
 def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
     group, mesh = None, None
     if config.parallel.engine != "single":
@@ -109,9 +126,7 @@ def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
             discard, real_step = engine.discard, engine.step
 
             def look(lr: float, engine: Engine = engine, real_step: Any = real_step) -> Any:
-                # With one rank the fp32 masters hold the gradients, else the parameters do.
-                holder = getattr(engine, "master", None) or dict(engine.model.named_parameters())
-                gradients.update(logical(engine, {n: p.grad for n, p in holder.items()}))
+                gradients.update(logical(engine, gradients_of(engine)))
                 return real_step(lr)
 
             engine.step = look  # type: ignore[method-assign]
@@ -129,12 +144,14 @@ def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
         decisions.append(
             sum(sum(layer.target_E for layer in layers) for layers in outcome.layers).tolist()
         )
+    final = logical(engine, engine.state_dict()["model"])
+    engine.close()
     return {
         "initial": initial,
         "losses": np.array(losses),
         "norms": np.array(norms),
         "gradients": gradients,
-        "final": logical(engine, engine.state_dict()["model"]),
+        "final": final,
         "decisions": decisions,
     }
 

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -258,6 +259,34 @@ def test_the_launcher_says_how_many_ranks_share_a_node(
     code, _, errors = run_main("train", config_file, *options, "--moe.top_k=9")
     assert code == 2
     assert "moe.top_k is 9; it must be at most 8, moe.nodes_per_token (1)" in errors
+
+
+def test_the_json_of_deepspeed_is_printed(run_main: Main, config_file: Path) -> None:
+    options = ["--parallel.engine=deepspeed", "--train.dtype=bf16", "--deepspeed.zero_stage=3"]
+    options += ["--world", "2", "--train.micro_batch_size=4", "--deepspeed.offload_optimizer=cpu"]
+    code, out, _ = run_main("config", config_file, "--deepspeed", *options)
+    found = json.loads(out)
+    assert code == 0
+    assert found["gradient_accumulation_steps"] == 2
+    assert found["gradient_clipping"] == 1.0
+    assert found["bf16"] == {"enabled": True}
+    assert found["zero_optimization"]["stage"] == 3
+    assert found["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert "offload_param" not in found["zero_optimization"]
+
+
+def test_another_engine_has_no_json(run_main: Main, config_file: Path) -> None:
+    code, out, errors = run_main("config", config_file, "--deepspeed")
+    assert (code, out) == (2, "")
+    assert "parallel.engine is single; --deepspeed needs it to be deepspeed" in errors
+
+
+def test_the_option_of_the_deepspeed_launcher_is_no_command(
+    run_main: Main, config_file: Path
+) -> None:
+    plain = run_main("config", config_file)
+    assert run_main("--local_rank=1", "config", config_file) == plain
+    assert plain[0] == 0
 
 
 def test_single_rank_trains_here(

@@ -1,13 +1,30 @@
+import os
+
 import pytest
 
 from distmoe.config import ConfigError, RankInfo
-from distmoe.launch.env import _first_node, rank_info, worker_environment
+from distmoe.launch.env import (
+    _first_node,
+    export_local_rank,
+    rank_info,
+    worker_environment,
+)
 
 TORCHRUN = {
     "RANK": "3",
     "WORLD_SIZE": "4",
     "LOCAL_RANK": "1",
     "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "10.0.0.1",
+    "MASTER_PORT": "29500",
+}
+DEEPSPEED = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "2",
+    "CROSS_RANK": "1",
+    "CROSS_SIZE": "2",
     "MASTER_ADDR": "10.0.0.1",
     "MASTER_PORT": "29500",
 }
@@ -47,6 +64,11 @@ CASES = {
     "local": (
         TORCHRUN | {"DISTMOE_LAUNCHER": "local"},
         RankInfo(3, 4, 1, 2, "10.0.0.1", 29500, "local"),
+    ),
+    "deepspeed": (DEEPSPEED, RankInfo(3, 4, 1, 2, "10.0.0.1", 29500, "deepspeed")),
+    "torchrun in deepspeed": (
+        DEEPSPEED | TORCHRUN,
+        RankInfo(3, 4, 1, 2, "10.0.0.1", 29500, "torchrun"),
     ),
     "srun": (SLURM, RankInfo(5, 7, 1, 3, "10.0.0.2", PORT, "slurm")),
     "srun, restarted": (
@@ -93,6 +115,7 @@ def test_place_of_a_rank(environ: dict[str, str], expected: RankInfo) -> None:
         (TORCHRUN | {"RANK": "4"}, "rank is 4 of 4 in the environment of torchrun"),
         (TORCHRUN | {"LOCAL_RANK": "2"}, "local rank is 2 of 2"),
         (TORCHRUN | {"MASTER_PORT": "0"}, "MASTER_PORT is 0; it must be in 1..65535"),
+        (DEEPSPEED | {"LOCAL_RANK": "2"}, "local rank is 2 of 2 in the environment of deepspeed"),
         ({"RANK": "0"}, "WORLD_SIZE is not set; the launcher sets it for every rank"),
         ({"WORLD_SIZE": "2"}, "RANK is not set"),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "4,x"}, "SLURM_STEP_TASKS_PER_NODE is '4,x'"),
@@ -135,3 +158,11 @@ def test_a_worker_reads_its_place_back() -> None:
 )
 def test_first_of_a_list_of_nodes(nodes: str, first: str) -> None:
     assert _first_node(nodes) == first
+
+
+def test_every_launcher_ends_in_the_local_rank_that_deepspeed_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "7")
+    export_local_rank(rank_info(SLURM))
+    assert os.environ["LOCAL_RANK"] == "1"

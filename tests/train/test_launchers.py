@@ -18,6 +18,7 @@ pytestmark = pytest.mark.processes
     ("launcher", "source"),
     [
         ("torchrun", "torchrun"),
+        ("deepspeed", "deepspeed"),
         pytest.param("mpi", "mpi", marks=needs_mpi),
     ],
 )

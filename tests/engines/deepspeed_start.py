@@ -1,0 +1,68 @@
+"""Start the ranks of the DeepSpeed tests, once for all cases."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+RANKS = 4
+TESTS = Path(__file__).parents[1]
+
+
+class Results:
+    """What the ranks of every case have returned."""
+
+    def __init__(self, folder: Path, cases: list[dict[str, Any]]) -> None:
+        self.folder = folder
+        self._worlds = {case["name"]: case["world"] for case in cases}
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        """One result per rank."""
+        return [
+            pickle.loads((self.folder / f"{name}-{rank}.pkl").read_bytes())
+            for rank in range(self._worlds[name])
+        ]
+
+
+def run_all(cases: list[dict[str, Any]], folder: Path, *, timeout_s: float) -> Results:
+    """Every case, in order. AssertionError with the output of a rank that failed."""
+    (folder / "cases.json").write_text(json.dumps(cases))
+    logs = [folder / f"log-{rank}.txt" for rank in range(RANKS)]
+    ranks = [_start(folder, rank, log) for rank, log in enumerate(logs)]
+    deadline = time.monotonic() + timeout_s
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            late = time.monotonic() > deadline
+            if late or any(rank.poll() for rank in ranks):
+                failed = next((r for r, rank in enumerate(ranks) if rank.poll()), 0)
+                raise AssertionError(
+                    f"rank {failed} {'is late' if late else 'failed'}:\n{logs[failed].read_text()}"
+                )
+            time.sleep(0.05)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return Results(folder, cases)
+
+
+def _start(folder: Path, rank: int, log: Path) -> subprocess.Popen[bytes]:
+    path = os.pathsep.join([str(TESTS), str(TESTS / "engines"), os.environ.get("PYTHONPATH", "")])
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).with_name("deepspeed_ranks.py")),
+                str(folder),
+                str(rank),
+            ],
+            env={**os.environ, "PYTHONPATH": path, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )

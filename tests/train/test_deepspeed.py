@@ -1,0 +1,75 @@
+"""DeepSpeed's launcher starts the same run as ours, and fsdp2 goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_runs import config_file, finish, learning, records, start
+
+pytestmark = pytest.mark.processes
+
+OPTIONS = ["--parallel.engine=deepspeed", "--deepspeed.zero_stage=3", "--train.steps=4"]
+OPTIONS += ["--launch.threads=1", "--checkpoint.every=2"]
+
+
+@pytest.fixture(scope="module")
+def by_distmoe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_file(tmp_path_factory.mktemp("deepspeed"), data)
+    output = finish(start(config, *OPTIONS))
+    assert "ranks from      local" in output
+    # DeepSpeed and the collectives that it calls have nothing to say.
+    assert "[INFO]" not in output
+    assert "Warning" not in output
+    return config
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def launched(launcher: list[str], config: Path, *options: str) -> str:
+    command = [*launcher, "distmoe", "train", str(config), *OPTIONS, *options]
+    run = subprocess.run(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stdout
+    return run.stdout
+
+
+def test_the_deepspeed_launcher_starts_the_same_run(
+    by_distmoe: Path, data: Path, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path / "deepspeed", data)
+    hosts = tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    # Without ssh every host would be started by hand, this one as node 0.
+    there = ["--no_ssh", "--node_rank=0", "--master_addr=127.0.0.1"]
+    port = f"--master_port={free_port()}"
+    output = launched([launcher, f"--hostfile={hosts}", *there, port, "--module"], config)
+    assert "ranks from      deepspeed" in output
+    assert learning(config) == learning(by_distmoe)
+
+
+def test_fsdp2_goes_on_from_a_checkpoint_of_deepspeed(
+    by_distmoe: Path, data: Path, tmp_path: Path
+) -> None:
+    config = config_file(tmp_path / "fsdp2", data)
+    checkpoint = by_distmoe.parent / "run" / "checkpoints" / "step-00000002"
+    engine = "--parallel.engine=fsdp2"
+    output = finish(start(config, *OPTIONS, engine, "--resume", str(checkpoint)))
+    assert f"resumed from {checkpoint}" in output
+    unbroken = [record["loss"] for record in records(by_distmoe)]
+    assert [record["loss"] for record in records(config)] == pytest.approx(unbroken[2:], rel=1e-5)
