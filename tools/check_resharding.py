@@ -37,10 +37,19 @@ from torch.distributed.tensor import DTensor
 
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.store import CheckpointStore
-from distmoe.config import Config, DataConfig, ModelConfig, MoEConfig, OptimConfig, RoundingConfig
+from distmoe.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    MoEConfig,
+    OptimConfig,
+    RankInfo,
+    RoundingConfig,
+)
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch, rank_positions
 from distmoe.engines import Engine, make_engine
+from distmoe.launch.env import export_local_rank
 from distmoe.mesh import build_mesh
 from distmoe.planner.command_line import command_line
 from distmoe.train.step import train_step
@@ -222,6 +231,7 @@ def compare(source: Layout, target: Layout, folder: Path) -> Found:
 def be_rank(rank: int, world: int, port: int, folder: Path, *, subset: bool) -> None:
     """All cases of one rank of one group."""
     torch.set_num_threads(1)
+    export_local_rank(RankInfo(rank, world, rank, world))
     # It warns of slow gathers; here they only serve to look at the result.
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
     dist.init_process_group(
