@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -231,21 +231,32 @@ def be_rank(rank: int, world: int, port: int, folder: Path, *, subset: bool) -> 
     export_local_rank(RankInfo(rank, world, rank, world))
     # It warns of slow gathers; here they only serve to look at the result.
     logging.getLogger("torch.distributed.tensor").setLevel(logging.ERROR)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
-    )
+    store = dist.TCPStore("127.0.0.1", port, world, is_master=rank == 0)
     wanted = pairs(LAYOUTS, subset=subset)
     for layout in dict.fromkeys(source for source, _ in wanted):
         if layout.world == world:
-            save(layout, folder)
+            with _groups(store, layout.name, rank, world):
+                save(layout, folder)
     found = []
     for source, target in wanted:
         if target.world == world:
             _wait_for(folder / f"{source.name}.json")
-            found.append(compare(source, target, folder))
+            with _groups(store, f"{source.name}, {target.name}", rank, world):
+                found.append(compare(source, target, folder))
     if rank == 0:
         (folder / f"found-{world}").write_text(json.dumps([asdict(one) for one in found]))
+
+
+@contextlib.contextmanager
+def _groups(store: dist.Store, name: str, rank: int, world: int) -> Iterator[None]:
+    """The process groups of one case. Hundreds of engines make thousands of groups, each with
+    threads of its own."""
+    own = dist.PrefixStore(name, store)
+    dist.init_process_group("gloo", store=own, rank=rank, world_size=world)
+    yield
+    # No group is taken down under a rank that still uses it, nor the store that rank 0 serves.
     dist.barrier()
+    dist.destroy_process_group()
 
 
 def _wait_for(path: Path) -> None:
