@@ -13,6 +13,8 @@ from distmoe.config import Config, ConfigError, RankInfo
 from distmoe.launch.env import hide_torch_warnings
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
+# What gloo adds to it.
+SMALL_TALK = " This is typically"
 
 
 def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
@@ -44,7 +46,8 @@ def run_rank(
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"rank {ranks.rank}: {in_one_line(error)}", file=sys.stderr)
+        # In one write: all ranks may have something to say.
+        sys.stderr.write(f"rank {ranks.rank}: {in_one_line(error)}\n")
         return _leave(1, ranks)
     return 0
 
@@ -60,7 +63,7 @@ def in_one_line(error: Exception) -> str:
     message = next(iter(str(error).strip().splitlines()), "")
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     lost = any(sign in str(error) for sign in LOST_PEER)
-    return f"lost a peer: {text}" if lost else text
+    return f"lost a peer: {text.partition(SMALL_TALK)[0]}" if lost else text
 
 
 def _leave(code: int, ranks: RankInfo) -> int:

@@ -29,6 +29,7 @@ from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
+from distmoe.train.start import common_facts
 from distmoe.train.step import train_step, validation_loss
 
 
@@ -47,6 +48,7 @@ def train(config: Config, ranks: RankInfo) -> None:
         timeout_s=config.launch.timeout_s,
         threads=config.launch.threads,
         engine=config.parallel.engine,
+        facts=common_facts(config),
     )
     mesh = None
     if runtime.group is not None:
