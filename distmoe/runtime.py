@@ -30,9 +30,9 @@ class Runtime:
     group: dist.ProcessGroup | None
 
 
-def pick_device(name: str, local_rank: int, *, local_world: int = 1) -> torch.device:
+def pick_device(name: str, local_rank: int, *, local_world: int = 0) -> torch.device:
     """``auto`` is cuda if a GPU is present. ConfigError if cuda was asked for and is missing, or if
-    a machine has fewer GPUs than ranks."""
+    a machine has fewer GPUs than its ``local_world`` ranks."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("run.device is 'cuda'; no CUDA device is here; allowed: auto, cpu")
     if name == "cpu" or not torch.cuda.is_available():

@@ -31,7 +31,7 @@ TOOLS = Path(__file__).resolve().parent
 DISTMOE = [sys.executable, "-m", "distmoe"]
 
 # Of what goes to stdout; stderr is shown whole.
-TELLING = re.compile(r"^(error|warning|changed)|is SKIPPED|stopped by|resumed from| NOT ")
+TELLING = re.compile(r"^(error|done at|warning|changed)|is SKIPPED|stopped by|resumed from| NOT ")
 STACKS = ("Traceback", "C++", "frame #")
 
 STEP_S = 60.0
@@ -119,27 +119,36 @@ class Place:
         self.write(own)
         return own
 
+    def run(self, command: Sequence[str], **variables: str) -> Run:
+        return Run(command, self.folder, **variables)
+
     def train(self, *options: str, fault: str = "") -> Seen:
         return finish(self.start(*options, fault=fault))
 
     def start(self, *options: str, fault: str = "") -> Run:
         faulty = [sys.executable, str(TOOLS / "faulty_run.py"), fault]
         command = faulty if fault else [*DISTMOE, "train"]
-        return Run([*command, str(self.config), *options])
+        return self.run([*command, str(self.config), *options])
 
-    def ranks(self, *options_of_ranks: Sequence[str], fault: str = "", port: int = 0) -> Seen:
+    def ranks(
+        self,
+        *options_of_ranks: Sequence[str],
+        fault: str = "",
+        port: int = 0,
+        on_one_machine: bool = True,
+    ) -> Seen:
         """Started by hand, with the variables of torchrun, each with options of its own."""
         world, port = len(options_of_ranks), port or free_port()
         command = [*DISTMOE, "train"]
         if fault:
             command = [sys.executable, str(TOOLS / "faulty_run.py"), fault, "train"]
         runs = [
-            Run(
+            self.run(
                 [*command, str(self.config), *options],
                 RANK=str(rank),
                 WORLD_SIZE=str(world),
-                LOCAL_RANK=str(rank),
-                LOCAL_WORLD_SIZE=str(world),
+                LOCAL_RANK=str(rank if on_one_machine else 0),
+                LOCAL_WORLD_SIZE=str(world if on_one_machine else 1),
                 MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=str(port),
             )
@@ -153,30 +162,27 @@ class Place:
             any(one.traceback for one in seen),
         )
 
-    def steps_done(self) -> int:
-        path = self.run_folder / "metrics.jsonl"
-        return len(path.read_text().splitlines()) if path.exists() else 0
-
 
 class Run:
-    """A process whose output goes to a file."""
+    """A process in ``folder`` whose output goes to files."""
 
-    def __init__(self, command: Sequence[str], **variables: str) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
         self.begun = time.monotonic()
         self.output = tempfile.TemporaryFile("w+")
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
+            cwd=folder,
             stdout=self.output,
             stderr=self.errors,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **variables},
         )
 
-    def wait_for_step(self, place: Place, step: int) -> None:
+    def wait_for_step(self, run_folder: Path, step: int) -> None:
         """A run that does not come so far is killed, and then says too little."""
         deadline = time.monotonic() + STEP_S
-        while place.steps_done() < step and self.process.poll() is None:
+        while steps_done(run_folder) < step and self.process.poll() is None:
             if time.monotonic() > deadline:
                 self.process.kill()
             time.sleep(0.02)
@@ -210,6 +216,11 @@ def finish(run: Run) -> Seen:
     return Seen(code, lines, round(seconds, 1), traceback)
 
 
+def steps_done(run_folder: Path) -> int:
+    path = run_folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -228,6 +239,8 @@ def small_disk(folder: Path, options: str) -> Iterator[None]:
 
 
 FAULTS: dict[str, Fault] = {}
+
+ENDLESS = ("--train.steps", "100000")
 
 
 def fault(
@@ -262,6 +275,18 @@ def out_of_range(place: Place) -> Seen:
 @fault(2, "cannot be read")
 def broken_toml(place: Place) -> Seen:
     place.config.write_text("[run\n")
+    return place.train()
+
+
+@fault(2, "did you mean sigmoid_topk?")
+def unknown_name(place: Place) -> Seen:
+    return place.train("--moe.router", "sigmoid_top")
+
+
+@fault(2, "there is no config file")
+def no_base_file(place: Place) -> Seen:
+    place.config.write_text('extends = "bse.toml"')
+    (place.folder / "base.toml").write_text("")
     return place.train()
 
 
@@ -315,6 +340,21 @@ def disk_is_full(place: Place) -> Seen:
         return place.train("--run.dir", str(place.folder / "disk" / "run"))
 
 
+@fault(0, "metrics.jsonl in disk/run is NOT written")
+def disk_is_full_for_a_while(place: Place) -> Seen:
+    """Not even a line fits; then somebody makes room."""
+    disk = place.folder / "disk"
+    with small_disk(disk, "size=32M"):
+        run = place.start("--run.dir", "disk/run", "--train.max_minutes", "0.1", *ENDLESS)
+        run.wait_for_step(disk / "run", 4)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        time.sleep(1)
+        (disk / "filler").unlink()
+        return finish(run)
+
+
 @fault(2, "run.device is 'cuda'")
 def no_gpu(place: Place) -> Seen:
     return place.train("--run.device", "cuda")
@@ -338,7 +378,7 @@ def busy_port(place: Place) -> Seen:
 @fault(1, "missing: rank 1")
 def missing_rank(place: Place) -> Seen:
     """One of two machines never starts."""
-    run = Run(
+    run = place.run(
         [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
         RANK="0",
         WORLD_SIZE="2",
@@ -353,7 +393,7 @@ def missing_rank(place: Place) -> Seen:
 @fault(1, "rank 0 has not opened")
 def nobody_at_the_address(place: Place) -> Seen:
     """Rank 0 never starts, or is elsewhere."""
-    run = Run(
+    run = place.run(
         [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
         RANK="1",
         WORLD_SIZE="2",
@@ -368,6 +408,21 @@ def nobody_at_the_address(place: Place) -> Seen:
 @fault(2, "optim.lr")
 def different_configs(place: Place) -> Seen:
     return place.ranks([], ["--optim.lr", "0.5", "--moe.top_k", "1"])
+
+
+@fault(2, "the manifest of data.path is")
+def different_data(place: Place) -> Seen:
+    own = place.own_data()
+    manifest = json.loads((own / "manifest.json").read_text())
+    (own / "manifest.json").write_text(json.dumps({**manifest, "settings": {"seed": 7}}))
+    return place.ranks([], ["--data.path", str(place.data)])
+
+
+@fault(2, "no manifest.json there")
+def no_data_on_a_machine(place: Place) -> Seen:
+    short = ["--launch.timeout_s", "10"]
+    nothing = ["--data.path", str(place.folder / "nothing")]
+    return place.ranks(short, [*short, *nothing], on_one_machine=False)
 
 
 @fault(2, "the version of distmoe is")
@@ -402,24 +457,22 @@ def nan_router(place: Place) -> Seen:
 
 @fault(1, "no sign of life from rank 1")
 def stopped_rank(place: Place) -> Seen:
-    run = place.start(
-        *("--train.steps", "100000", "--launch.stall_warning_s", "2", "--launch.timeout_s", "8")
-    )
-    run.wait_for_step(place, 4)
+    run = place.start(*(*ENDLESS, "--launch.stall_warning_s", "2", "--launch.timeout_s", "8"))
+    run.wait_for_step(place.run_folder, 4)
     os.kill(run.rank(1), signal.SIGSTOP)
     return finish(run)
 
 
 @fault(1, "rank 1 keeps other ranks waiting")
 def endless_loop(place: Place) -> Seen:
-    options = ("--launch.stall_warning_s", "2", "--launch.timeout_s", "12")
+    options = ("--launch.stall_warning_s", "1", "--launch.timeout_s", "6")
     return place.train(*options, fault="endless-loop")
 
 
 @fault(1, "rank 1 was killed by signal 9")
 def killed(place: Place) -> Seen:
-    run = place.start("--train.steps", "100000")
-    run.wait_for_step(place, 4)
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
     os.kill(run.rank(1), signal.SIGKILL)
     return finish(run)
 
@@ -436,16 +489,16 @@ def out_of_memory(place: Place) -> Seen:
 
 @fault(0, "stopped by a signal")
 def ctrl_c(place: Place) -> Seen:
-    run = place.start("--train.steps", "100000")
-    run.wait_for_step(place, 4)
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
     run.process.send_signal(signal.SIGINT)
     return finish(run)
 
 
 @fault(1, "second Ctrl-C")
 def ctrl_c_twice(place: Place) -> Seen:
-    run = place.start("--train.steps", "100000")
-    run.wait_for_step(place, 4)
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
     # Rank 1 does not answer, so that the first has no effect.
     os.kill(run.rank(1), signal.SIGSTOP)
     for _ in range(2):
@@ -457,6 +510,12 @@ def ctrl_c_twice(place: Place) -> Seen:
 @fault(2, "checkpoint.resume is")
 def no_such_checkpoint(place: Place) -> Seen:
     return place.train("--resume", str(place.folder / "step-00000400"))
+
+
+@fault(2, "which has a manifest.json")
+def not_a_checkpoint(place: Place) -> Seen:
+    place.train("--train.steps", "2")
+    return place.train("--resume", str(place.run_folder))
 
 
 @fault(0, "is damaged")

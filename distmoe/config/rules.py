@@ -328,7 +328,9 @@ def _trace_steps(config: Config, world: int) -> Iterator[str]:
 @_rule()
 def _resume(config: Config, world: int) -> Iterator[str]:
     resume = config.checkpoint.resume
-    if resume not in ("auto", "never") and not Path(resume).is_dir():
+    if resume not in ("auto", "never") and not Path(resume, "manifest.json").is_file():
         yield _wrong(
-            config, "checkpoint.resume", "be auto, never or the folder of a checkpoint that exists"
+            config,
+            "checkpoint.resume",
+            "be auto, never or the folder of a complete checkpoint, which has a manifest.json",
         )

@@ -11,7 +11,7 @@ import pytest
 from training_runs import config_file, learning, records
 
 from distmoe.checkpoint.disk import Disk
-from distmoe.config import RankInfo, load_config, resolve
+from distmoe.config import ConfigError, RankInfo, load_config, resolve
 from distmoe.train.trainer import train
 
 Captured = pytest.CaptureFixture[str]
@@ -123,3 +123,27 @@ def test_damage_is_told_and_costs_an_interval(
     assert f"resumed from {damaged.with_name('step-00000002')}" in output
     assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
     assert checkpoints(config) == ["step-00000004", "step-00000006"]
+
+
+def test_another_model_is_refused_with_what_has_changed(
+    run: Run, unbroken: Path, tmp_path: Path
+) -> None:
+    """At the folder of a run whose config was edited."""
+    path = unbroken.parent / "run" / "checkpoints" / f"step-{STEPS:08d}"
+    options = ("--checkpoint.resume", str(path), "--model.n_layers", "3", "--optim.lr", "0.25")
+    words = "does not fit this model: .*; changed since it was saved: model.n_layers 3, was 2, .*lr"
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path, *options)
+
+
+def test_what_changes_the_learning_is_told(
+    run: Run, unbroken: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    path = unbroken.parent / "run" / "checkpoints" / "step-00000004"
+    own = ["--checkpoint.resume", str(path)]
+    capsys.readouterr()
+    run(tmp_path, *own, "--run.seed", "7", "--checkpoint.every", "5")
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("changed since"))
+    assert line == "changed since the checkpoint: run.seed 7, was 1"
+    run(tmp_path / "again", *own)
+    assert "changed since" not in capsys.readouterr().out
