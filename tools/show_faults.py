@@ -487,7 +487,7 @@ def out_of_memory(place: Place) -> Seen:
     return place.train(fault="out-of-memory")
 
 
-@fault(0, "stopped by a signal")
+@fault(75, "stopped by a signal")
 def ctrl_c(place: Place) -> Seen:
     run = place.start(*ENDLESS)
     run.wait_for_step(place.run_folder, 4)

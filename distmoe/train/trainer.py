@@ -151,7 +151,9 @@ class Trainer:
             last = self.done == config.train.steps
             if self._is_due(config.train.validate_every) and not last:
                 self._validate()
-            if self._is_due(config.checkpoint.every) and not last:
+            # Weights that may be damaged must not push out good ones.
+            is_sound = not self.skipped_in_a_row
+            if self._is_due(config.checkpoint.every) and is_sound and not last:
                 with clock.part("checkpoint"):
                     self.checkpoints.save(self.done)
             # A signal reaches one rank before the others, and clocks differ; from here on all

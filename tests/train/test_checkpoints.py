@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,6 +13,8 @@ from training_runs import config_file, learning, records
 
 from distmoe.checkpoint.disk import Disk
 from distmoe.config import ConfigError, RankInfo, load_config, resolve
+from distmoe.train import trainer
+from distmoe.train.step import StepOutcome, train_step
 from distmoe.train.trainer import train
 
 Captured = pytest.CaptureFixture[str]
@@ -147,3 +150,19 @@ def test_what_changes_the_learning_is_told(
     assert line == "changed since the checkpoint: run.seed 7, was 1"
     run(tmp_path / "again", *own)
     assert "changed since" not in capsys.readouterr().out
+
+
+def test_skipped_steps_push_out_no_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def spoiled(*arguments: Any, **options: Any) -> StepOutcome:
+        outcome = train_step(*arguments, **options)
+        steps.append(outcome)
+        return replace(outcome, skipped=len(steps) > 2, not_finite="loss of rank 0")
+
+    steps: list[StepOutcome] = []
+    monkeypatch.setattr(trainer, "train_step", spoiled)
+    with pytest.raises(RuntimeError, match="3 steps in a row had .* loss of rank 0"):
+        run(tmp_path, "--train.max_skipped_steps", "2")
+    assert len(steps) == 5
+    assert checkpoints(tmp_path / "config.toml") == ["step-00000002"]
