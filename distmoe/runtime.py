@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
@@ -14,7 +14,9 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
-from distmoe.config import RankInfo
+from distmoe import __version__
+from distmoe.comm.rendezvous import meet
+from distmoe.config import ConfigError, RankInfo
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -28,39 +30,73 @@ class Runtime:
     group: dist.ProcessGroup | None
 
 
-def pick_device(name: str, local_rank: int) -> torch.device:
-    """``auto`` is cuda if a GPU is present. ValueError if cuda was asked for and is missing."""
+def pick_device(name: str, local_rank: int, *, local_world: int = 0) -> torch.device:
+    """``auto`` is cuda if a GPU is present. ConfigError if cuda was asked for and is missing, or if
+    a machine has fewer GPUs than its ``local_world`` ranks."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("run.device is 'cuda'; no CUDA device is here; allowed: auto, cpu")
+        raise ConfigError("run.device is 'cuda'; no CUDA device is here; allowed: auto, cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
+    gpus = torch.cuda.device_count()
+    if local_world > gpus:
+        raise ConfigError(
+            f"run.device is '{name}'; {local_world} ranks of a machine need a GPU each, and "
+            f"{gpus} can be seen; start fewer, or let every rank see all GPUs of its machine "
+            "(srun: --gpus-per-node, not --gpus-per-task)"
+        )
     return torch.device("cuda", local_rank)
 
 
-def start(ranks: RankInfo, *, device: str, timeout_s: float, threads: int, engine: str) -> Runtime:
-    """Set the device, the threads, and, for several ranks or a sharding engine, the group."""
-    picked = pick_device(device, ranks.local_rank)
+def start(
+    ranks: RankInfo,
+    *,
+    device: str,
+    timeout_s: float,
+    threads: int,
+    engine: str,
+    facts: Mapping[str, str] | None = None,
+) -> Runtime:
+    """Set the device, the threads, and, for several ranks or a sharding engine, the group.
+
+    ConfigError if a rank has no device, or if the ranks differ in ``facts``, the kind of their
+    device or a version.
+    """
+    picked, problem = torch.device("cpu"), ""
+    try:
+        picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
+    except ConfigError as error:
+        if ranks.world == 1:
+            raise
+        # Told to all ranks, of which one has to tell the user.
+        problem = str(error)
     if threads:
         torch.set_num_threads(threads)
-    if picked.type == "cuda":
-        torch.cuda.set_device(picked)
     if ranks.world == 1 and engine == "single":
+        _use(picked)
         return Runtime(ranks, picked, None)
-    backend = "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo"
-    alone = ranks.world == 1
-    # Under torchrun the agent serves the store, under a name of its own for every restart.
-    from_environment = ranks.source == "torchrun"
-    address = None if alone else f"tcp://{ranks.master_addr}:{ranks.master_port}"
+    store: Store = HashStore()
+    if ranks.world > 1:
+        own = {"the device": picked.type, **_versions(), **(facts or {})}
+        store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
+    _use(picked)
     dist.init_process_group(
-        backend,
-        init_method="env://" if from_environment and not alone else address,
-        store=HashStore() if alone else None,
-        rank=-1 if from_environment and not alone else ranks.rank,
-        world_size=-1 if from_environment and not alone else ranks.world,
+        "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo",
+        store=store,
+        rank=ranks.rank,
+        world_size=ranks.world,
         timeout=timedelta(seconds=timeout_s),
         device_id=picked if picked.type == "cuda" else None,
     )
     return Runtime(ranks, picked, dist.group.WORLD)
+
+
+def _use(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _versions() -> dict[str, str]:
+    return {"the version of distmoe": __version__, "the version of torch": str(torch.__version__)}
 
 
 def default_store() -> Store:

@@ -87,7 +87,8 @@ def _train(argv: Sequence[str]) -> int:
         if _print_help("train", argv):
             return 0
         ranks = rank_info()
-        first = ranks.rank == 0
+        # Files of another machine may be others.
+        first = ranks.local_rank == 0
         arguments = _parse(argv, ("--resume", "--debug"))
         config = load_config(arguments.file, arguments.overrides)
         starts_ranks = ranks.source == "single" and config.launch.nproc > 1
@@ -96,7 +97,7 @@ def _train(argv: Sequence[str]) -> int:
         check(config, world, local_world=local_world)
         _check_profile(config.parallel.profile)
     except ConfigError as error:
-        # The other ranks have the same to say.
+        # The other ranks of this machine have the same to say.
         if first:
             print_problems("train", error)
         return 2

@@ -108,6 +108,8 @@ class _Ranks:
         if -code in self._received:
             return f"all ranks were stopped by {signal.Signals(-code).name}"
         end = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+        if -code == signal.SIGKILL:
+            end += " (the kernel does that when memory runs out)"
         return f"rank {rank} {end}; the others were stopped"
 
     def _running(self) -> list[subprocess.Popen[bytes]]:

@@ -14,6 +14,8 @@ from distmoe.launch.env import export_local_rank, hide_torch_warnings
 from distmoe.launch.local import STOPPED, WRONG_CONFIG, die_with
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
+# What gloo adds to it.
+SMALL_TALK = " This is typically"
 
 
 def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
@@ -47,7 +49,8 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
     except Exception as error:
         if debug:
             traceback.print_exc()
-        print(f"rank {ranks.rank}: {in_one_line(error)}", file=sys.stderr)
+        # In one write: all ranks may have something to say.
+        sys.stderr.write(f"rank {ranks.rank}: {in_one_line(error)}\n")
         return _leave(1, ranks)
 
 
@@ -62,7 +65,7 @@ def in_one_line(error: Exception) -> str:
     message = next(iter(str(error).strip().splitlines()), "")
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     lost = any(sign in str(error) for sign in LOST_PEER)
-    return f"lost a peer: {text}" if lost else text
+    return f"lost a peer: {text.partition(SMALL_TALK)[0]}" if lost else text
 
 
 def _leave(code: int, ranks: RankInfo) -> int:

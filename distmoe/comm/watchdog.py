@@ -123,10 +123,17 @@ class Watchdog:
 
     def begun(self, kind: str, layer: str) -> None:
         """The training thread begins a transfer, which all ranks do in the same order."""
+        self._count(f"'{kind}' in {layer}")
+
+    def begun_step(self, step: int) -> None:
+        """The training thread begins a step: what a rank that stays away from it has not done."""
+        self._count(f"the beginning of step {step}")
+
+    def _count(self, what: str) -> None:
         self._begun += 1
         if self._heartbeats is not None:
             self._heartbeats.begun = self._begun
-        self._last = f"'{kind}' in {layer}"
+        self._last = what
 
     def close(self) -> None:
         """End; again is harmless."""

@@ -48,21 +48,28 @@ def _wrong(config: Config, key: str, allowed: str) -> str:
 def _run_folder(config: Config, world: int) -> Iterator[str]:
     if Path(config.run.dir).exists() and not Path(config.run.dir).is_dir():
         yield _wrong(config, "run.dir", "be a folder, and there is a file of that name")
+    elif (obstacle := _obstacle(Path(config.run.dir))) is not None:
+        yield _wrong(config, "run.dir", f"be a folder that can be written, and {obstacle} cannot")
 
 
 @_rule("train.record_routing")
 def _routing_folder(config: Config, world: int) -> Iterator[str]:
     if config.train.record_routing:
         folder = Path(config.run.dir) / "routing"
-        nearest = next(
-            path for path in (folder, *folder.absolute().parents) if os.path.exists(path)
-        )
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        if (obstacle := _obstacle(folder)) is not None:
             yield _wrong(
                 config,
                 "train.record_routing",
-                f"be 0, or {folder} a folder that can be written: {nearest} cannot",
+                f"be 0, or {folder} a folder that can be written: {obstacle} cannot",
             )
+
+
+def _obstacle(folder: Path) -> Path | None:
+    """What keeps files from being written into ``folder``: itself or the first above it that
+    exists."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    can_be_written = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    return None if can_be_written else nearest
 
 
 @_rule("model.hidden_size", "model.n_heads", "model.head_dim")
@@ -346,7 +353,9 @@ def _trace_steps(config: Config, world: int) -> Iterator[str]:
 @_rule()
 def _resume(config: Config, world: int) -> Iterator[str]:
     resume = config.checkpoint.resume
-    if resume not in ("auto", "never") and not Path(resume).is_dir():
+    if resume not in ("auto", "never") and not Path(resume, "manifest.json").is_file():
         yield _wrong(
-            config, "checkpoint.resume", "be auto, never or the folder of a checkpoint that exists"
+            config,
+            "checkpoint.resume",
+            "be auto, never or the folder of a complete checkpoint, which has a manifest.json",
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -66,12 +68,14 @@ class Reporter:
         self._losses = [*self._losses[:1], (record.step, record.loss)]
         self._slowest.append(record.slowest_over_mean)
         if self._steps is not None:
-            self._steps.write(record.line())
+            with self._told("metrics.jsonl"):
+                self._steps.write(record.line())
         if self._tensorboard is not None:
-            self._tensorboard.write(record)
-            if record.step % metrics.expert_load_every == 0:
-                self._tensorboard.expert_load(record, freq_LE)
-                self._tensorboard.layers(record)
+            with self._told("tensorboard"):
+                self._tensorboard.write(record)
+                if record.step % metrics.expert_load_every == 0:
+                    self._tensorboard.expert_load(record, freq_LE)
+                    self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
             self.console.step(record)
@@ -80,6 +84,17 @@ class Reporter:
             self.console.layers(record)
         self.console.advance(record.step)
         self._warn(record)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """An error of the disk is told once, and costs no training. Lines of JSON stay in memory
+        until one can be written."""
+        try:
+            yield
+        except OSError as error:
+            self.console.warn_once(
+                name, f"{name} in {self.config.run.dir} is NOT written: {error}; training goes on"
+            )
 
     def _layer_table_is_due(self, record: StepRecord) -> bool:
         every = self.config.metrics.layer_table_every
@@ -113,11 +128,13 @@ class Reporter:
         """A validation loss, beside the entropy that knowing token frequencies alone would give."""
         self._validation = loss
         if self._validations is not None:
-            self._validations.write(
-                {"step": step, "validation_loss": loss, "unigram_entropy": unigram_entropy}
-            )
+            with self._told("validation.jsonl"):
+                self._validations.write(
+                    {"step": step, "validation_loss": loss, "unigram_entropy": unigram_entropy}
+                )
         if self._tensorboard is not None:
-            self._tensorboard.validation(step, loss)
+            with self._told("tensorboard"):
+                self._tensorboard.validation(step, loss)
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
@@ -153,7 +170,8 @@ class Reporter:
         self.console.close()
         for writer in (self._steps, self._validations, self._tensorboard):
             if writer is not None:
-                writer.close()
+                with self._told("the end of metrics"):
+                    writer.close()
         self._steps = self._validations = self._tensorboard = None
 
 

@@ -10,8 +10,9 @@ from distmoe import __version__
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.rng import rng_state, set_rng_state
 from distmoe.checkpoint.store import CheckpointStore, SaveReport
-from distmoe.config import Config, RankInfo, to_toml
+from distmoe.config import Config, ConfigError, RankInfo, to_toml
 from distmoe.engines import Engine
+from distmoe.train.changed_settings import changed_settings
 
 MIB = 1 << 20
 
@@ -62,11 +63,18 @@ class Checkpoints:
 
     def resume(self) -> tuple[int, Path | None]:
         """The steps that are done, and the checkpoint that says so; collective. ValueError if it is
-        damaged or does not fit the model."""
+        damaged, ConfigError if it does not fit the model."""
         path = self._wanted()
         if path is None:
             return 0, None
-        state = load(path, self._state(0))
+        changed = changed_settings(path, self.config)
+        try:
+            state = load(path, self._state(0))
+        except ValueError as error:
+            known = f"; changed since it was saved: {', '.join(changed)}" if changed else ""
+            raise ConfigError(f"{error}{known}") from error
+        if changed:
+            self._untold.append(f"changed since the checkpoint: {', '.join(changed)}")
         self.engine.load_state_dict(state)
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])

@@ -95,7 +95,9 @@ class Communication:
             raise TimeoutError(line) from error
 
     def begin(self, step: int) -> None:
-        """Before the forward of ``step``."""
+        """Before the first collective of ``step``."""
+        if self._watchdog is not None:
+            self._watchdog.begun_step(step)
         if step in self._trace_steps and self._tracing is None:
             self._tracing = _Tracing(step, self._common_clock())
             self._timeline.start()

@@ -29,6 +29,7 @@ from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.record_routing import RoutingRecorder
+from distmoe.train.start import common_facts
 from distmoe.train.step import train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -51,6 +52,7 @@ def train(config: Config, ranks: RankInfo) -> bool:
         timeout_s=config.launch.timeout_s,
         threads=config.launch.threads,
         engine=config.parallel.engine,
+        facts=common_facts(config),
     )
     mesh = None
     if runtime.group is not None:
@@ -161,7 +163,9 @@ class Trainer:
             last = self.done == config.train.steps
             if self._is_due(config.train.validate_every) and not last:
                 self._validate()
-            if self._is_due(config.checkpoint.every) and not last:
+            # Weights that may be damaged must not push out good ones.
+            is_sound = not self.skipped_in_a_row
+            if self._is_due(config.checkpoint.every) and is_sound and not last:
                 with clock.part("checkpoint"):
                     self.checkpoints.save(self.done)
             # A signal reaches one rank before the others, and clocks differ; from here on all

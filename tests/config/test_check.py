@@ -259,9 +259,20 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "--checkpoint.resume=no/such/folder",
             1,
             "checkpoint.resume is no/such/folder; it must be auto, never or the folder of a "
-            "checkpoint that exists",
+            "complete checkpoint, which has a manifest.json",
+        ),
+        (
+            "--checkpoint.resume=configs",
+            1,
+            "checkpoint.resume is configs; it must be auto, never or the folder of a "
+            "complete checkpoint, which has a manifest.json",
         ),
         ("--run.dir=Makefile", 1, "run.dir is Makefile; it must be a folder"),
+        (
+            "--run.dir=Makefile/run",
+            1,
+            "run.dir is Makefile/run; it must be a folder that can be written, and ",
+        ),
         (
             "--model.vocab_size=511",
             1,

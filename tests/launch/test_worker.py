@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from distmoe.launch.worker import in_one_line
+
 pytestmark = pytest.mark.processes
 
 
@@ -25,3 +27,11 @@ def test_a_lost_store_is_no_page_of_c_plus_plus() -> None:
     ]
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert said == [f"rank {rank}: ValueError: the end of rank {rank}\n" for rank in range(2)]
+
+
+def test_a_lost_peer_without_small_talk() -> None:
+    said = "[pair.cc:537] Read error [10.0.0.2]:29: Connection reset by peer. This is typically a"
+    assert in_one_line(RuntimeError(f"{said}\nmore")) == (
+        "lost a peer: RuntimeError: [pair.cc:537] Read error [10.0.0.2]:29: "
+        "Connection reset by peer."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -224,3 +225,26 @@ def test_utilization_only_where_the_peak_is_known(
     )
     run(config, record, steps=range(1, 6), resumed_step=0)
     assert ("MFU" in capsys.readouterr().out) is shown
+
+
+def test_a_full_disk_is_told_once_and_loses_no_line(
+    config: Config, record: Make, capsys: Captured
+) -> None:
+    path = Path(config.run.dir) / "metrics.jsonl"
+    reporter = Reporter(config, rank=0, world=2, resumed_step=0)
+    writer = reporter._steps
+    assert writer is not None
+    reporter.step(record(1), FREQ_LE)
+    descriptor = writer._file.fileno()
+    spare = os.dup(descriptor)
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), descriptor)
+    reporter.step(record(2), FREQ_LE)
+    reporter.step(record(3), FREQ_LE)
+    os.dup2(spare, descriptor)
+    os.close(spare)
+    reporter.step(record(4), FREQ_LE)
+    reporter.close()
+    words = f"metrics.jsonl in {config.run.dir} is NOT written: [Errno 28] No space left on device"
+    assert "".join(capsys.readouterr().out.split()).count("".join(words.split())) == 1
+    assert steps_of(path) == [1, 2, 3, 4]

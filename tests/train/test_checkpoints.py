@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +12,9 @@ import pytest
 from training_runs import config_file, learning, records
 
 from distmoe.checkpoint.disk import Disk
-from distmoe.config import RankInfo, load_config, resolve
+from distmoe.config import ConfigError, RankInfo, load_config, resolve
+from distmoe.train import trainer
+from distmoe.train.step import StepOutcome, train_step
 from distmoe.train.trainer import train
 
 Captured = pytest.CaptureFixture[str]
@@ -123,3 +126,43 @@ def test_damage_is_told_and_costs_an_interval(
     assert f"resumed from {damaged.with_name('step-00000002')}" in output
     assert [record["step"] for record in records(config)] == list(range(1, STEPS + 1))
     assert checkpoints(config) == ["step-00000004", "step-00000006"]
+
+
+def test_another_model_is_refused_with_what_has_changed(
+    run: Run, unbroken: Path, tmp_path: Path
+) -> None:
+    """At the folder of a run whose config was edited."""
+    path = unbroken.parent / "run" / "checkpoints" / f"step-{STEPS:08d}"
+    options = ("--checkpoint.resume", str(path), "--model.n_layers", "3", "--optim.lr", "0.25")
+    words = "does not fit this model: .*; changed since it was saved: model.n_layers 3, was 2, .*lr"
+    with pytest.raises(ConfigError, match=words):
+        run(tmp_path, *options)
+
+
+def test_what_changes_the_learning_is_told(
+    run: Run, unbroken: Path, capsys: Captured, tmp_path: Path
+) -> None:
+    path = unbroken.parent / "run" / "checkpoints" / "step-00000004"
+    own = ["--checkpoint.resume", str(path)]
+    capsys.readouterr()
+    run(tmp_path, *own, "--run.seed", "7", "--checkpoint.every", "5")
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("changed since"))
+    assert line == "changed since the checkpoint: run.seed 7, was 1"
+    run(tmp_path / "again", *own)
+    assert "changed since" not in capsys.readouterr().out
+
+
+def test_skipped_steps_push_out_no_checkpoint(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def spoiled(*arguments: Any, **options: Any) -> StepOutcome:
+        outcome = train_step(*arguments, **options)
+        steps.append(outcome)
+        return replace(outcome, skipped=len(steps) > 2, not_finite="loss of rank 0")
+
+    steps: list[StepOutcome] = []
+    monkeypatch.setattr(trainer, "train_step", spoiled)
+    with pytest.raises(RuntimeError, match="3 steps in a row had .* loss of rank 0"):
+        run(tmp_path, "--train.max_skipped_steps", "2")
+    assert len(steps) == 5
+    assert checkpoints(tmp_path / "config.toml") == ["step-00000002"]

@@ -1,0 +1,53 @@
+"""docs/faults.md has every fault that the tool causes, and some are caused here."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parents[2]
+TOOL = TOP / "tools/show_faults.py"
+
+
+def fault_names() -> list[str]:
+    spec = importlib.util.spec_from_file_location("show_faults", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclasses look themselves up.
+    sys.modules["show_faults"] = module
+    spec.loader.exec_module(module)
+    return list(module.FAULTS)
+
+
+def test_the_page_has_them_all() -> None:
+    page = (TOP / "docs/faults.md").read_text()
+    names = fault_names()
+    assert len(names) > 20
+    assert [name for name in names if f"`{name}`" not in page] == []
+
+
+@pytest.mark.processes
+def test_what_a_user_sees(tmp_path: Path) -> None:
+    """Of two configs, of a rank that loops, and of weights that are no numbers."""
+    names, file = ["different-configs", "endless-loop", "nan-router"], tmp_path / "faults.json"
+    command = [sys.executable, str(TOOL), *names, "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    seen = json.loads(file.read_text())
+    assert list(seen) == names
+    assert [one["code"] for one in seen.values()] == [2, 1, 1]
+    lines = "\n".join(seen["endless-loop"]["lines"])
+    assert "in act\n        time.sleep" in lines
+    assert "rank 0: TimeoutError: " in lines
+
+
+def test_a_fault_that_there_is_not() -> None:
+    done = subprocess.run([sys.executable, str(TOOL), "flood"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "FAULT is 'flood'; it must be one of unknown-key," in done.stderr

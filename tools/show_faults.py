@@ -1,0 +1,606 @@
+"""Cause every fault of docs/faults.md in a real run, and show what a user sees.
+
+python tools/show_faults.py
+python tools/show_faults.py nan-gradient killed --json faults.json
+
+Runs are of two ranks of a tiny model, on CPUs with gloo. Exit code: 1 if a run ended with another
+code than it should, did not say what it should, or printed a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from distmoe.data.cli import main as data_main
+
+TOOLS = Path(__file__).resolve().parent
+DISTMOE = [sys.executable, "-m", "distmoe"]
+
+# Of what goes to stdout; stderr is shown whole.
+TELLING = re.compile(r"^(error|done at|warning|changed)|is SKIPPED|stopped by|resumed from| NOT ")
+STACKS = ("Traceback", "C++", "frame #")
+
+STEP_S = 60.0
+LIMIT_S = 120.0
+
+CONFIG = """
+[run]
+dir = "{folder}/run"
+device = "cpu"
+[launch]
+nproc = 2
+threads = 1
+[model]
+hidden_size = 32
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+intermediate_size = 64
+[moe]
+num_experts = 4
+top_k = 2
+intermediate_size = 16
+[moe.rounding]
+tile = 8
+[parallel]
+ep = 2
+[data]
+path = "{data}"
+seq_len = 32
+[optim]
+warmup_steps = 2
+[train]
+steps = 8
+global_batch_size = 4
+validate_every = 0
+validation_batches = 1
+[checkpoint]
+every = 2
+[metrics]
+log_every = 1
+tensorboard = false
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run printed, its exit code, and how long it took."""
+
+    code: int
+    lines: list[str]
+    seconds: float
+    traceback: bool = False
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``code`` and ``says`` are of the run at whose end the fault is seen."""
+
+    cause: Callable[[Place], Seen]
+    code: int
+    says: str
+    may_trace: bool = False
+
+
+class Place:
+    """A folder with a config, and prepared data that is copied only where it is spoiled."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, data
+        folder.mkdir()
+        self.config = folder / "config.toml"
+        self.write(data)
+
+    @property
+    def run_folder(self) -> Path:
+        return self.folder / "run"
+
+    def write(self, data: Path) -> None:
+        self.config.write_text(CONFIG.format(folder=self.folder, data=data))
+
+    def own_data(self) -> Path:
+        """A copy of the data that may be spoiled."""
+        own = self.folder / "data"
+        shutil.copytree(self.data, own)
+        self.write(own)
+        return own
+
+    def run(self, command: Sequence[str], **variables: str) -> Run:
+        return Run(command, self.folder, **variables)
+
+    def train(self, *options: str, fault: str = "") -> Seen:
+        return finish(self.start(*options, fault=fault))
+
+    def start(self, *options: str, fault: str = "") -> Run:
+        faulty = [sys.executable, str(TOOLS / "faulty_run.py"), fault]
+        command = faulty if fault else [*DISTMOE, "train"]
+        return self.run([*command, str(self.config), *options])
+
+    def ranks(
+        self,
+        *options_of_ranks: Sequence[str],
+        fault: str = "",
+        port: int = 0,
+        on_one_machine: bool = True,
+    ) -> Seen:
+        """Started by hand, with the variables of torchrun, each with options of its own."""
+        world, port = len(options_of_ranks), port or free_port()
+        command = [*DISTMOE, "train"]
+        if fault:
+            command = [sys.executable, str(TOOLS / "faulty_run.py"), fault, "train"]
+        runs = [
+            self.run(
+                [*command, str(self.config), *options],
+                RANK=str(rank),
+                WORLD_SIZE=str(world),
+                LOCAL_RANK=str(rank if on_one_machine else 0),
+                LOCAL_WORLD_SIZE=str(world if on_one_machine else 1),
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+            )
+            for rank, options in enumerate(options_of_ranks)
+        ]
+        seen = [finish(run) for run in runs]
+        return Seen(
+            max(one.code for one in seen),
+            [line for one in seen for line in one.lines],
+            max(one.seconds for one in seen),
+            any(one.traceback for one in seen),
+        )
+
+
+class Run:
+    """A process in ``folder`` whose output goes to files."""
+
+    def __init__(self, command: Sequence[str], folder: Path, **variables: str) -> None:
+        self.begun = time.monotonic()
+        self.output = tempfile.TemporaryFile("w+")
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=self.output,
+            stderr=self.errors,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **variables},
+        )
+
+    def wait_for_step(self, run_folder: Path, step: int) -> None:
+        """A run that does not come so far is killed, and then says too little."""
+        deadline = time.monotonic() + STEP_S
+        while steps_done(run_folder) < step and self.process.poll() is None:
+            if time.monotonic() > deadline:
+                self.process.kill()
+            time.sleep(0.02)
+
+    def rank(self, rank: int) -> int:
+        """Process id of a rank."""
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError):
+                parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                variables = (folder / "environ").read_bytes().split(b"\0")
+                if int(parent) == self.process.pid and f"RANK={rank}".encode() in variables:
+                    return int(folder.name)
+        raise ProcessLookupError(f"no rank {rank}")
+
+
+def finish(run: Run) -> Seen:
+    """Wait for the end, and read."""
+    try:
+        code = run.process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        run.process.kill()
+        code = run.process.wait()
+    seconds = time.monotonic() - run.begun
+    texts = []
+    for stream in (run.output, run.errors):
+        stream.seek(0)
+        texts.append(stream.read().splitlines())
+        stream.close()
+    lines = [line for line in texts[0] if TELLING.search(line)] + texts[1]
+    traceback = any(sign in line for line in lines for sign in STACKS)
+    return Seen(code, lines, round(seconds, 1), traceback)
+
+
+def steps_done(run_folder: Path) -> int:
+    path = run_folder / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[None]:
+    """A file system of its own at ``folder``; only for root."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+FAULTS: dict[str, Fault] = {}
+
+ENDLESS = ("--train.steps", "100000")
+
+
+def fault(
+    code: int, says: str, *, may_trace: bool = False
+) -> Callable[[Callable[[Place], Seen]], Callable[[Place], Seen]]:
+    """Register a cause under its own name."""
+
+    def add(cause: Callable[[Place], Seen]) -> Callable[[Place], Seen]:
+        FAULTS[cause.__name__.replace("_", "-")] = Fault(cause, code, says, may_trace)
+        return cause
+
+    return add
+
+
+@fault(2, "did you mean 'train.steps'")
+def unknown_key(place: Place) -> Seen:
+    place.config.write_text(place.config.read_text().replace("steps = 8", "step = 8"))
+    return place.train()
+
+
+@fault(2, "it must be an integer")
+def wrong_type(place: Place) -> Seen:
+    place.config.write_text(place.config.read_text().replace("steps = 8", 'steps = "eight"'))
+    return place.train()
+
+
+@fault(2, "moe.top_k is 9")
+def out_of_range(place: Place) -> Seen:
+    return place.train("--moe.top_k", "9")
+
+
+@fault(2, "cannot be read")
+def broken_toml(place: Place) -> Seen:
+    place.config.write_text("[run\n")
+    return place.train()
+
+
+@fault(2, "did you mean sigmoid_topk?")
+def unknown_name(place: Place) -> Seen:
+    return place.train("--moe.router", "sigmoid_top")
+
+
+@fault(2, "there is no config file")
+def no_base_file(place: Place) -> Seen:
+    place.config.write_text('extends = "bse.toml"')
+    (place.folder / "base.toml").write_text("")
+    return place.train()
+
+
+@fault(2, "parallel.ep is 2")
+def wrong_world_size(place: Place) -> Seen:
+    return place.train("--launch.nproc", "3")
+
+
+@fault(2, "no manifest.json there")
+def no_data(place: Place) -> Seen:
+    return place.train("--data.path", str(place.folder / "nothing"))
+
+
+@fault(2, "cannot be read")
+def damaged_data_manifest(place: Place) -> Seen:
+    manifest = place.own_data() / "manifest.json"
+    os.truncate(manifest, manifest.stat().st_size // 2)
+    return place.train()
+
+
+@fault(1, "train-00000.bin")
+def truncated_shard(place: Place) -> Seen:
+    shard = place.own_data() / "train-00000.bin"
+    os.truncate(shard, shard.stat().st_size // 2)
+    return place.train()
+
+
+@fault(1, "at byte")
+def damaged_shard(place: Place) -> Seen:
+    shard = place.own_data() / "train-00000.bin"
+    with shard.open("r+b") as file:
+        file.write(b"\xff" * shard.stat().st_size)
+    return place.train()
+
+
+@fault(2, "run.dir is")
+def run_folder_is_a_file(place: Place) -> Seen:
+    place.run_folder.write_text("")
+    return place.train()
+
+
+@fault(2, "run.dir is")
+def run_folder_is_read_only(place: Place) -> Seen:
+    with small_disk(place.folder / "disk", "ro"):
+        return place.train("--run.dir", str(place.folder / "disk" / "run"))
+
+
+@fault(1, "No space left on device")
+def disk_is_full(place: Place) -> Seen:
+    with small_disk(place.folder / "disk", "size=1M"):
+        return place.train("--run.dir", str(place.folder / "disk" / "run"))
+
+
+@fault(0, "metrics.jsonl in disk/run is NOT written")
+def disk_is_full_for_a_while(place: Place) -> Seen:
+    """Not even a line fits; then somebody makes room."""
+    disk = place.folder / "disk"
+    with small_disk(disk, "size=32M"):
+        run = place.start("--run.dir", "disk/run", "--train.max_minutes", "0.1", *ENDLESS)
+        run.wait_for_step(disk / "run", 4)
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        time.sleep(1)
+        (disk / "filler").unlink()
+        return finish(run)
+
+
+@fault(2, "run.device is 'cuda'")
+def no_gpu(place: Place) -> Seen:
+    return place.train("--run.device", "cuda")
+
+
+@fault(2, "2 ranks of a machine need a GPU each")
+def too_few_devices(place: Place) -> Seen:
+    return place.train("--run.device", "cuda", fault="too-few-devices")
+
+
+@fault(2, "MASTER_PORT is")
+def busy_port(place: Place) -> Seen:
+    """Another job's rank 0 has it."""
+    from torch.distributed import TCPStore
+
+    other = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    short = ["--launch.timeout_s", "10"]
+    return place.ranks(short, short, port=other.port)
+
+
+@fault(1, "missing: rank 1")
+def missing_rank(place: Place) -> Seen:
+    """One of two machines never starts."""
+    run = place.run(
+        [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
+        RANK="0",
+        WORLD_SIZE="2",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
+    return finish(run)
+
+
+@fault(1, "rank 0 has not opened")
+def nobody_at_the_address(place: Place) -> Seen:
+    """Rank 0 never starts, or is elsewhere."""
+    run = place.run(
+        [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
+        RANK="1",
+        WORLD_SIZE="2",
+        LOCAL_RANK="0",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
+    return finish(run)
+
+
+@fault(2, "optim.lr")
+def different_configs(place: Place) -> Seen:
+    return place.ranks([], ["--optim.lr", "0.5", "--moe.top_k", "1"])
+
+
+@fault(2, "the manifest of data.path is")
+def different_data(place: Place) -> Seen:
+    own = place.own_data()
+    manifest = json.loads((own / "manifest.json").read_text())
+    (own / "manifest.json").write_text(json.dumps({**manifest, "settings": {"seed": 7}}))
+    return place.ranks([], ["--data.path", str(place.data)])
+
+
+@fault(2, "no manifest.json there")
+def no_data_on_a_machine(place: Place) -> Seen:
+    short = ["--launch.timeout_s", "10"]
+    nothing = ["--data.path", str(place.folder / "nothing")]
+    return place.ranks(short, [*short, *nothing], on_one_machine=False)
+
+
+@fault(2, "the version of distmoe is")
+def different_versions(place: Place) -> Seen:
+    return place.ranks([], [], fault="another-version")
+
+
+@fault(1, "needs mpi4py")
+def no_mpi4py(place: Place) -> Seen:
+    return place.train("--moe.dispatch.exchange", "mpi", fault="no-mpi4py")
+
+
+@fault(1, "needs the package sonic-moe")
+def no_sonicmoe(place: Place) -> Seen:
+    return place.train("--moe.kernel", "sonicmoe")
+
+
+@fault(0, "gradient of rank 1, micro-batch 0")
+def nan_gradient(place: Place) -> Seen:
+    return place.train(fault="nan-gradient")
+
+
+@fault(0, "of rank 1, micro-batch 0")
+def nan_batch(place: Place) -> Seen:
+    return place.train(fault="nan-batch")
+
+
+@fault(1, "train.max_skipped_steps is 3")
+def nan_router(place: Place) -> Seen:
+    return place.train("--train.max_skipped_steps", "3", fault="nan-router")
+
+
+@fault(1, "no sign of life from rank 1")
+def stopped_rank(place: Place) -> Seen:
+    run = place.start(*(*ENDLESS, "--launch.stall_warning_s", "2", "--launch.timeout_s", "8"))
+    run.wait_for_step(place.run_folder, 4)
+    os.kill(run.rank(1), signal.SIGSTOP)
+    return finish(run)
+
+
+@fault(1, "rank 1 keeps other ranks waiting")
+def endless_loop(place: Place) -> Seen:
+    options = ("--launch.stall_warning_s", "1", "--launch.timeout_s", "6")
+    return place.train(*options, fault="endless-loop")
+
+
+@fault(1, "rank 1 was killed by signal 9")
+def killed(place: Place) -> Seen:
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
+    os.kill(run.rank(1), signal.SIGKILL)
+    return finish(run)
+
+
+@fault(1, "rank 1: ")
+def error_in_the_code(place: Place) -> Seen:
+    return place.train(fault="error-in-the-code")
+
+
+@fault(1, "rank 1: ")
+def out_of_memory(place: Place) -> Seen:
+    return place.train(fault="out-of-memory")
+
+
+@fault(75, "stopped by a signal")
+def ctrl_c(place: Place) -> Seen:
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
+    run.process.send_signal(signal.SIGINT)
+    return finish(run)
+
+
+@fault(1, "second Ctrl-C")
+def ctrl_c_twice(place: Place) -> Seen:
+    run = place.start(*ENDLESS)
+    run.wait_for_step(place.run_folder, 4)
+    # Rank 1 does not answer, so that the first has no effect.
+    os.kill(run.rank(1), signal.SIGSTOP)
+    for _ in range(2):
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    return finish(run)
+
+
+@fault(2, "checkpoint.resume is")
+def no_such_checkpoint(place: Place) -> Seen:
+    return place.train("--resume", str(place.folder / "step-00000400"))
+
+
+@fault(2, "which has a manifest.json")
+def not_a_checkpoint(place: Place) -> Seen:
+    place.train("--train.steps", "2")
+    return place.train("--resume", str(place.run_folder))
+
+
+@fault(0, "is damaged")
+def damaged_checkpoint(place: Place) -> Seen:
+    place.train("--train.steps", "4")
+    _spoil(place.run_folder / "checkpoints" / "step-00000004")
+    return place.train()
+
+
+@fault(1, "is damaged")
+def damaged_checkpoint_by_name(place: Place) -> Seen:
+    place.train("--train.steps", "4")
+    checkpoint = place.run_folder / "checkpoints" / "step-00000004"
+    _spoil(checkpoint)
+    return place.train("--resume", str(checkpoint))
+
+
+@fault(1, "no sound checkpoint is left")
+def all_checkpoints_damaged(place: Place) -> Seen:
+    place.train("--train.steps", "4")
+    for checkpoint in (place.run_folder / "checkpoints").iterdir():
+        _spoil(checkpoint)
+    return place.train()
+
+
+@fault(2, "model.hidden_size")
+def another_model(place: Place) -> Seen:
+    place.train("--train.steps", "2")
+    return place.train("--model.hidden_size", "64", "--model.n_layers", "3")
+
+
+@fault(0, "changed since the checkpoint: run.seed 7")
+def another_data_order(place: Place) -> Seen:
+    place.train("--train.steps", "2")
+    return place.train("--run.seed", "7", "--train.global_batch_size", "8")
+
+
+def _spoil(checkpoint: Path) -> None:
+    """A bit of its first file of tensors turns over."""
+    file = min(checkpoint.glob("*.distcp"))
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 1
+    file.write_bytes(contents)
+
+
+def problems(fault: Fault, seen: Seen) -> list[str]:
+    """What is not as it should be."""
+    wrong = []
+    if seen.code != fault.code:
+        wrong.append(f"exit code {seen.code} instead of {fault.code}")
+    if not any(fault.says in line for line in seen.lines):
+        wrong.append(f"nothing says '{fault.says}'")
+    if seen.traceback and not fault.may_trace:
+        wrong.append("a traceback")
+    return wrong
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("faults", nargs="*", metavar="FAULT", help=", ".join(FAULTS))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args(argv)
+    for name in arguments.faults:
+        if name not in FAULTS:
+            parser.error(f"FAULT is '{name}'; it must be one of {', '.join(FAULTS)}")
+    shown, failed = {}, 0
+    with tempfile.TemporaryDirectory() as name:
+        top = Path(name)
+        data_main(["prepare", "--builtin", "shakespeare", "--out", str(top / "data")])
+        for name in arguments.faults or FAULTS:
+            seen = FAULTS[name].cause(Place(top / name, top / "data"))
+            wrong = problems(FAULTS[name], seen)
+            failed += bool(wrong)
+            print(f"\n{name}: exit code {seen.code} after {seen.seconds} s", flush=True)
+            lines = [
+                line.replace(f"{top}/{name}/", "").replace(f"{top}/", "") for line in seen.lines
+            ]
+            print("\n".join(f"    {line}" for line in lines))
+            print("".join(f"  WRONG: {line}\n" for line in wrong), end="", flush=True)
+            shown[name] = {**asdict(seen), "lines": lines, "wrong": wrong}
+    print(f"\n{len(shown) - failed} of {len(shown)} faults end as they should")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(shown, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
