@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from distmoe import MoE, MoEConfig
 from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
 from distmoe.metrics.record import StepRecord
+from distmoe.metrics.throughput import Lap
 from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
 from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
@@ -82,11 +83,11 @@ def run_step(
         Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD),
         step=3,
         lr=0.1,
-        step_seconds=1.0,
-        data_seconds=0.0,
+        lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False),
         checkpoint_seconds=0.0,
         communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
         bytes_per_value=4,
+        peak=1e12,
     )
     return record, forwards
 
@@ -217,11 +218,11 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
             runtime,
             step=1,
             lr=0.1,
-            step_seconds=1.0,
-            data_seconds=0.0,
+            lap=Lap(1.0, {}, warm_up=True),
             checkpoint_seconds=0.0,
             communication=StepCommunication(),
             bytes_per_value=4,
+            peak=None,
         )
 
     run_ranks(collect, 2)
