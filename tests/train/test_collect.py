@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
+from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.throughput import Lap
 from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
@@ -187,6 +188,12 @@ def test_every_layer_is_what_a_loop_counts(
     assert record.load.dead_experts >= 1
     assert all(other.layers == record.layers for other, _ in results)
     assert record.load.pairs == world * MICRO_BATCHES * LAYERS * T * K
+    # 100 tokens in a second; the rest by test_flops.
+    assert record.tokens_per_second_per_rank == pytest.approx(100 / world)
+    flops = flops_per_token(config)
+    assert record.tflops_per_rank == pytest.approx(100 / world * flops.model / 1e12)
+    assert record.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
+    assert (record.data_seconds, record.validation_seconds) == (0.25, 0.5)
     # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
     assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
     assert (record.node_mib, record.remote_mib) == (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +21,8 @@ from distmoe.metrics.report.run_files import Run
 MOST_POINTS = 1000
 
 SIZE = (7.2, 3.6)
-STYLE = {
+# Any: its own type spells out every key of matplotlib.
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -33,28 +35,28 @@ STYLE = {
 
 def pictures(runs: Sequence[Run]) -> dict[str, str]:
     """SVG by title."""
-    drawn = {
-        "Loss": _svg(lambda axes: _loss(axes, runs)),
-        "Throughput": _svg(lambda axes: _throughput(axes, runs)),
-        "Time": _svg(lambda axes: _time(axes, runs)),
-        "Exposed communication": _svg(lambda axes: _exposed(axes, runs)),
+    draw: dict[str, Callable[[Axes], None]] = {
+        "Loss": partial(_loss, runs=runs),
+        "Throughput": partial(_throughput, runs=runs),
+        "Time": partial(_time, runs=runs),
+        "Exposed communication": partial(_exposed, runs=runs),
     }
     for run in runs:
         if run.loads:
-            title = f"Expert load of {run.name} at step {run.loads_step}"
-            drawn[title] = _svg(lambda axes, run=run: _loads(axes, run), salt=run.name)
-    return drawn
+            draw[f"Expert load of {run.name}, step {run.loads_step}"] = partial(_loads, run=run)
+    return {title: _svg(title, draw_on) for title, draw_on in draw.items()}
 
 
-def _svg(draw: Callable[[Axes], None], salt: str = "") -> str:
-    """The SVG element alone, as it stands inside a page. ``salt``: pictures of one function must
-    not share the names that they use inside."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": f"{draw.__code__.co_names}{salt}"}):
+def _svg(title: str, draw: Callable[[Axes], None]) -> str:
+    """The SVG element alone, as it stands inside a page."""
+    # Pictures of one page must not share the names that they use inside.
+    with mpl.rc_context({**STYLE, "svg.hashsalt": title}):
         figure = Figure(figsize=SIZE, layout="constrained")
         draw(figure.subplots())
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue().partition("<svg")[1] + text.getvalue().partition("<svg")[2]
+    whole = text.getvalue()
+    return whole[whole.index("<svg") :]
 
 
 def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float], list[float]]:

@@ -40,23 +40,32 @@ class Run:
     figures: RunFigures
     steps: list[dict[str, Any]]
     validations: list[dict[str, Any]]
-    starts: list[dict[str, Any]]
-    ends: list[dict[str, Any]]
+    events: list[dict[str, Any]]
     loads: dict[int, list[int]]
     loads_step: int
     written: float
 
     @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The facts of every start."""
+        return [event for event in self.events if event["event"] == START]
+
+    @property
+    def ends(self) -> list[dict[str, Any]]:
+        """How starts ended; a killed one has no end."""
+        return [event for event in self.events if event["event"] == END]
+
+    @property
     def ended(self) -> bool:
-        """Whether the last start has come to an end of its own; a killed one has not."""
-        return len(self.ends) > 0 and self.ends[-1]["time"] >= self.starts[-1]["time"]
+        """Whether the last start has come to an end of its own."""
+        return bool(self.events[-1]["event"] == END)
 
     @property
     def state(self) -> str:
         """One of: done, stopped by what, running or killed."""
         if not self.ended:
             age = max(time.time() - self.written, 0.0)
-            return f"running, or killed: the last step was written {age:,.0f} s ago"
+            return f"running or killed; last step {age:,.0f} s ago"
         stopped = self.ends[-1]["stopped"]
         return f"stopped by {stopped}" if stopped else "done"
 
@@ -64,7 +73,8 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run of ``folder``. ReportError names the file and the line of what is wrong."""
     config = _read_config(folder)
-    tally, steps = Tally(), []
+    tally = Tally()
+    steps: list[dict[str, Any]] = []
     for where, line in _lines(folder / "metrics.jsonl"):
         _check(where, line, NUMBERS, FLAGS, WORDS)
         if steps and line["step"] <= steps[-1]["step"]:
@@ -75,7 +85,6 @@ def read_run(folder: Path) -> Run:
         steps.append({name: line[name] for name in DRAWN})
     if not steps:
         raise NoStepsError(f"{folder / 'metrics.jsonl'} has no step yet")
-    events = _events(folder / "starts.jsonl")
     loads_step, loads = _last_loads(folder / "expert_load.jsonl")
     return Run(
         name=str(folder),
@@ -83,8 +92,7 @@ def read_run(folder: Path) -> Run:
         figures=tally.figures(),
         steps=steps,
         validations=_validations(folder / "validation.jsonl"),
-        starts=[event for event in events if event["event"] == START],
-        ends=[event for event in events if event["event"] == END],
+        events=_events(folder / "starts.jsonl"),
         loads=loads,
         loads_step=loads_step,
         written=(folder / "metrics.jsonl").stat().st_mtime,
@@ -188,8 +196,12 @@ def _check(
     words: Sequence[str] = (),
 ) -> None:
     """ReportError unless ``line`` has these names, with values of their kinds."""
-    kinds = [(numbers, (int, float), "a number"), (flags, bool, "true or false")]
-    for names, kind, called in (*kinds, (words, str, "a text")):
+    kinds: list[tuple[Sequence[str], Any, str]] = [
+        (numbers, (int, float), "a number"),
+        (flags, bool, "true or false"),
+        (words, str, "a text"),
+    ]
+    for names, kind, called in kinds:
         for name in names:
             if name not in line:
                 raise ReportError(f"{where}: '{name}' is missing")
