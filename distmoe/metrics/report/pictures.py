@@ -69,11 +69,11 @@ def thinned(x: Sequence[float], y: Sequence[float | None]) -> tuple[list[float],
     return [float(mean[0]) for mean in means], [float(mean[1]) for mean in means]
 
 
-def _curve(axes: Axes, lines: Sequence[dict[str, Any]], name: str, **look: Any) -> str:
+def _curve(axes: Axes, lines: Sequence[dict[str, Any]], name: str, **look: Any) -> Any:
     """Draw a figure over the steps; the colour that it has."""
     x, y = thinned([line["step"] for line in lines], [line[name] for line in lines])
     (curve,) = axes.plot(x, y, **look)
-    return str(curve.get_color())
+    return curve.get_color()
 
 
 def _loss(axes: Axes, runs: Sequence[Run]) -> None:
