@@ -64,7 +64,7 @@ def speed_rows(config: Config, figures: RunFigures) -> Rows:
             f"{medians['slowest_over_mean']:.2f}x the mean compute time; most often rank "
             f"{figures.slowest_rank}",
         ),
-        ("steps", shares),
+        ("step time", shares),
         *routing_rows(config),
     ]
     if not math.isnan(medians["mfu"]):

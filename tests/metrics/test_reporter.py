@@ -55,7 +55,7 @@ def test_a_run_on_the_screen(config: Config, record: Make, capsys: Captured) -> 
     slowest = "slowest rank 1.10x the mean compute time; most often rank 1"
     assert slowest.split() in lines
     # Of a tenth of a second: 10, 70 with 20 of exposed communication, and 15 ms.
-    split = "steps data 10.0%, compute 50.0%, exposed 20.0%, optimizer 15.0%, rest 5.0%"
+    split = "step time data 10.0%, compute 50.0%, exposed 20.0%, optimizer 15.0%, rest 5.0%"
     assert split.split() in lines
     assert f"pictures tensorboard --logdir {config.run.dir}/tensorboard".split() in lines
     assert "MFU" not in output

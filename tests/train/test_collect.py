@@ -27,7 +27,7 @@ from distmoe.train.step import StepOutcome
 H, E, K, M, T = 16, 8, 2, 8, 24
 LAYERS, MICRO_BATCHES = 2, 3
 CONFIG = Config(
-    model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1),
+    model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1, n_heads=2, head_dim=8),
     moe=MoEConfig(
         hidden_size=H,
         intermediate_size=8,
@@ -77,7 +77,10 @@ def run_step(
             routing = decisions[0].routing.trimmed()
             forwards.append(Forward(row, micro_batch, rank, scored[0], routing))
         stats.append([layer.stats for layer in layers])
-    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 0.1, stats)
+    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, rank + 1.0, stats)
+    monkeypatch.setattr(
+        "distmoe.train.collect.peak_memory_gib", lambda device: 8.0 - dist.get_rank()
+    )
     record, _ = collect_step(
         outcome,
         config,
@@ -193,7 +196,11 @@ def test_every_layer_is_what_a_loop_counts(
     flops = flops_per_token(config)
     assert record.tflops_per_rank == pytest.approx(100 / world * flops.model / 1e12)
     assert record.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
+    assert record.palm_mfu > record.mfu
     assert (record.data_seconds, record.validation_seconds) == (0.25, 0.5)
+    # Rank r computed for r + 1 seconds, and needs 8 - r GiB.
+    assert (record.slowest_rank, record.memory_gib) == (world - 1, 8.0)
+    assert record.slowest_over_mean == pytest.approx(2 * world / (world + 1))
     # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
     assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
     assert (record.node_mib, record.remote_mib) == (

@@ -117,7 +117,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         _shown("tokens/s/rank", "tokens_per_second_per_rank", "{:,.0f}"),
         _shown("tokens/s, all ranks", "tokens_per_second", "{:,.0f}"),
         _shown("tokens a day", "tokens_per_day", "{:,.0f}"),
-        _shown("with validation, checkpoints, warm-up", "tokens_per_day_in_all", "{:,.0f}"),
+        _shown("of all time, with pauses and warm-up", "tokens_per_day_in_all", "{:,.0f}"),
         _shown("tokens/s/rank in the warm-up", "warm_up_tokens_per_second_per_rank", "{:,.0f}"),
         _shown("seconds a step", "step_seconds", "{:.4g}"),
         _both("TFLOP/s/rank (PaLM)", "tflops_per_rank", "palm_tflops_per_rank", "{:.3g}"),

@@ -39,8 +39,10 @@ def as_html(runs: Sequence[Run]) -> str:
         f'<link rel="icon" href="data:,">\n'
         f"<title>{names}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{names}</h1>\n"
         + _first(runs, tables)
-        + f'<div class="grid">\n{figures}</div>\n<h1>Figures</h1>\n'
+        + f'<div class="grid">\n{figures}</div>\n<h1>Figures</h1>\n<div class="grid">\n'
         + "".join(_table(runs, title, lines) for title, lines in tables.items())
+        + "</div>\n"
+        + _settings(runs)
         + f"<footer>distmoe {__version__}</footer>\n</body>\n</html>\n"
     )
 
@@ -54,6 +56,14 @@ def _first(runs: Sequence[Run], tables: dict[str, Cells]) -> str:
     return _table(runs, title, lines)
 
 
+def _settings(runs: Sequence[Run]) -> str:
+    """All of them, folded away."""
+    keys = sorted({key for run in runs for key in run.config})
+    lines = [(key, [str(run.config.get(key, "-")) for run in runs]) for key in keys]
+    table = _table(runs, "setting", lines)
+    return f"<details><summary>All settings</summary>\n{table}</details>\n"
+
+
 def _table(runs: Sequence[Run], title: str, lines: Cells) -> str:
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
     body = "".join(
@@ -62,4 +72,5 @@ def _table(runs: Sequence[Run], title: str, lines: Cells) -> str:
         + "</tr>\n"
         for label, cells in lines
     )
-    return f"<table>\n<tr><th>{html.escape(title)}</th>{head}</tr>\n{body}</table>\n"
+    # The outer element fills its place in a grid, the table is as wide as its cells.
+    return f"<div><table>\n<tr><th>{html.escape(title)}</th>{head}</tr>\n{body}</table></div>\n"

@@ -33,6 +33,7 @@ BROKEN = {
     "missing": ("metrics.jsonl", 1, '{"step": 1}', "line 1: 'loss' is missing"),
     "no number": ("metrics.jsonl", 4, {"tokens": "9"}, "line 4: 'tokens' is '9'; it must be a"),
     "null": ("metrics.jsonl", 4, {"tokens": None}, "line 4: 'tokens' is None; it must be a number"),
+    "true": ("metrics.jsonl", 4, {"tokens": True}, "line 4: 'tokens' is True; it must be a number"),
     "no flag": ("metrics.jsonl", 4, {"warm_up": 1}, "line 4: 'warm_up' is 1; it must be true or"),
     "order": ("metrics.jsonl", 5, {"step": 4}, "line 5: 'step' is 4; it must be above 4"),
     "validation": ("validation.jsonl", 2, '{"step": 8}', "line 2: 'validation_loss' is missing"),

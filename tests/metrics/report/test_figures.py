@@ -91,6 +91,7 @@ def test_every_form_has_the_same_figures(
         assert f"<h2>{title}</h2><svg" in page
     assert page.count("<h2>Expert load of ") == 2
     assert page.index("moe.top_k") < page.index("<svg")
+    assert "<td>train.steps</td><td>100</td><td>100</td>" in page
     # One page: nothing is loaded, no program runs.
     links = page.replace('xmlns="http://', "").replace('xmlns:xlink="http://', "")
     assert "<script" not in page
