@@ -20,7 +20,7 @@ FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 def make_run(
     config: Config, record: Callable[..., StepRecord], tmp_path: Path
 ) -> Callable[..., Path]:
-    """Makes the folder of a run of 8 steps, resumed after the fifth, whose figures all differ;
+    """Makes the folder of a run of 8 steps, resumed after the fourth, whose figures all differ;
     ``ended`` False: of one that is still in its last step."""
 
     def make(name: str, *, ended: bool = True, top_k: int = 2) -> Path:
@@ -31,7 +31,7 @@ def make_run(
             metrics=MetricsConfig(tensorboard=False, expert_load_every=2),
             moe=replace(config.moe, top_k=top_k),
         )
-        for first, last in ((1, 5), (6, 8)):
+        for first, last in ((1, 4), (5, 8)):
             reporter = Reporter(own, rank=0, world=2, resumed_step=first - 1)
             for step in range(first, last + 1):
                 fields = {n: v * (1 + 0.1 * step) for n, v in TIMES.items()}
@@ -45,7 +45,7 @@ def make_run(
                 step=last,
                 unigram_entropy=6.0,
                 checkpoint_seconds=0.4,
-                stopped="a signal" if last == 5 else "",
+                stopped="a signal" if last == 4 else "",
             )
             reporter.close()
         (folder / "config.toml").write_text(to_toml(own))

@@ -31,8 +31,8 @@ def test_figures_are_those_of_the_files(make_run: MakeRun, tmp_path: Path) -> No
     figures = run["figures"]
     lines = lines_of(folder / "metrics.jsonl")
     steps = column(lines, "step")
-    # Of two starts, before steps 1 and 6, the first three steps each are left out.
-    measured = np.isin(steps, [4, 5])
+    # Of two starts, before steps 1 and 5, the first three steps each are left out.
+    measured = np.isin(steps, [4, 8])
     assert figures["measured_steps"] == 2
     for name in MEDIANS:
         values = column(lines, name)[measured]
@@ -52,7 +52,7 @@ def test_figures_are_those_of_the_files(make_run: MakeRun, tmp_path: Path) -> No
     saved = column(lines, "checkpoint_seconds").sum() + 2 * 0.4
     assert figures["checkpoint_seconds"] == pytest.approx(saved)
     validated = column(lines_of(folder / "validation.jsonl"), "seconds").sum()
-    assert figures["validation_seconds"] == pytest.approx(validated) == pytest.approx(0.3 * 13)
+    assert figures["validation_seconds"] == pytest.approx(validated) == pytest.approx(0.3 * 12)
     whole = total["step"] + saved + validated
     assert figures["tokens_per_day_in_all"] == pytest.approx(7 * 14 * 24 * 3600 / whole)
     assert (figures["loss"], figures["validation_loss"]) == (0.0, 3.2)
@@ -81,12 +81,12 @@ def test_every_form_has_the_same_figures(
         assert row == shown
     terminal, markdown = capsys.readouterr().out, files["markdown"].read_text()
     page = files["html"].read_text()
-    # 70 (1 + s / 10) tokens/s/rank in steps 4 and 5.
+    # 70 (1 + s / 10) tokens/s/rank in steps 4 and 8.
     for text in (terminal, markdown, page):
         assert "moe.top_k" in text
-        assert text.count("102") >= 2
+        assert text.count("112") >= 2
     assert markdown.splitlines()[2] == "| moe.top_k | 2 | 3 |"
-    assert "| tokens/s/rank | 102 | 102 |" in markdown.splitlines()
+    assert "| tokens/s/rank | 112 | 112 |" in markdown.splitlines()
     for title in ("Loss", "Throughput", "Time", "Exposed communication"):
         assert f"<h2>{title}</h2><svg" in page
     assert page.count("<h2>Expert load of ") == 2
