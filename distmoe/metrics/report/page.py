@@ -20,6 +20,7 @@ th, td { padding: .18rem .8rem .18rem 0; border-bottom: 1px solid #ddd; text-ali
 td + td, th + th { text-align: right; font-variant-numeric: tabular-nums;
   overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(32rem, 1fr)); gap: 1.5rem; }
+.grid td { white-space: nowrap; }
 figure { margin: 0; } svg { max-width: 100%; height: auto; }
 footer { color: #666; margin-top: 2rem; }
 """
