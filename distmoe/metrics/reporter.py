@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,16 +97,19 @@ class Reporter:
         if self._starts is not None:
             self._starts.at(record.step)
         if self._steps is not None:
-            self._steps.write(record.line())
+            with self._told("metrics.jsonl"):
+                self._steps.write(record.line())
         if self._tensorboard is not None:
-            self._tensorboard.write(record)
-            if record.step % metrics.expert_load_every == 0:
-                self._tensorboard.expert_load(record, freq_LE)
-                self._tensorboard.layers(record)
+            with self._told("tensorboard"):
+                self._tensorboard.write(record)
+                if record.step % metrics.expert_load_every == 0:
+                    self._tensorboard.expert_load(record, freq_LE)
+                    self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
         if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
             pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
-            self._loads.write({"step": record.step, "pairs": pairs})
+            with self._told("expert_load.jsonl"):
+                self._loads.write({"step": record.step, "pairs": pairs})
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
             self.console.step(record)
         self._last = record
@@ -112,6 +117,17 @@ class Reporter:
             self.console.layers(record)
         self.console.advance(record.step)
         self._warn(record)
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """An error of the disk is told once, and costs no training. Lines of JSON stay in memory
+        until one can be written."""
+        try:
+            yield
+        except OSError as error:
+            self.console.warn_once(
+                name, f"{name} in {self.config.run.dir} is NOT written: {error}; training goes on"
+            )
 
     def _layer_table_is_due(self, record: StepRecord) -> bool:
         every = self.config.metrics.layer_table_every
@@ -146,16 +162,18 @@ class Reporter:
         ``seconds`` that it took."""
         self._validation = loss
         if self._validations is not None:
-            self._validations.write(
-                {
-                    "step": step,
-                    "validation_loss": loss,
-                    "unigram_entropy": unigram_entropy,
-                    "seconds": seconds,
-                }
-            )
+            with self._told("validation.jsonl"):
+                self._validations.write(
+                    {
+                        "step": step,
+                        "validation_loss": loss,
+                        "unigram_entropy": unigram_entropy,
+                        "seconds": seconds,
+                    }
+                )
         if self._tensorboard is not None:
-            self._tensorboard.validation(step, loss)
+            with self._told("tensorboard"):
+                self._tensorboard.validation(step, loss)
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
@@ -187,18 +205,21 @@ class Reporter:
         rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)
         if self._starts is not None:
-            self._starts.end(
-                stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
-            )
+            with self._told("starts.jsonl"):
+                self._starts.end(
+                    stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
+                )
 
     def close(self) -> None:
         """Close the files; again is harmless. Without `finish` before, the start has failed."""
         self.console.close()
         if self._starts is not None:
-            self._starts.end(ERROR)
+            with self._told("starts.jsonl"):
+                self._starts.end(ERROR, seconds=self.clock.elapsed())
         for writer in (self._steps, self._validations, self._loads, self._tensorboard):
             if writer is not None:
-                writer.close()
+                with self._told("the end of metrics"):
+                    writer.close()
         self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
 
 

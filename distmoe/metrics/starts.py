@@ -30,13 +30,14 @@ class StartLog:
         """``step`` is done."""
         self._step = step
 
-    def end(self, stopped: str, **facts: float) -> None:
-        """The start ends; ``stopped``: by what, "" if all steps are done. Again is harmless."""
+    def end(self, stopped: str, *, seconds: float, checkpoint_seconds: float = 0.0) -> None:
+        """The start ends after ``seconds``; ``stopped``: by what, "" if all steps are done;
+        ``checkpoint_seconds``: lost to saves after the last step. Again is harmless."""
         if self._ended:
             return
         self._ended = True
         line = {"event": END, "step": self._step, "time": time.time(), "stopped": stopped}
-        self._write({**line, **facts})
+        self._write({**line, "seconds": seconds, "checkpoint_seconds": checkpoint_seconds})
 
     def _write(self, values: dict[str, Any]) -> None:
         with self._path.open("a") as file:

@@ -243,6 +243,20 @@ def test_utilization_is_in_the_summary_and_the_curves(
     assert [s.value for s in events.Scalars("throughput/mfu")] == [0.5] * 5
 
 
+def test_an_end_that_cannot_be_written_is_told(
+    config: Config, record: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = Reporter(config, rank=0, world=2, resumed_step=0)
+    reporter.step(record(1), FREQ_LE)
+    starts = Path(config.run.dir) / "starts.jsonl"
+    starts.unlink()
+    starts.mkdir()
+    reporter.finish(step=1, unigram_entropy=6.0)
+    reporter.close()
+    words = f"starts.jsonl in {config.run.dir} is NOT written: [Errno 21] Is a directory"
+    assert "".join(words.split()) in "".join(capsys.readouterr().out.split())
+
+
 def test_starts_say_how_they_ended(config: Config, record: Make) -> None:
     run(config, record, steps=range(1, 4), resumed_step=0)
     failed = Reporter(config, rank=0, world=2, resumed_step=3)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from distmoe.config import Config
 from distmoe.launch.cli import main as distmoe
 from distmoe.metrics.report.cli import main
+from distmoe.metrics.reporter import Reporter
 
 MakeRun = Callable[..., Path]
 Captured = pytest.CaptureFixture[str]
@@ -92,6 +95,16 @@ def test_a_line_that_is_being_written_is_left_out(make_run: MakeRun, capsys: Cap
     assert "running or killed; last step 0 s ago" in output
     (steps,) = [line for line in output.splitlines() if " steps  " in line]
     assert " 8 " in steps
+
+
+def test_a_run_that_failed_says_so(make_run: MakeRun, config: Config, capsys: Captured) -> None:
+    folder = make_run("run")
+    own = replace(config, run=replace(config.run, dir=str(folder)))
+    # What a trainer does on its way out, whatever has happened.
+    Reporter(own, rank=0, world=2, resumed_step=8).close()
+    capsys.readouterr()
+    assert main([str(folder), "--watch"]) == 0
+    assert "stopped by an error" in capsys.readouterr().out
 
 
 def test_watching_ends_with_the_run(make_run: MakeRun, capsys: Captured) -> None:
