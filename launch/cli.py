@@ -30,6 +30,8 @@ commands:
   data inspect DIR  show a prepared folder
   checkpoint inspect|verify|reshard|consolidate DIR
                     look at a checkpoint, check its hashes, export it
+  report RUN ... [--html|--markdown|--csv|--json FILE] [--watch]
+                    figures of runs, side by side
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
                     measure links and devices as all ranks of a job
   --version         print the version
@@ -186,6 +188,12 @@ def _checkpoint(argv: Sequence[str]) -> int:
     return checkpoint_main(argv)
 
 
+def _report(argv: Sequence[str]) -> int:
+    from distmoe.metrics.report.cli import main as report_main
+
+    return report_main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from distmoe.launch.doctor import main as doctor_main
 
@@ -198,6 +206,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "launch": _launch,
     "data": _data,
     "checkpoint": _checkpoint,
+    "report": _report,
     "doctor": _doctor,
 }
 

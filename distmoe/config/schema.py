@@ -299,8 +299,8 @@ class MetricsConfig:
     tensorboard: bool = True
     """Write TensorBoard events to <run.dir>/tensorboard."""
     expert_load_every: int = 50
-    """Steps between histograms and images of the expert load, and the figures of each layer, in
-    TensorBoard."""
+    """Steps between lines of expert_load.jsonl, and, in TensorBoard, histograms and images of the
+    expert load and the figures of each layer."""
     layer_table_every: int = 0
     """Steps between tables of all MoE layers on the console. 0: only at the end, and of more than
     12 layers the 8 whose busiest rank is furthest above the mean."""

@@ -20,9 +20,13 @@ class StepRecord:
     ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
     of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
     bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
-    others. ``checkpoint_seconds``: what rank 0 lost to saves since the step before, in no step's
-    ``step_seconds``. ``not_finite``: of a skipped step, what was not finite first, and on which
-    ranks.
+    others. ``step_seconds``: since the end of the step before, without ``checkpoint_seconds``, what
+    rank 0 lost to saves since then, and ``validation_seconds``; ``data_seconds``,
+    ``forward_backward_seconds`` and ``optimizer_seconds`` are parts of it, on rank 0. ``warm_up``:
+    one of the first steps of a start, which the medians leave out. ``tflops_per_rank``: of the
+    model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
+    known; ``palm_``: the same with attention's full square. ``not_finite``: of a skipped step,
+    what was not finite first, and on which ranks.
     """
 
     step: int
@@ -33,11 +37,21 @@ class StepRecord:
     grad_norm: float
     skipped: bool
     tokens: int
+    ranks: int
+    warm_up: bool
     step_seconds: float
     data_seconds: float
+    forward_backward_seconds: float
+    optimizer_seconds: float
     checkpoint_seconds: float
+    validation_seconds: float
     tokens_per_second_per_rank: float
+    tflops_per_rank: float
+    palm_tflops_per_rank: float
+    mfu: float
+    palm_mfu: float
     slowest_over_mean: float
+    slowest_rank: int
     memory_gib: float
     rows_mib: float
     rows_mib_with_copies: float
@@ -65,8 +79,23 @@ class StepRecord:
 # TensorBoard group -> fields of the flat record.
 GROUPS = {
     "train": ("loss", "load_balance_loss", "z_loss", "lr", "grad_norm", "tokens"),
-    "throughput": ("tokens_per_second_per_rank", "slowest_over_mean"),
-    "time": ("step_seconds", "data_seconds", "checkpoint_seconds"),
+    "throughput": (
+        "tokens_per_second_per_rank",
+        "tflops_per_rank",
+        "palm_tflops_per_rank",
+        "mfu",
+        "palm_mfu",
+        "slowest_over_mean",
+        "slowest_rank",
+    ),
+    "time": (
+        "step_seconds",
+        "data_seconds",
+        "forward_backward_seconds",
+        "optimizer_seconds",
+        "checkpoint_seconds",
+        "validation_seconds",
+    ),
     "experts": (
         "load_max_over_mean",
         "tiles_max_over_mean",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,10 +13,12 @@ from distmoe.config import Config
 from distmoe.engines import compute_dtype
 from distmoe.metrics.console import RunConsole
 from distmoe.metrics.expert_load import IntArray
-from distmoe.metrics.flops import peak_flops
+from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
 from distmoe.metrics.record import StepRecord
+from distmoe.metrics.starts import ERROR, StartLog
 from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, routing_rows, speed_rows
-from distmoe.metrics.throughput import Clock, median_after_warm_up, tokens_per_second_per_rank
+from distmoe.metrics.tally import Tally
+from distmoe.metrics.throughput import Clock
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
 
@@ -27,8 +30,10 @@ WORST_LAYERS = 8
 class Reporter:
     """Rank 0 writes and prints; on the other ranks every call does nothing that is seen.
 
-    Files under run.dir: metrics.jsonl (a line per step), validation.jsonl (a line per validation)
-    and tensorboard/. Lines of steps after ``resumed_step`` are cut first.
+    Files under run.dir: metrics.jsonl (a line per step), validation.jsonl (a line per validation),
+    expert_load.jsonl (pairs of every expert, now and then), starts.jsonl (two lines a start) and
+    tensorboard/. Lines of steps after ``resumed_step`` are cut first. ``peak``: FLOP/s of this
+    rank's device, None where MFU would have no meaning.
     """
 
     def __init__(self, config: Config, *, rank: int, world: int, resumed_step: int) -> None:
@@ -37,13 +42,15 @@ class Reporter:
         self.console = RunConsole(
             enabled=rank == 0, steps=config.train.steps, first_step=resumed_step
         )
-        self._peak = _bf16_peak(config)
+        self.peak = _bf16_peak(config)
         self._losses: list[tuple[int, float]] = []
-        self._slowest: list[float] = []
+        self._tally = Tally()
         self._last: StepRecord | None = None
         self._validation: float | None = None
         self._steps: JsonlWriter | None = None
         self._validations: JsonlWriter | None = None
+        self._loads: JsonlWriter | None = None
+        self._starts: StartLog | None = None
         self._tensorboard: TensorBoardWriter | None = None
         if rank == 0:
             self._open(Path(config.run.dir), resumed_step)
@@ -52,21 +59,43 @@ class Reporter:
         folder.mkdir(parents=True, exist_ok=True)
         self._steps = JsonlWriter(folder / "metrics.jsonl", resumed_step=resumed_step)
         self._validations = JsonlWriter(folder / "validation.jsonl", resumed_step=resumed_step)
+        self._loads = JsonlWriter(folder / "expert_load.jsonl", resumed_step=resumed_step)
+        self._starts = StartLog(
+            folder / "starts.jsonl", resumed_step=resumed_step, facts=self._start_facts()
+        )
         if self.config.metrics.tensorboard:
             self._tensorboard = TensorBoardWriter(folder / "tensorboard", resumed_step=resumed_step)
             for name, text in routing_rows(self.config):
                 self._tensorboard.text(name, text, resumed_step)
 
+    def _start_facts(self) -> dict[str, Any]:
+        """What the files' readers cannot know from the config."""
+        config, device = self.config, pick_device(self.config.run.device, 0)
+        flops, counts = flops_per_token(config), parameter_counts(config.model, config.moe)
+        on_gpu = device.type == "cuda"
+        return {
+            "ranks": self.world,
+            "device": torch.cuda.get_device_name() if on_gpu else device.type,
+            "dtype": str(compute_dtype(config, device)).removeprefix("torch."),
+            "peak_flops": self.peak,
+            "flops_per_token": flops.model,
+            "palm_flops_per_token": flops.palm,
+            "parameters": counts.total,
+            "active_parameters": counts.active,
+        }
+
     def header(self, facts: Rows) -> None:
         """Model size and routing from the config, and what the trainer found out."""
-        rows = model_rows(self.config, peak=self._peak)
+        rows = model_rows(self.config, peak=self.peak)
         self.console.table(f"distmoe: {self.config.run.name}", rows + facts)
 
     def step(self, record: StepRecord, freq_LE: IntArray) -> None:
         """One training step; ``freq_LE``: top-k pairs per expert over all ranks."""
         metrics = self.config.metrics
         self._losses = [*self._losses[:1], (record.step, record.loss)]
-        self._slowest.append(record.slowest_over_mean)
+        self._tally.add(record.flat())
+        if self._starts is not None:
+            self._starts.at(record.step)
         if self._steps is not None:
             with self._told("metrics.jsonl"):
                 self._steps.write(record.line())
@@ -77,6 +106,10 @@ class Reporter:
                     self._tensorboard.expert_load(record, freq_LE)
                     self._tensorboard.layers(record)
         last = record.step == self.config.train.steps
+        if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
+            pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
+            with self._told("expert_load.jsonl"):
+                self._loads.write({"step": record.step, "pairs": pairs})
         if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
             self.console.step(record)
         self._last = record
@@ -124,13 +157,19 @@ class Reporter:
                 "moe.rounding.tile",
             )
 
-    def validation(self, step: int, loss: float, unigram_entropy: float) -> None:
-        """A validation loss, beside the entropy that knowing token frequencies alone would give."""
+    def validation(self, step: int, loss: float, unigram_entropy: float, *, seconds: float) -> None:
+        """A validation loss, beside the entropy that knowing token frequencies alone would give;
+        ``seconds`` that it took."""
         self._validation = loss
         if self._validations is not None:
             with self._told("validation.jsonl"):
                 self._validations.write(
-                    {"step": step, "validation_loss": loss, "unigram_entropy": unigram_entropy}
+                    {
+                        "step": step,
+                        "validation_loss": loss,
+                        "unigram_entropy": unigram_entropy,
+                        "seconds": seconds,
+                    }
                 )
         if self._tensorboard is not None:
             with self._told("tensorboard"):
@@ -141,38 +180,47 @@ class Reporter:
         )
 
     def finish(
-        self, *, step: int, unigram_entropy: float, tokens_per_step: int, saving: str = ""
+        self,
+        *,
+        step: int,
+        unigram_entropy: float,
+        saving: str = "",
+        checkpoint_seconds: float = 0.0,
+        stopped: str = "",
     ) -> None:
-        """The layers of the last step, and the summary; ``saving``: what checkpoints cost."""
+        """The layers of the last step, and the summary. ``saving``: what checkpoints cost;
+        ``checkpoint_seconds``: of it, after the last step; ``stopped``: by what, if steps are left.
+        """
         self.console.close()
         last = self._last
         if last is not None and last.layers and not self._layer_table_is_due(last):
             many = len(last.layers) > MANY_LAYERS
             self.console.layers(last, most=WORST_LAYERS if many else None)
         rows = loss_rows(self._losses, self._validation, unigram_entropy)
-        if self.clock.steps:
-            seconds = median_after_warm_up(self.clock.steps)
-            rows += speed_rows(
-                self.config,
-                tokens_per_second=tokens_per_second_per_rank(tokens_per_step, seconds, self.world),
-                slowest_over_mean=median_after_warm_up(self._slowest),
-                world=self.world,
-                peak=self._peak,
-            )
+        if self._tally:
+            rows += speed_rows(self.config, self._tally.figures())
         parts = ", ".join(f"{name} {s:.1f} s" for name, s in self.clock.parts.items())
         rows += [("time", f"{self.clock.elapsed():.1f} s: {parts}")]
         rows += [("saving", saving)] if saving else []
         rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)
+        if self._starts is not None:
+            with self._told("starts.jsonl"):
+                self._starts.end(
+                    stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
+                )
 
     def close(self) -> None:
-        """Close the files; again is harmless."""
+        """Close the files; again is harmless. Without `finish` before, the start has failed."""
         self.console.close()
-        for writer in (self._steps, self._validations, self._tensorboard):
+        if self._starts is not None:
+            with self._told("starts.jsonl"):
+                self._starts.end(ERROR, seconds=self.clock.elapsed())
+        for writer in (self._steps, self._validations, self._loads, self._tensorboard):
             if writer is not None:
                 with self._told("the end of metrics"):
                     writer.close()
-        self._steps = self._validations = self._tensorboard = None
+        self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
 
 
 def _bf16_peak(config: Config) -> float | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token, parameter_counts
-from distmoe.metrics.throughput import model_flops_utilization
+from distmoe.metrics.tally import RunFigures
 from distmoe.routing.routers import is_forced
 
 Rows = list[tuple[str, str]]
-
-SECONDS_PER_DAY = 86400
 
 
 def model_rows(config: Config, *, peak: float | None) -> Rows:
@@ -43,29 +42,34 @@ def routing_rows(config: Config) -> Rows:
     return [("routing", f"FORCED by router {config.moe.router}: no real routing")]
 
 
-def speed_rows(
-    config: Config,
-    *,
-    tokens_per_second: float,
-    slowest_over_mean: float,
-    world: int,
-    peak: float | None,
-) -> Rows:
-    """Medians of the run; ``tokens_per_second`` is that of one rank."""
-    flops = flops_per_token(config)
-    millions_a_day = tokens_per_second * world * SECONDS_PER_DAY / 1e6
+def speed_rows(config: Config, figures: RunFigures) -> Rows:
+    """Medians of the run, and where the time of its steps went."""
+    medians, split = figures.medians, figures.split
+    seconds = max(sum(split.values()), 1e-9)
+    shares = ", ".join(f"{name} {part / seconds:.1%}" for name, part in split.items())
     rows = [
-        ("median speed", f"{tokens_per_second:,.0f} tokens/s/rank on {world} ranks"),
-        ("in all", f"{millions_a_day:,.0f} M tokens a day"),
-        ("slowest rank", f"{slowest_over_mean:.2f}x the mean compute time"),
+        (
+            "median speed",
+            f"{medians['tokens_per_second_per_rank']:,.0f} tokens/s/rank on {figures.ranks} ranks, "
+            f"{figures.measured} of {figures.steps} steps measured",
+        ),
+        ("in all", f"{figures.tokens_per_day / 1e6:,.0f} M tokens a day"),
+        (
+            "TFLOP/s/rank",
+            f"{medians['tflops_per_rank']:.3g} "
+            f"({medians['palm_tflops_per_rank']:.3g} by the PaLM convention)",
+        ),
+        (
+            "slowest rank",
+            f"{medians['slowest_over_mean']:.2f}x the mean compute time; most often rank "
+            f"{figures.slowest_rank}",
+        ),
+        ("step time", shares),
         *routing_rows(config),
     ]
-    if peak is not None:
-        model, palm = (
-            model_flops_utilization(tokens_per_second, flops_per_token=count, peak_flops=peak)
-            for count in (flops.model, flops.palm)
-        )
-        rows.append(("MFU", f"{model:.1%} ({palm:.1%} by the PaLM convention)"))
+    if not math.isnan(medians["mfu"]):
+        text = f"{medians['mfu']:.1%} ({medians['palm_mfu']:.1%} by the PaLM convention)"
+        rows.append(("MFU", text))
     return rows
 
 

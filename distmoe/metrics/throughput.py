@@ -11,14 +11,34 @@ from dataclasses import dataclass, field
 # Steps after a start or resume that warm caches and pools, and are left out of the figures.
 WARM_UP_STEPS = 3
 
+# Parts of a run that are in no step's time.
+BETWEEN_STEPS = ("validation", "checkpoint", "routing trace")
+
+
+@dataclass(frozen=True)
+class Lap:
+    """The time since the step before, in seconds. ``step``: without what lies between steps;
+    ``parts``: of every part of the run. ``warm_up``: one of the first steps of this start."""
+
+    step: float
+    parts: dict[str, float]
+    warm_up: bool
+
 
 @dataclass
 class Clock:
-    """Seconds by part (data, training, validation, checkpoint), and those of every step."""
+    """Seconds by part (data, training, validation, checkpoint), and of every step.
+
+    A step lasts from the end of the one before to its own, so that what a run does for its figures
+    counts, and tokens over seconds is what a stopwatch beside it would show; only BETWEEN_STEPS
+    is left out.
+    """
 
     parts: dict[str, float] = field(default_factory=dict)
-    steps: list[float] = field(default_factory=list)
+    laps: int = 0
     started: float = field(default_factory=time.perf_counter)
+    _lap_began: float = field(default_factory=time.perf_counter)
+    _parts_then: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -29,9 +49,19 @@ class Clock:
         finally:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - begun
 
-    def add_step(self, seconds: float) -> None:
-        """Note the wall time of one training step, its data included."""
-        self.steps.append(seconds)
+    def begin(self) -> None:
+        """The first step begins now."""
+        self._lap_began, self._parts_then = time.perf_counter(), dict(self.parts)
+
+    def lap(self) -> Lap:
+        """A step ends, and the next one begins."""
+        now, then = time.perf_counter(), self._parts_then
+        parts = {name: seconds - then.get(name, 0.0) for name, seconds in self.parts.items()}
+        between = sum(parts.get(name, 0.0) for name in BETWEEN_STEPS)
+        self.laps += 1
+        lap = Lap(now - self._lap_began - between, parts, warm_up=self.laps <= WARM_UP_STEPS)
+        self._lap_began, self._parts_then = now, dict(self.parts)
+        return lap
 
     def elapsed(self) -> float:
         """Seconds since the clock was made."""
@@ -41,11 +71,6 @@ class Clock:
 def tokens_per_second_per_rank(tokens: int, seconds: float, world: int) -> float:
     """Trained tokens of the global batch / (wall time * world)."""
     return tokens / (max(seconds, 1e-9) * world)
-
-
-def median_after_warm_up(values: list[float]) -> float:
-    """Median of a value per step, without the warm-up; over all steps if there are no others."""
-    return statistics.median(values[WARM_UP_STEPS:] or values or [float("nan")])
 
 
 def slowest_over_mean(seconds_by_rank: list[float]) -> float:

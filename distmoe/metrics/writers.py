@@ -15,6 +15,19 @@ LAYOUT = {
     "distmoe": {
         "loss": ["Multiline", ["train/loss", "validation/loss"]],
         "speed, tokens/s/rank": ["Multiline", ["throughput/tokens_per_second_per_rank"]],
+        "TFLOP/s/rank: causal attention, and by the PaLM convention": [
+            "Multiline",
+            ["throughput/tflops_per_rank", "throughput/palm_tflops_per_rank"],
+        ],
+        "where a step's time goes, s": [
+            "Multiline",
+            [
+                "time/data_seconds",
+                "time/forward_backward_seconds",
+                "time/optimizer_seconds",
+                "communication/exposed_seconds",
+            ],
+        ],
         "busiest over mean: expert, tiles of a rank, compute of a rank": [
             "Multiline",
             [
@@ -115,8 +128,11 @@ class TensorBoardWriter:
     def write(self, record: StepRecord) -> None:
         """The scalars of a step."""
         flat = record.flat()
+        unknown = ("mfu", "palm_mfu") if math.isnan(record.mfu) else ()
         for group, names in GROUPS.items():
             for name in names:
+                if name in unknown:
+                    continue
                 self._scalar(f"{group}/{name}", float(flat[name]), record.step)
 
     def layers(self, record: StepRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 import numpy as np
@@ -16,16 +17,22 @@ from distmoe.metrics.expert_load import (
     load_of_layer,
     tiles_of,
 )
+from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.memory import peak_memory_gib
 from distmoe.metrics.record import StepRecord
-from distmoe.metrics.throughput import slowest_over_mean, tokens_per_second_per_rank
+from distmoe.metrics.throughput import (
+    Lap,
+    model_flops_utilization,
+    slowest_over_mean,
+    tokens_per_second_per_rank,
+)
 from distmoe.moe.stats import OWN_COUNTS
 from distmoe.routing.routers import is_forced
 from distmoe.runtime import Runtime
 from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
 
-MIB = 1 << 20
+MIB, TERA = 1 << 20, 1e12
 
 # x there, y back, dy there, dx back.
 TRIPS = 4
@@ -38,27 +45,31 @@ def collect_step(
     *,
     step: int,
     lr: float,
-    step_seconds: float,
-    data_seconds: float,
+    lap: Lap,
     checkpoint_seconds: float,
     communication: StepCommunication,
     bytes_per_value: int,
+    peak: float | None,
 ) -> tuple[StepRecord, IntArray]:
-    """The record, and the top-k counts of the step over all ranks [L, E]; collective."""
+    """The record, and the top-k counts of the step over all ranks [L, E]; collective. ``peak``:
+    FLOP/s of a rank's device, None if that is not known."""
     world = runtime.ranks.world
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
-    compute_seconds, exposed_seconds, node_bytes, remote_bytes = _gather(
+    compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib = _gather(
         [
             outcome.compute_seconds,
             communication.exposed_seconds,
             communication.node_bytes,
             communication.remote_bytes,
+            peak_memory_gib(runtime.device),
         ],
         runtime,
     )
     exposed = statistics.fmean(exposed_seconds)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     first_moe_block = config.model.n_dense_layers
+    speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
+    flops, peak = flops_per_token(config), math.nan if peak is None else peak
     record = StepRecord(
         step=step,
         loss=outcome.loss,
@@ -68,18 +79,26 @@ def collect_step(
         grad_norm=outcome.grad_norm,
         skipped=outcome.skipped,
         tokens=outcome.valid_tokens,
-        step_seconds=step_seconds,
-        data_seconds=data_seconds,
+        ranks=world,
+        warm_up=lap.warm_up,
+        step_seconds=lap.step,
+        data_seconds=lap.parts.get("data", 0.0),
+        forward_backward_seconds=outcome.forward_backward_seconds,
+        optimizer_seconds=outcome.optimizer_seconds,
         checkpoint_seconds=checkpoint_seconds,
-        tokens_per_second_per_rank=tokens_per_second_per_rank(
-            outcome.valid_tokens, step_seconds, world
-        ),
+        validation_seconds=lap.parts.get("validation", 0.0),
+        tokens_per_second_per_rank=speed,
+        tflops_per_rank=speed * flops.model / TERA,
+        palm_tflops_per_rank=speed * flops.palm / TERA,
+        mfu=model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
+        palm_mfu=model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
         slowest_over_mean=slowest_over_mean(compute_seconds),
-        memory_gib=peak_memory_gib(runtime.device),
+        slowest_rank=int(np.argmax(compute_seconds)),
+        memory_gib=max(memory_gib),
         rows_mib=rows * row_mib,
         rows_mib_with_copies=copies * row_mib,
         exposed_seconds=exposed,
-        exposed_share=exposed / max(step_seconds, 1e-9),
+        exposed_share=exposed / max(lap.step, 1e-9),
         node_mib=sum(node_bytes) / MIB,
         remote_mib=sum(remote_bytes) / MIB,
         load=load_of_all(counts),

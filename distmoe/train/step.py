@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from distmoe.config import MoEConfig
 from distmoe.data.batches import Batch
-from distmoe.engines import Engine
+from distmoe.engines import Engine, StepResult
 from distmoe.model.transformer import IGNORE, LossSums
 from distmoe.moe.expert_bias import update_expert_bias
+from distmoe.moe.layer import MoE
 from distmoe.moe.stats import MoEStats
 from distmoe.train.culprit import Witness
 
@@ -24,6 +26,8 @@ class StepOutcome:
 
     ``layers[m][l]``: statistics of MoE layer l in micro-batch m, of this rank.
     ``compute_seconds``: this rank's time in forward and backward; CPU time on a CPU.
+    ``forward_backward_seconds``: wall time, up to the loss of all ranks; ``optimizer_seconds``: of
+    clipping and updates.
     ``not_finite``: of a skipped step, what was not finite first, and on which ranks; else "".
     """
 
@@ -36,6 +40,8 @@ class StepOutcome:
     compute_seconds: float
     layers: list[list[MoEStats]]
     not_finite: str = ""
+    forward_backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
 
 
 def train_step(
@@ -61,7 +67,7 @@ def train_step(
         layer.begin_step()
     # On a CPU the time that the rank worked, without its waits for peers.
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    started = clock()
+    begun, started = time.perf_counter(), clock()
     sums, layers, witness = _forward_backward(
         engine, batches, valid_tokens=valid_tokens, moe=moe, device=device
     )
@@ -69,25 +75,42 @@ def train_step(
     if group is not None:
         dist.all_reduce(sums, group=group)
     loss, load_balance_loss, z_loss = sums.tolist()
-    if not torch.isfinite(sums[0]):
-        engine.discard()
-        grad_norm, skipped = float("nan"), True
-    else:
-        result = engine.step(lr)
-        grad_norm, skipped = result.grad_norm, result.skipped
-        if not skipped:
-            update_expert_bias(moe_layers, group=group)
+    ended = time.perf_counter()
+    result = _update(engine, moe_layers, finite=math.isfinite(loss), lr=lr, group=group)
+    if device.type == "cuda":
+        # The figures of the step wait for the device in any case; here its time is the update's.
+        torch.cuda.synchronize(device)
     return StepOutcome(
         loss=loss,
         load_balance_loss=load_balance_loss,
         z_loss=z_loss,
-        grad_norm=grad_norm,
-        skipped=skipped,
+        grad_norm=result.grad_norm,
+        skipped=result.skipped,
         valid_tokens=valid_tokens,
         compute_seconds=compute_seconds,
         layers=layers,
-        not_finite=witness.accuse(group) if skipped else "",
+        not_finite=witness.accuse(group) if result.skipped else "",
+        forward_backward_seconds=ended - begun,
+        optimizer_seconds=time.perf_counter() - ended,
     )
+
+
+def _update(
+    engine: Engine,
+    moe_layers: list[MoE],
+    *,
+    finite: bool,
+    lr: float,
+    group: dist.ProcessGroup | None,
+) -> StepResult:
+    """Of the weights and of the experts' biases; of neither, if loss or gradient is not finite."""
+    if not finite:
+        engine.discard()
+        return StepResult(grad_norm=math.nan, skipped=True)
+    result = engine.step(lr)
+    if not result.skipped:
+        update_expert_bias(moe_layers, group=group)
+    return result
 
 
 def _forward_backward(

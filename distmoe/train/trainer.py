@@ -158,6 +158,7 @@ class Trainer:
         a signal left steps to do."""
         config, clock = self.config, self.reporter.clock
         stopped = ""
+        clock.begin()
         while self.done < config.train.steps and not stopped:
             self._step()
             last = self.done == config.train.steps
@@ -194,8 +195,9 @@ class Trainer:
         self.reporter.finish(
             step=self.done,
             unigram_entropy=self.unigram_entropy,
-            tokens_per_step=config.train.global_batch_size * config.data.seq_len,
             saving=self.checkpoints.summary(),
+            checkpoint_seconds=self.checkpoints.lost_seconds(),
+            stopped=stopped if self.done < config.train.steps else "",
         )
         self.checkpoints.check_last(self.done)
         if stopped != SIGNAL or self.done == config.train.steps:
@@ -209,10 +211,8 @@ class Trainer:
 
     def _step(self) -> None:
         config, clock = self.config, self.reporter.clock
-        begun = time.perf_counter()
         with clock.part("data"):
             batches = self.batches.step(self.done)
-        data_seconds = time.perf_counter() - begun
         lr = self._lr()
         self.communication.begin(self.done + 1)
         training = clock.part("training")
@@ -225,8 +225,7 @@ class Trainer:
                 device=self.runtime.device,
                 group=self.runtime.group,
             )
-        step_seconds = time.perf_counter() - begun
-        clock.add_step(step_seconds)
+        lap = clock.lap()
         self.done += 1
         communication, trace = self.communication.end(self.done)
         if self.recorder.steps_left:
@@ -241,11 +240,11 @@ class Trainer:
             self.runtime,
             step=self.done,
             lr=lr,
-            step_seconds=step_seconds,
-            data_seconds=data_seconds,
+            lap=lap,
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
+            peak=self.reporter.peak,
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
@@ -282,6 +281,7 @@ class Trainer:
         config, ranks = self.config, self.runtime.ranks
         if not config.train.validation_batches:
             return
+        begun = time.perf_counter()
         with self.reporter.clock.part("validation"):
             batches: list[list[Batch]] = list(
                 validation_batches(
@@ -297,7 +297,9 @@ class Trainer:
             loss = validation_loss(
                 self.engine, batches, device=self.runtime.device, group=self.runtime.group
             )
-        self.reporter.validation(self.done, loss, self.unigram_entropy)
+        self.reporter.validation(
+            self.done, loss, self.unigram_entropy, seconds=time.perf_counter() - begun
+        )
 
 
 def with_schedule(config: Config, runtime: Runtime) -> tuple[Config, str]:

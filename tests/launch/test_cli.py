@@ -119,9 +119,9 @@ def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
     [
         (["trian"], "distmoe: error: unknown command 'trian'; did you mean 'train'?\n"),
         (
-            ["--port"],
-            "distmoe: error: unknown command '--port'; known: "
-            "train, config, launch, data, checkpoint, doctor\n",
+            ["--fast"],
+            "distmoe: error: unknown command '--fast'; known: "
+            "train, config, launch, data, checkpoint, report, doctor\n",
         ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),

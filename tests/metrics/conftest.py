@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,11 +67,21 @@ def record() -> Callable[..., StepRecord]:
             grad_norm=0.5,
             skipped=False,
             tokens=14,
+            ranks=2,
+            warm_up=step <= 3,
             step_seconds=0.1,
             data_seconds=0.01,
+            forward_backward_seconds=0.07,
+            optimizer_seconds=0.015,
             checkpoint_seconds=0.02,
+            validation_seconds=0.03,
             tokens_per_second_per_rank=70.0,
+            tflops_per_rank=1.5,
+            palm_tflops_per_rank=2.0,
+            mfu=math.nan,
+            palm_mfu=math.nan,
             slowest_over_mean=1.1,
+            slowest_rank=1,
             memory_gib=0.5,
             rows_mib=1.0,
             rows_mib_with_copies=2.0,

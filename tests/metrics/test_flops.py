@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from distmoe.config import Config
+from distmoe.config import Config, RoundingConfig
+from distmoe.engines.single import SingleEngine
 from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
 from distmoe.model.transformer import Transformer
 
@@ -50,6 +53,21 @@ def test_flops_by_hand(config: Config) -> None:
     square = 3 * (3 * 2 * 2 * 16 * 8)
     assert flops.palm == matmuls + square
     assert flops.model == matmuls + square // 2
+
+
+def test_flops_are_what_torch_counts(config: Config) -> None:
+    """Every product of a forward and a backward; the rest of 6 per parameter is the norms', which
+    multiply no matrices."""
+    moe = replace(config.moe, rounding=RoundingConfig("none"))
+    config = replace(config, moe=moe, train=replace(config.train, dtype="fp32"))
+    engine = SingleEngine(config, None, torch.device("cpu"))
+    tokens_BS = torch.randint(50, (2, config.data.seq_len))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        engine.backward(engine.model(tokens_BS, tokens_BS).token_loss)
+    counts = parameter_counts(config.model, config.moe)
+    norms = counts.norms + (2 * 4 * config.model.n_layers if config.model.qk_norm else 0)
+    flops = flops_per_token(config)
+    assert counter.get_total_flops() == tokens_BS.numel() * (flops.palm - 6 * norms)
 
 
 def test_a_tied_embedding_is_still_multiplied_as_the_head(config: Config) -> None:

@@ -33,10 +33,9 @@ def run(config: Config, record: Make, *, rank: int = 0, steps: range, resumed_st
     reporter = Reporter(config, rank=rank, world=2, resumed_step=resumed_step)
     reporter.header([("mesh", "2 ranks")])
     for step in steps:
-        reporter.clock.add_step(0.5)
         reporter.step(record(step, loss=8.0 - step), FREQ_LE)
-    reporter.validation(steps[-1], 3.5, 6.0)
-    reporter.finish(step=steps[-1], unigram_entropy=6.0, tokens_per_step=14)
+    reporter.validation(steps[-1], 3.5, 6.0, seconds=0.25)
+    reporter.finish(step=steps[-1], unigram_entropy=6.0)
     reporter.close()
     reporter.close()
 
@@ -50,9 +49,15 @@ def test_a_run_on_the_screen(config: Config, record: Make, capsys: Captured) -> 
     assert "training loss 7.0000 (step 1) -> 3.0000 (step 5)".split() in lines
     below = "validation loss 3.5000, 2.5000 nats below the unigram entropy 6.0000"
     assert below.split() in lines
-    # 14 tokens in half a second on 2 ranks.
-    assert "median speed 14 tokens/s/rank on 2 ranks".split() in lines
-    assert "slowest rank 1.10x the mean compute time".split() in lines
+    speed = "median speed 70 tokens/s/rank on 2 ranks, 2 of 5 steps measured"
+    assert speed.split() in lines
+    assert "in all 12 M tokens a day".split() in lines
+    assert "TFLOP/s/rank 1.5 (2 by the PaLM convention)".split() in lines
+    slowest = "slowest rank 1.10x the mean compute time; most often rank 1"
+    assert slowest.split() in lines
+    # Of a tenth of a second: 10, 70 with 20 of exposed communication, and 15 ms.
+    split = "step time data 10.0%, compute 50.0%, exposed 20.0%, optimizer 15.0%, rest 5.0%"
+    assert split.split() in lines
     assert f"pictures tensorboard --logdir {config.run.dir}/tensorboard".split() in lines
     assert "MFU" not in output
     assert output.count("below 2 rounding costs quality") == 1
@@ -106,6 +111,9 @@ def test_a_run_in_the_files(config: Config, record: Make) -> None:
     folder = Path(config.run.dir)
     assert steps_of(folder / "metrics.jsonl") == [1, 2, 3, 4, 5, 6]
     assert steps_of(folder / "validation.jsonl") == [6]
+    loads = [json.loads(line) for line in (folder / "expert_load.jsonl").read_text().splitlines()]
+    assert [load["step"] for load in loads] == [2, 4, 6]
+    assert loads[-1]["pairs"] == {"1": [3, 8, 1, 2], "2": [0, 10, 2, 2]}
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [s.step for s in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
     assert [i.step for i in events.Images("experts/load_layer_01_to_02_by_expert")] == [2, 4, 6]
@@ -118,8 +126,8 @@ def test_a_run_in_the_files(config: Config, record: Make) -> None:
 def test_a_finished_run_that_is_called_again_adds_nothing(config: Config, record: Make) -> None:
     run(config, record, steps=range(1, 4), resumed_step=0)
     again = Reporter(config, rank=0, world=2, resumed_step=3)
-    again.validation(3, 3.5, 6.0)
-    again.finish(step=3, unigram_entropy=6.0, tokens_per_step=14)
+    again.validation(3, 3.5, 6.0, seconds=0.25)
+    again.finish(step=3, unigram_entropy=6.0)
     again.close()
     folder = Path(config.run.dir)
     assert steps_of(folder / "metrics.jsonl") == [1, 2, 3]
@@ -193,28 +201,22 @@ def test_skipped_steps_say_what_was_not_finite(
 
 def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) -> None:
     reporter = Reporter(config, rank=0, world=1, resumed_step=0)
-    reporter.validation(1, 8.0, 6.0)
-    reporter.finish(step=1, unigram_entropy=6.0, tokens_per_step=14)
+    reporter.validation(1, 8.0, 6.0, seconds=0.25)
+    reporter.finish(step=1, unigram_entropy=6.0)
     reporter.close()
     assert "8.0000, 2.0000 nats ABOVE the unigram entropy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "shown"),
+    ("name", "dtype", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", "auto", True),
-        ("NVIDIA H100 80GB HBM3", "fp32", False),
-        ("Unknown GPU", "auto", False),
+        ("NVIDIA H100 80GB HBM3", "auto", 989e12),
+        ("NVIDIA H100 80GB HBM3", "fp32", None),
+        ("Unknown GPU", "auto", None),
     ],
 )
-def test_utilization_only_where_the_peak_is_known(
-    config: Config,
-    record: Make,
-    capsys: Captured,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    dtype: str,
-    shown: bool,
+def test_the_peak_is_known_or_none(
+    config: Config, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str, peak: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
@@ -223,8 +225,58 @@ def test_utilization_only_where_the_peak_is_known(
         run=replace(config.run, device="cuda"),
         train=replace(config.train, dtype=dtype),  # type: ignore[arg-type]
     )
-    run(config, record, steps=range(1, 6), resumed_step=0)
-    assert ("MFU" in capsys.readouterr().out) is shown
+    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    reporter.close()
+    assert reporter.peak == peak
+    (start, _) = (Path(config.run.dir) / "starts.jsonl").read_text().splitlines()
+    assert (json.loads(start)["device"], json.loads(start)["peak_flops"]) == (name, peak)
+
+
+def test_utilization_is_in_the_summary_and_the_curves(
+    config: Config, record: Make, capsys: Captured
+) -> None:
+    known = partial(record, mfu=0.5, palm_mfu=0.625)
+    run(config, known, steps=range(1, 6), resumed_step=0)
+    assert "MFU 50.0% (62.5% by the PaLM convention)".split() in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+    events = EventAccumulator(f"{config.run.dir}/tensorboard").Reload()
+    assert [s.value for s in events.Scalars("throughput/mfu")] == [0.5] * 5
+
+
+def test_an_end_that_cannot_be_written_is_told(
+    config: Config, record: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reporter = Reporter(config, rank=0, world=2, resumed_step=0)
+    reporter.step(record(1), FREQ_LE)
+    starts = Path(config.run.dir) / "starts.jsonl"
+    starts.unlink()
+    starts.mkdir()
+    reporter.finish(step=1, unigram_entropy=6.0)
+    reporter.close()
+    words = f"starts.jsonl in {config.run.dir} is NOT written: [Errno 21] Is a directory"
+    assert "".join(words.split()) in "".join(capsys.readouterr().out.split())
+
+
+def test_starts_say_how_they_ended(config: Config, record: Make) -> None:
+    run(config, record, steps=range(1, 4), resumed_step=0)
+    failed = Reporter(config, rank=0, world=2, resumed_step=3)
+    failed.step(record(4), FREQ_LE)
+    failed.close()
+    path = Path(config.run.dir) / "starts.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(e["event"], e["step"]) for e in events] == [
+        ("start", 0),
+        ("end", 3),
+        ("start", 3),
+        ("end", 4),
+    ]
+    assert [e["stopped"] for e in events if e["event"] == "end"] == ["", "an error"]
+    # Resumed from before the failed step, which is taken back; then begun anew.
+    Reporter(config, rank=0, world=2, resumed_step=3)
+    assert len(path.read_text().splitlines()) == 4
+    Reporter(config, rank=0, world=2, resumed_step=0)
+    assert len(path.read_text().splitlines()) == 1
 
 
 def test_a_full_disk_is_told_once_and_loses_no_line(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import pytest
 
 from distmoe.metrics.throughput import (
+    WARM_UP_STEPS,
     Clock,
-    median_after_warm_up,
     model_flops_utilization,
     slowest_over_mean,
     tokens_per_second_per_rank,
@@ -18,17 +17,6 @@ from distmoe.metrics.throughput import (
 
 def test_tokens_are_shared_by_the_ranks() -> None:
     assert tokens_per_second_per_rank(4096, 2.0, 4) == 512
-
-
-def test_median_leaves_out_the_first_steps() -> None:
-    assert median_after_warm_up([9.0, 9.0, 9.0, 1.0, 3.0, 2.0]) == 2.0
-    assert median_after_warm_up([9.0, 9.0, 9.0, 1.0]) == 1.0
-
-
-def test_median_of_a_run_shorter_than_the_warm_up_is_of_all_its_steps() -> None:
-    assert median_after_warm_up([4.0]) == 4.0
-    assert median_after_warm_up([4.0, 6.0, 5.0]) == 5.0
-    assert math.isnan(median_after_warm_up([]))
 
 
 def test_slowest_rank() -> None:
@@ -51,3 +39,27 @@ def test_parts_add_up_even_when_one_raises(monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError
     assert clock.parts == {"data": 2.0 + 4.0}
     assert clock.elapsed() == 20.0
+
+
+def test_a_lap_is_all_the_time_but_validation_and_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = Clock()
+    now = 100.0
+    clock.begin()
+    found = []
+    for _ in range(WARM_UP_STEPS + 1):
+        for name, seconds in (("data", 1.0), ("training", 4.0), ("validation", 16.0)):
+            with clock.part(name):
+                now += seconds
+            if name == "training":
+                found.append(clock.lap())
+        now += 2.0
+        with clock.part("checkpoint"):
+            now += 32.0
+    assert [lap.step for lap in found] == [5.0, 7.0, 7.0, 7.0]
+    assert found[0].parts == {"data": 1.0, "training": 4.0}
+    assert found[1].parts == {"data": 1.0, "training": 4.0, "validation": 16.0, "checkpoint": 32.0}
+    assert [lap.warm_up for lap in found] == [True] * WARM_UP_STEPS + [False]

@@ -96,6 +96,8 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     read = events(tmp_path)
     tags = read.Tags()
     names = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
+    # Of a device without a known peak.
+    names -= {"throughput/mfu", "throughput/palm_mfu"}
     layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
     assert set(tags["scalars"]) == names | layers | {"validation/loss"}
     assert read.Scalars("layers_pairs_added/layer_02")[0].value == 4

@@ -13,7 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from distmoe import MoE, MoEConfig
 from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
+from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.record import StepRecord
+from distmoe.metrics.throughput import Lap
 from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
 from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
@@ -25,7 +27,7 @@ from distmoe.train.step import StepOutcome
 H, E, K, M, T = 16, 8, 2, 8, 24
 LAYERS, MICRO_BATCHES = 2, 3
 CONFIG = Config(
-    model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1),
+    model=ModelConfig(hidden_size=H, n_layers=LAYERS + 1, n_dense_layers=1, n_heads=2, head_dim=8),
     moe=MoEConfig(
         hidden_size=H,
         intermediate_size=8,
@@ -75,18 +77,21 @@ def run_step(
             routing = decisions[0].routing.trimmed()
             forwards.append(Forward(row, micro_batch, rank, scored[0], routing))
         stats.append([layer.stats for layer in layers])
-    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 0.1, stats)
+    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, rank + 1.0, stats)
+    monkeypatch.setattr(
+        "distmoe.train.collect.peak_memory_gib", lambda device: 8.0 - dist.get_rank()
+    )
     record, _ = collect_step(
         outcome,
         config,
         Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD),
         step=3,
         lr=0.1,
-        step_seconds=1.0,
-        data_seconds=0.0,
+        lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False),
         checkpoint_seconds=0.0,
         communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
         bytes_per_value=4,
+        peak=1e12,
     )
     return record, forwards
 
@@ -186,6 +191,16 @@ def test_every_layer_is_what_a_loop_counts(
     assert record.load.dead_experts >= 1
     assert all(other.layers == record.layers for other, _ in results)
     assert record.load.pairs == world * MICRO_BATCHES * LAYERS * T * K
+    # 100 tokens in a second; the rest by test_flops.
+    assert record.tokens_per_second_per_rank == pytest.approx(100 / world)
+    flops = flops_per_token(config)
+    assert record.tflops_per_rank == pytest.approx(100 / world * flops.model / 1e12)
+    assert record.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
+    assert record.palm_mfu > record.mfu
+    assert (record.data_seconds, record.validation_seconds) == (0.25, 0.5)
+    # Rank r computed for r + 1 seconds, and needs 8 - r GiB.
+    assert (record.slowest_rank, record.memory_gib) == (world - 1, 8.0)
+    assert record.slowest_over_mean == pytest.approx(2 * world / (world + 1))
     # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
     assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
     assert (record.node_mib, record.remote_mib) == (
@@ -217,11 +232,11 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
             runtime,
             step=1,
             lr=0.1,
-            step_seconds=1.0,
-            data_seconds=0.0,
+            lap=Lap(1.0, {}, warm_up=True),
             checkpoint_seconds=0.0,
             communication=StepCommunication(),
             bytes_per_value=4,
+            peak=None,
         )
 
     run_ranks(collect, 2)

@@ -16,6 +16,12 @@ from distmoe.runtime import Runtime, StopSignal
 from distmoe.train.trainer import Trainer
 
 
+def finished(*, step: int, stopped: str, checkpoint_seconds: float, **facts: object) -> str:
+    """What the summary is told."""
+    assert checkpoint_seconds == 0.25
+    return f"finished at {step}" + (f" by {stopped}" if stopped else "")
+
+
 def run_of(
     rank: int,
     world: int,
@@ -44,7 +50,7 @@ def run_of(
     trainer.reporter = SimpleNamespace(  # type: ignore[assignment]
         clock=clock,
         console=SimpleNamespace(line=done.append),
-        finish=lambda **facts: done.append(f"finished at {facts['step']}"),
+        finish=lambda **facts: done.append(finished(**facts)),
     )
     trainer.communication = SimpleNamespace(  # type: ignore[assignment]
         end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
@@ -70,6 +76,7 @@ def run_of(
         finish=save,
         news=lambda: [],
         summary=lambda: "",
+        lost_seconds=lambda: 0.25,
         check_last=lambda step: None,
     )
     done.append(trainer.run(signal))
@@ -82,7 +89,7 @@ def test_a_signal_to_one_rank_stops_all_alike(late: bool, tmp_path: Path) -> Non
         lambda rank: run_of(rank, 2, signal_at=1, late=late, minutes=0, folder=tmp_path), 2
     )
     line = "stopped by a signal at step 1 of 3; the same command goes on from here"
-    assert results == [["saved", line, "finished at 1", False]] * 2
+    assert results == [["saved", line, "finished at 1 by a signal", False]] * 2
     assert (tmp_path / "STOPPED").read_text() == "step 1 of 3\n"
 
 
@@ -99,7 +106,7 @@ def test_a_signal_after_the_last_step_changes_nothing() -> None:
 def test_the_time_limit_of_one_rank_stops_all_alike() -> None:
     results = run_ranks(lambda rank: run_of(rank, 2, signal_at=0, late=False, minutes=9), 2)
     line = "stopped by train.max_minutes at step 2 of 3; the same command goes on from here"
-    assert results == [["saved", "validated", line, "finished at 2", True]] * 2
+    assert results == [["saved", "validated", line, "finished at 2 by train.max_minutes", True]] * 2
 
 
 def test_a_run_that_ends_inside_the_traced_steps_writes_them(tmp_path: Path) -> None:

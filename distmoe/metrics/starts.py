@@ -1,0 +1,53 @@
+"""starts.jsonl: when a run was started and how each start ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+START, END = "start", "end"
+
+# Why a start ended whose training loop raised.
+ERROR = "an error"
+
+
+class StartLog:
+    """Two lines a start, on rank 0. A start without an ``end`` runs, or was killed."""
+
+    def __init__(self, path: Path, *, resumed_step: int, facts: dict[str, Any]) -> None:
+        """Cut what a resume takes back, and note this start with ``facts`` of its ranks."""
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if _is_before(line, resumed_step)]
+        beside = path.with_name(path.name + ".part")
+        beside.write_text("".join(kept))
+        beside.replace(path)
+        self._path, self._step, self._ended = path, resumed_step, False
+        self._write({"event": START, "step": resumed_step, "time": time.time(), **facts})
+
+    def at(self, step: int) -> None:
+        """``step`` is done."""
+        self._step = step
+
+    def end(self, stopped: str, *, seconds: float, checkpoint_seconds: float = 0.0) -> None:
+        """The start ends after ``seconds``; ``stopped``: by what, "" if all steps are done;
+        ``checkpoint_seconds``: lost to saves after the last step. Again is harmless."""
+        if self._ended:
+            return
+        self._ended = True
+        line = {"event": END, "step": self._step, "time": time.time(), "stopped": stopped}
+        self._write({**line, "seconds": seconds, "checkpoint_seconds": checkpoint_seconds})
+
+    def _write(self, values: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def _is_before(line: str, resumed_step: int) -> bool:
+    """Whether a line belongs to the history of a run resumed from ``resumed_step``; no line does if
+    the run begins anew, or if a kill has cut it off."""
+    try:
+        return resumed_step > 0 and line.endswith("\n") and json.loads(line)["step"] <= resumed_step
+    except (ValueError, KeyError, TypeError):
+        return False
