@@ -30,6 +30,10 @@ commands:
   data inspect DIR  show a prepared folder
   checkpoint inspect|verify|reshard|consolidate DIR
                     look at a checkpoint, check its hashes, export it
+  convert from-hf|to-hf IN OUT
+                    models of Hugging Face (Qwen3-MoE, OLMoE, Mixtral) in and out
+  generate CHECKPOINT|RUN --prompt TEXT
+                    continue a text, for a quick look
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
                     measure links and devices as all ranks of a job
   --version         print the version
@@ -185,6 +189,18 @@ def _checkpoint(argv: Sequence[str]) -> int:
     return checkpoint_main(argv)
 
 
+def _convert(argv: Sequence[str]) -> int:
+    from distmoe.convert.cli import main as convert_main
+
+    return convert_main(argv)
+
+
+def _generate(argv: Sequence[str]) -> int:
+    from distmoe.launch.generate import main as generate_main
+
+    return generate_main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from distmoe.launch.doctor import main as doctor_main
 
@@ -197,6 +213,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "launch": _launch,
     "data": _data,
     "checkpoint": _checkpoint,
+    "convert": _convert,
+    "generate": _generate,
     "doctor": _doctor,
 }
 

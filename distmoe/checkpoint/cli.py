@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     command = f"distmoe checkpoint {arguments.command}"
     try:
-        paths = _checkpoints(arguments.directory)
+        paths = find_checkpoints(arguments.directory)
     except ValueError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     return code
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def find_checkpoints(directory: Path) -> list[Path]:
     """The checkpoints that are meant, oldest first. ValueError if there is none."""
     if not directory.is_dir():
         raise ValueError(f"DIR is '{directory}'; there is no such folder")

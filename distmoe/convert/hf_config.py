@@ -74,9 +74,7 @@ def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
 
 
 def _first_that_fits(config: Config) -> str:
-    why = {
-        name: list(inexpressible(architecture_called(name), config)) for name in ARCHITECTURES
-    }
+    why = {name: list(inexpressible(architecture_called(name), config)) for name in ARCHITECTURES}
     fitting = next((name for name, problems in why.items() if not problems), None)
     if fitting is None:
         raise ConfigError([line for problems in why.values() for line in problems])
@@ -97,9 +95,10 @@ def _new(architecture: Architecture, config: Config) -> dict[str, Any]:
 
 def _flat(hf: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with what follows from other keys: rope_theta, head_dim."""
-    flat = {**hf, "rope_theta": hf.get("rope_theta", (hf.get(ROPE) or {}).get("rope_theta"))}
-    flat = {key: value for key, value in flat.items() if value is not None or key != "rope_theta"}
-    heads = hf.get("num_attention_heads")
+    rope, heads = hf.get(ROPE) or {}, hf.get("num_attention_heads")
+    flat = dict(hf)
+    if "rope_theta" in rope:
+        flat["rope_theta"] = rope["rope_theta"]
     if flat.get("head_dim") is None and heads and hf.get("hidden_size"):
         flat["head_dim"] = hf["hidden_size"] // heads
     return flat
