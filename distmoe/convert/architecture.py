@@ -21,7 +21,8 @@ class Field:
     """A key of config.json that says what one of our settings says.
 
     ``default``: of transformers, where config.json leaves the key out. ``to_setting`` raises
-    ValueError, what the value must be, for one that our model cannot compute.
+    ValueError, what the value must be, for one that our model cannot compute. ``alias``: another
+    name that some versions of transformers write.
     """
 
     key: str
@@ -29,6 +30,15 @@ class Field:
     default: Any = REQUIRED
     to_setting: Callable[[Any], Any] = same
     to_key: Callable[[Any], Any] = same
+    alias: str = ""
+
+    def name_in(self, hf: Mapping[str, Any]) -> str:
+        """What config.json calls the key."""
+        return self.alias if self.alias in hf else self.key
+
+    def read(self, hf: Mapping[str, Any]) -> Any:
+        """The value in config.json, or the default."""
+        return hf.get(self.name_in(hf), self.default)
 
 
 @dataclass(frozen=True)

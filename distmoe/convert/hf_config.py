@@ -24,11 +24,11 @@ def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(problems)
     settings = {key: values[0] for key, values in architecture.fixed.items()}
     for field in architecture.fields:
-        value = flat.get(field.key, field.default)
+        value = field.read(flat)
         try:
             settings[field.setting] = field.to_setting(value)
         except (ValueError, TypeError) as error:
-            problems.append(f"{field.key} is {value!r}; it must {error}")
+            problems.append(f"{field.name_in(flat)} is {value!r}; it must {error}")
     if problems:
         raise ConfigError(problems)
     return settings
@@ -53,8 +53,8 @@ def hf_config_of(
         hf, flat = _new(architecture, config), {}
     for field in architecture.fields:
         value = field.to_key(value_of(config, field.setting))
-        if not _says(field.to_setting, flat.get(field.key, field.default), value):
-            _put(hf, field.key, value)
+        if not _says(field.to_setting, field.read(flat), value):
+            _put(hf, field.name_in(flat), value)
     return hf
 
 
@@ -125,7 +125,7 @@ def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
 
 def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
     for field in architecture.fields:
-        if field.default is REQUIRED and hf.get(field.key) is None:
+        if field.read(hf) in (REQUIRED, None) and field.default is REQUIRED:
             yield f"{field.key} is not in config.json; it must be there"
 
 

@@ -1,4 +1,4 @@
-"""A folder of Hugging Face: config.json, and safetensors in one file, or in several and an index."""
+"""A folder of Hugging Face: config.json, and safetensors in one file or in several."""
 
 from __future__ import annotations
 

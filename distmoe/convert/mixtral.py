@@ -12,7 +12,7 @@ ARCHITECTURE = Architecture(
     class_name="MixtralForCausalLM",
     fields=(
         *FIELDS,
-        Field("num_local_experts", "moe.num_experts"),
+        Field("num_local_experts", "moe.num_experts", alias="num_experts"),
         Field("intermediate_size", "moe.intermediate_size"),
     ),
     fixed={

@@ -12,7 +12,7 @@ ARCHITECTURE = Architecture(
         # Its head size follows from the other sizes.
         *(field for field in FIELDS if field.key != "head_dim"),
         norm_topk_prob(),
-        Field("num_experts", "moe.num_experts"),
+        Field("num_experts", "moe.num_experts", alias="num_local_experts"),
         Field("intermediate_size", "moe.intermediate_size"),
         Field(
             "clip_qkv",

@@ -26,7 +26,7 @@ ARCHITECTURE = Architecture(
     fields=(
         *FIELDS,
         norm_topk_prob(),
-        Field("num_experts", "moe.num_experts"),
+        Field("num_experts", "moe.num_experts", alias="num_local_experts"),
         Field("moe_intermediate_size", "moe.intermediate_size"),
         Field("intermediate_size", "model.intermediate_size"),
         Field("mlp_only_layers", "model.n_dense_layers", None, _first_layers, _layers),

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         """[B, S, heads * D] -> [B, heads, S, D], normed and clipped."""
         if norm is not None and not self.norms_heads:
             x_BSX = norm(x_BSX)
-        x_BSAD = x_BSX.unflatten(-1, (-1, self.head_dim))
+        x_BSAD = x_BSX.view(*x_BSX.shape[:2], -1, self.head_dim)
         if norm is not None and self.norms_heads:
             x_BSAD = norm(x_BSAD)
         if self.clip:
