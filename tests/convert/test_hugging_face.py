@@ -1,6 +1,8 @@
-"""Models of transformers, in and out. Importing it costs seconds, so that all of it is here."""
+"""Models of transformers, in and out. Importing it costs seconds: only here, and by a fixture."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +12,6 @@ import torch.distributed as dist
 from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    MixtralConfig,
-    OlmoeConfig,
-    PreTrainedConfig,
-    Qwen3MoeConfig,
-)
 
 from distmoe.checkpoint.layouts import run_config
 from distmoe.checkpoint.load_model import load_model
@@ -30,6 +24,7 @@ from distmoe.convert.to_hf import export_model
 from distmoe.model.generate import generate
 from distmoe.model.transformer import Transformer
 
+ROOT = Path(__file__).parents[2]
 SIZES: dict[str, Any] = dict(
     vocab_size=64,
     hidden_size=32,
@@ -44,29 +39,44 @@ SIZES: dict[str, Any] = dict(
     eos_token_id=2,
     pad_token_id=0,
 )
-CONFIGS: dict[str, PreTrainedConfig] = {
-    "qwen3_moe": Qwen3MoeConfig(
-        **SIZES,
-        head_dim=16,
-        intermediate_size=40,
-        moe_intermediate_size=24,
-        num_experts=8,
-        norm_topk_prob=True,
-        mlp_only_layers=[0],
-        tie_word_embeddings=True,
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        dict(
+            head_dim=16,
+            intermediate_size=40,
+            moe_intermediate_size=24,
+            num_experts=8,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+            tie_word_embeddings=True,
+        ),
     ),
-    "olmoe": OlmoeConfig(**SIZES, intermediate_size=24, num_experts=8, clip_qkv=0.9),
-    "mixtral": MixtralConfig(**SIZES, intermediate_size=24, num_local_experts=8),
+    "olmoe": ("OlmoeConfig", dict(intermediate_size=24, num_experts=8, clip_qkv=0.9)),
+    "mixtral": ("MixtralConfig", dict(intermediate_size=24, num_local_experts=8)),
 }
 TOKENS_BS = torch.randint(3, 64, (4, 20), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
-def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    """It looks for a package called kernels, and must not find the repository's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != ROOT])
+        importlib.import_module("transformers.utils").is_kernels_available()
+    return importlib.import_module("transformers")
+
+
+@pytest.fixture(scope="module", params=sorted(OWN))
+def model_dir(
+    transformers: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A random model in several files; norms are random, too, as 1 would hide a missing one."""
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[request.param], dtype=torch.float32)
+    kind, own = OWN[request.param]
+    config = getattr(transformers, kind)(**SIZES, **own)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
@@ -82,8 +92,8 @@ def checkpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def logits_BSV(model_dir: Path) -> Tensor:
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+def logits_BSV(transformers: Any, model_dir: Path) -> Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
     with torch.no_grad():
         logits: Tensor = model(TOKENS_BS).logits
     return logits
@@ -123,7 +133,7 @@ def test_logits_of_several_ranks(ep: int, checkpoint: Path, logits_BSV: Tensor) 
 
 
 def test_round_trip_is_equal_and_transformers_generates(
-    model_dir: Path, checkpoint: Path, tmp_path: Path
+    transformers: Any, model_dir: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     files = export_model(checkpoint, tmp_path / "out", max_bytes=40_000)
     assert sum(file.suffix == ".safetensors" for file in files) > 1
@@ -131,9 +141,9 @@ def test_round_trip_is_equal_and_transformers_generates(
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     for folder in (model_dir, tmp_path / "out"):
-        config = AutoConfig.from_pretrained(folder).to_dict()
+        config = transformers.AutoConfig.from_pretrained(folder).to_dict()
         assert json.loads((model_dir / "config.json").read_text()).items() <= config.items()
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
     prompt = TOKENS_BS[:1, :5]
     theirs = model.generate(
         prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
