@@ -185,10 +185,13 @@ class CheckpointStore:
     def _write_tensors(
         self, beside: Path, state: dict[str, Any], planner: SavePlanner | None
     ) -> dict[str, FileMark]:
-        """Every rank's part, in a file of its own; the marks of all files."""
+        """Every rank's part, in a file of its own, or with a planner every tensor; the marks of all
+        files."""
         self._disk.begin()
         # The disk syncs by itself: torch syncs before it flushes.
-        writer = _Writer(beside, sync_files=False)
+        # torch holds the tensors of a file until it is closed.
+        one_file = planner is None
+        writer = _Writer(beside, single_file_per_rank=one_file, sync_files=False)
         writer.fs = self._disk
         if self._host_copy is not None or planner is not None:
             # No stream of a device, which a thread would open on the first one, and no tensor ahead
