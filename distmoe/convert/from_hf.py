@@ -19,7 +19,7 @@ from distmoe.config import Config, ConfigError, resolve, to_toml
 from distmoe.config.keys import with_values
 from distmoe.convert.architecture import architecture_called
 from distmoe.convert.hf_config import settings_of
-from distmoe.convert.hf_folder import COMPANIONS, Weights, read_config
+from distmoe.convert.hf_folder import COMPANIONS, DTYPES, Weights, read_config
 from distmoe.convert.names import Sources, sources_of
 from distmoe.model.transformer import Transformer
 
@@ -52,7 +52,8 @@ def import_model(folder: Path, out: Path) -> Path:
                 part.copy_(weights.read(source))
             return full
 
-        _save(beside, wanted, make, {"config": to_toml(config), "hf_config": hf})
+        facts = {"config": to_toml(config), "hf_config": hf, "hf_dtype": _widest(weights)}
+        _save(beside, wanted, make, facts)
     for name in COMPANIONS:
         if (folder / name).is_file():
             shutil.copy(folder / name, beside / name)
@@ -83,6 +84,8 @@ def _check(weights: Weights, wanted: dict[str, Tensor], sources: dict[str, Sourc
             elif weights.shape(source) != tuple(part.shape):
                 shape = weights.shape(source)
                 problems.append(f"{source} is {shape}; by config.json it must be {(*part.shape,)}")
+            elif (dtype := weights.dtype(source)) not in DTYPES:
+                problems.append(f"{source} is {dtype}; it must be one of {', '.join(DTYPES)}")
             left.discard(source)
     # Transformers computes it, but some old files have it.
     left = {name for name in left if not name.endswith("rotary_emb.inv_freq")}
@@ -92,6 +95,12 @@ def _check(weights: Weights, wanted: dict[str, Tensor], sources: dict[str, Sourc
     if problems:
         more = [f"and {len(problems) - 10} more such tensors"] if len(problems) > 10 else []
         raise ConfigError(problems[:10] + more)
+
+
+def _widest(weights: Weights) -> str:
+    """The dtype that holds all tensors; config.json may name another than they have."""
+    dtypes = {weights.dtype(name) for name in weights.names()}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
 def _save(root: Path, wanted: dict[str, Tensor], make: Any, facts: dict[str, Any]) -> None:

@@ -8,11 +8,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_CODES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 # Small files that a model is used with.
 COMPANIONS = (
@@ -71,6 +75,11 @@ class Weights:
     def shape(self, name: str) -> tuple[int, ...]:
         """Without reading the tensor."""
         return tuple(self._open[self._files[name]].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As config.json calls it, or safetensors, if it is none of ours."""
+        code = str(self._open[self._files[name]].get_slice(name).get_dtype())
+        return DTYPE_CODES.get(code, code)
 
     def read(self, name: str) -> Tensor:
         tensor: Tensor = self._open[self._files[name]].get_tensor(name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from distmoe.convert.hf_config import hf_config_of
 from distmoe.convert.hf_folder import (
     COMPANIONS,
     CONFIG,
+    DTYPES,
     INDEX,
     SINGLE,
     read_config,
@@ -26,7 +29,14 @@ from distmoe.convert.hf_folder import (
 )
 from distmoe.convert.names import sources_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+@dataclass(frozen=True)
+class Origin:
+    """A model of Hugging Face: its config.json, the folder of its tokenizer, its weights' dtype."""
+
+    hf: Mapping[str, Any] | None = None
+    folder: Path | None = None
+    dtype: str = ""
 
 
 def export_model(
@@ -40,9 +50,10 @@ def export_model(
 ) -> list[Path]:
     """Write the model of checkpoint ``path`` to the new folder ``out``; its files.
 
-    Keys of config.json that no setting decides, the dtype and the tokenizer are those of the model
-    that was imported, whether by this checkpoint or by the one with whose weights its run began, or
-    of the folder ``like``. ``model_type``: see `hf_config_of`. About ``max_bytes`` of tensors are
+    Keys of config.json that no setting decides, and the tokenizer, are those of the model that was
+    imported, whether by this checkpoint or by the one with whose weights its run began, or of the
+    folder ``like``. ``dtype``: of DTYPES; empty: of the imported model, else float32.
+    ``model_type``: see `hf_config_of`. About ``max_bytes`` of tensors are
     in memory at one time, or in one file, unless the experts of one layer are more. ValueError, a
     line for every problem, before anything is written.
     """
@@ -51,32 +62,33 @@ def export_model(
     if lines := damage(path):
         raise ValueError(f"{path} is damaged: {'; '.join(lines)}")
     config = run_config(read_manifest(path))
-    source, companions = (read_config(like), like) if like else _imported(path, config)
-    hf = hf_config_of(config, source=source, model_type=model_type)
-    key = "torch_dtype" if "torch_dtype" in hf else "dtype"
-    hf[key] = dtype = dtype or str(hf.get(key) or "float32")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    origin = Origin(read_config(like), like) if like else _imported(path, config)
+    hf = hf_config_of(config, source=origin.hf, model_type=model_type)
+    if dtype or not origin.dtype:
+        hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = dtype or "float32"
+    dtype = dtype or origin.dtype or "float32"
     beside = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     _write_weights(path, beside, hf, config, DTYPES[dtype], max_bytes)
     (beside / CONFIG).write_text(json.dumps(hf, indent=2, sort_keys=True) + "\n")
     for name in COMPANIONS:
-        if companions is not None and (companions / name).is_file():
-            shutil.copy(companions / name, beside / name)
+        if origin.folder is not None and (origin.folder / name).is_file():
+            shutil.copy(origin.folder / name, beside / name)
     beside.rename(out)
     return sorted(out.iterdir())
 
 
-def _imported(path: Path, config: Config) -> tuple[dict[str, Any] | None, Path | None]:
-    """config.json of the model with which the weights began, and the folder of its tokenizer."""
+def _imported(path: Path, config: Config) -> Origin:
+    """The model with which the weights began."""
     for candidate in (path, Path(config.checkpoint.init_from)):
         if (candidate / "manifest.json").is_file():
             about = read_manifest(candidate).about
             if "hf_config" in about:
-                return dict(about["hf_config"]), candidate.absolute().parents[1]
-    return None, None
+                return Origin(
+                    about["hf_config"], candidate.absolute().parents[1], about["hf_dtype"]
+                )
+    return Origin()
 
 
 def _write_weights(
