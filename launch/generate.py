@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from distmoe.checkpoint.cli import find_checkpoints
+from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive
 from distmoe.checkpoint.load_model import load_model
 from distmoe.checkpoint.manifest import damage, read_manifest
 from distmoe.config import Config
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     """Run `distmoe generate ARGV`; returns the exit code."""
     try:
         arguments = _build_parser().parse_args(list(argv))
-        path = find_checkpoints(arguments.checkpoint)[-1]
+        path = find_checkpoints(arguments.checkpoint, "CHECKPOINT")[-1]
         if lines := damage(path):
             raise ValueError(f"{path} is damaged: {'; '.join(lines)}")
     except SystemExit as stop:
@@ -92,13 +92,13 @@ def _stop_tokens(path: Path, tokenizer: Tokenizer) -> set[int]:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="distmoe generate",
         epilog="Routing is plain top-k, on one device; every token computes the text anew.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT|RUN")
     parser.add_argument("--prompt", required=True, metavar="TEXT")
-    parser.add_argument("--tokens", type=_count, default=64, metavar="N", help="at most")
+    parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="at most")
     parser.add_argument(
         "--temperature", type=_temperature, default=0.0, help="0: always the likeliest token"
     )
@@ -106,12 +106,6 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be an integer, at least 1")
-    return int(text)
 
 
 def _temperature(text: str) -> float:

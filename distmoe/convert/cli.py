@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distmoe.checkpoint.cli import find_checkpoints
+from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive_size
 from distmoe.registry import ARCHITECTURES
 
 GIB = 1 << 30
@@ -51,7 +51,7 @@ def _to_hf(arguments: argparse.Namespace) -> None:
     from distmoe.convert.to_hf import export_model
 
     files = export_model(
-        find_checkpoints(arguments.checkpoint)[-1],
+        find_checkpoints(arguments.checkpoint, "CHECKPOINT")[-1],
         arguments.out,
         like=arguments.like,
         model_type=arguments.model_type,
@@ -64,14 +64,14 @@ def _to_hf(arguments: argparse.Namespace) -> None:
 
 def _build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="distmoe convert", epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="distmoe convert", epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     own = commands.add_parser("from-hf", help="safetensors -> a checkpoint and its settings")
     own.add_argument("model", type=Path, metavar="MODEL_DIR")
     own.add_argument("out", type=Path, metavar="OUT_DIR", help="a new folder")
     own.set_defaults(run=_from_hf)
     own = commands.add_parser("to-hf", help="a checkpoint -> safetensors and config.json")
-    own.add_argument("checkpoint", type=Path, help="or a run: its newest")
+    own.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="or a run: its newest")
     own.add_argument("out", type=Path, metavar="OUT_DIR", help="a new folder")
     own.add_argument(
         "--like",
@@ -87,7 +87,11 @@ def _build_parser() -> argparse.ArgumentParser:
         help="default: that of the imported model, else float32",
     )
     own.add_argument(
-        "--max-gib", type=float, default=5.0, metavar="N", help="largest file (default %(default)s)"
+        "--max-gib",
+        type=positive_size,
+        default=5.0,
+        metavar="N",
+        help="largest file (default %(default)s)",
     )
     own.set_defaults(run=_to_hf)
     return parser

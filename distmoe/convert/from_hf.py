@@ -19,7 +19,7 @@ from distmoe.config import Config, ConfigError, resolve, to_toml
 from distmoe.config.keys import with_values
 from distmoe.convert.architecture import architecture_called
 from distmoe.convert.hf_config import settings_of
-from distmoe.convert.hf_folder import COMPANIONS, DTYPES, Weights, read_config
+from distmoe.convert.hf_folder import COMPANIONS, CONFIG, DTYPES, Weights, read_json
 from distmoe.convert.names import Sources, sources_of
 from distmoe.model.transformer import Transformer
 
@@ -35,7 +35,7 @@ def import_model(folder: Path, out: Path) -> Path:
     """
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
-    hf = read_config(folder)
+    hf = read_json(folder / CONFIG)
     settings = settings_of(hf)
     config = resolve(with_values(Config(), settings), 1)
     wanted = parameters_of(config)

@@ -32,9 +32,8 @@ COMPANIONS = (
 )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. ValueError if it is missing or no JSON object."""
-    path = folder / CONFIG
+def read_json(path: Path) -> dict[str, Any]:
+    """ValueError if the file is missing or no JSON object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -56,9 +55,8 @@ class Weights:
         self._stack = ExitStack()
 
     def __enter__(self) -> Weights:
-        safe_open = safetensors_room().safe_open
         for path in sorted(set(self._files.values())):
-            self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._open[path] = self._stack.enter_context(_safe_open(path))
         return self
 
     def __exit__(
@@ -99,7 +97,7 @@ def safetensors_room() -> Any:
 def _files(folder: Path) -> dict[str, Path]:
     """The file of every tensor."""
     if (folder / INDEX).is_file():
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(folder / INDEX).get("weight_map", {})
         missing = sorted({file for file in weight_map.values() if not (folder / file).is_file()})
         if missing:
             raise ValueError(f"{folder} lacks {', '.join(missing)}, which {INDEX} names")
@@ -107,5 +105,13 @@ def _files(folder: Path) -> dict[str, Path]:
     path = folder / SINGLE
     if not path.is_file():
         raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
-    with safetensors_room().safe_open(path, framework="pt") as file:
+    with _safe_open(path) as file:
         return dict.fromkeys(file.keys(), path)
+
+
+def _safe_open(path: Path) -> Any:
+    room = safetensors_room()
+    try:
+        return room.safe_open(path, framework="pt")
+    except room.SafetensorError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

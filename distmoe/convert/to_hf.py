@@ -24,7 +24,7 @@ from distmoe.convert.hf_folder import (
     DTYPES,
     INDEX,
     SINGLE,
-    read_config,
+    read_json,
     safetensors_room,
 )
 from distmoe.convert.names import sources_of
@@ -62,7 +62,7 @@ def export_model(
     if lines := damage(path):
         raise ValueError(f"{path} is damaged: {'; '.join(lines)}")
     config = run_config(read_manifest(path))
-    origin = Origin(read_config(like), like) if like else _imported(path, config)
+    origin = Origin(read_json(like / CONFIG), like) if like else _imported(path, config)
     hf = hf_config_of(config, source=origin.hf, model_type=model_type)
     if dtype or not origin.dtype:
         hf["torch_dtype" if "torch_dtype" in hf else "dtype"] = dtype or "float32"

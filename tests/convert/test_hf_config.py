@@ -122,3 +122,22 @@ def test_command_names_tensors_that_do_not_fit(
     assert "error: model.embed_tokens.weight is missing; it is needed for embedding.weight" in error
     assert "more such tensors" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_command_refuses_files_that_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error() -> str:
+        assert main(["from-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "config.json cannot be read" in error()
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    assert "has neither model.safetensors nor model.safetensors.index.json" in error()
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    assert "model.safetensors cannot be read" in error()
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks model-1.safetensors, which model.safetensors.index.json names" in error()
+    assert main(["to-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "CHECKPOINT is" in capsys.readouterr().err
