@@ -12,7 +12,7 @@ WORLDS["routing_quality"] = 4
 WORLDS |= {"olmoe_1b_7b": 8, "qwen3_30b_a3b": 32, "mixtral_8x7b": 32}
 WORLDS |= {"sonicmoe_1b4": 8, "sonicmoe_7b": 64, "sonicmoe_30b": 64, "sonicmoe_120b": 256}
 
-# Of the published models, as their pages on Hugging Face say; of the others, what the name says.
+# As published, to the unit; of the others, what the name says.
 PARAMETERS = {
     "olmoe_1b_7b": (6_919_161_856, 0),
     "qwen3_30b_a3b": (30_532_122_624, 0),

@@ -121,7 +121,7 @@ def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
         (
             ["--port"],
             "distmoe: error: unknown command '--port'; known: "
-            "train, config, launch, data, checkpoint, doctor\n",
+            "train, config, launch, data, checkpoint, convert, generate, doctor\n",
         ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),
