@@ -53,8 +53,8 @@ def export_model(
     Keys of config.json that no setting decides, and the tokenizer, are those of the model that was
     imported, whether by this checkpoint or by the one with whose weights its run began, or of the
     folder ``like``. ``dtype``: of DTYPES; empty: of the imported model, else float32.
-    ``model_type``: see `hf_config_of`. A file has at most ``max_bytes`` of our tensors, unless one is
-    larger; as much is in memory, and twice the largest tensor. ValueError, a line for every
+    ``model_type``: see `hf_config_of`. A file has at most ``max_bytes`` of our tensors, unless one
+    is larger; as much is in memory, and twice the largest tensor. ValueError, a line for every
     problem, before anything is written.
     """
     if out.exists():
