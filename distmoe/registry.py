@@ -133,3 +133,11 @@ SCHEDULES = Registry(
         "wsd": "distmoe.train.schedule:warmup_stable_decay",
     },
 )
+ARCHITECTURES = Registry(
+    "architecture",
+    {
+        "qwen3_moe": "distmoe.convert.qwen3_moe:ARCHITECTURE",
+        "olmoe": "distmoe.convert.olmoe:ARCHITECTURE",
+        "mixtral": "distmoe.convert.mixtral:ARCHITECTURE",
+    },
+)

@@ -32,6 +32,10 @@ commands:
                     look at a checkpoint, check its hashes, export it
   report RUN ... [--html|--markdown|--csv|--json FILE] [--watch]
                     figures of runs, side by side
+  convert from-hf|to-hf IN OUT
+                    models of Hugging Face (Qwen3-MoE, OLMoE, Mixtral) in and out
+  generate CHECKPOINT|RUN --prompt TEXT
+                    continue a text, for a quick look
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
                     measure links and devices as all ranks of a job
   --version         print the version
@@ -194,6 +198,18 @@ def _report(argv: Sequence[str]) -> int:
     return report_main(argv)
 
 
+def _convert(argv: Sequence[str]) -> int:
+    from distmoe.convert.cli import main as convert_main
+
+    return convert_main(argv)
+
+
+def _generate(argv: Sequence[str]) -> int:
+    from distmoe.launch.generate import main as generate_main
+
+    return generate_main(argv)
+
+
 def _doctor(argv: Sequence[str]) -> int:
     from distmoe.launch.doctor import main as doctor_main
 
@@ -207,6 +223,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "data": _data,
     "checkpoint": _checkpoint,
     "report": _report,
+    "convert": _convert,
+    "generate": _generate,
     "doctor": _doctor,
 }
 

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from slurm_cluster import SlurmCluster, slurm_cluster
 
 # Small matrices by the thousand, and ranks that are threads: more threads would only spin.
 torch.set_num_threads(1)
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -19,6 +19,7 @@ ORDER = (
     ("data",),
     ("engines",),
     ("checkpoint",),
+    ("convert",),
     ("metrics",),
     ("planner",),
     ("train",),

@@ -10,15 +10,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive, positive_size
 from distmoe.checkpoint.consolidate import consolidate
 from distmoe.checkpoint.inspect import inspect
 from distmoe.checkpoint.layouts import layouts, run_config
 from distmoe.checkpoint.manifest import damage, read_manifest
-from distmoe.checkpoint.store import COMPLETE, step_of
 
 GIB = 1 << 30
 
@@ -32,13 +31,6 @@ DIR is a checkpoint, or the folder of a run: its newest checkpoint, or, for veri
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
 def main(argv: Sequence[str]) -> int:
     """Run `distmoe checkpoint ARGV`; returns the exit code."""
     try:
@@ -47,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         return int(stop.code or 0)
     command = f"distmoe checkpoint {arguments.command}"
     try:
-        paths = _checkpoints(arguments.directory)
+        paths = find_checkpoints(arguments.directory)
     except ValueError as error:
         print(f"{command}: error: {error}", file=sys.stderr)
         return 2
@@ -57,19 +49,6 @@ def main(argv: Sequence[str]) -> int:
         print(f"{command}: {error}", file=sys.stderr)
         return 1
     return code
-
-
-def _checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints that are meant, oldest first. ValueError if there is none."""
-    if not directory.is_dir():
-        raise ValueError(f"DIR is '{directory}'; there is no such folder")
-    if COMPLETE.fullmatch(directory.resolve().name):
-        return [directory]
-    below = [*directory.glob("step-*"), *directory.glob("checkpoints/step-*")]
-    found = sorted((path for path in below if COMPLETE.fullmatch(path.name)), key=step_of)
-    if not found:
-        raise ValueError(f"DIR is '{directory}'; it must be a checkpoint or a run that has one")
-    return found
 
 
 def _inspect(paths: list[Path], arguments: argparse.Namespace) -> int:
@@ -118,7 +97,7 @@ def _consolidate(paths: list[Path], arguments: argparse.Namespace) -> int:
 
 def _build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="distmoe checkpoint", epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="distmoe checkpoint", epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -134,35 +113,19 @@ def _build_parser() -> argparse.ArgumentParser:
     own = add("verify", _verify, "hash all files; ends with 1 if one is not as it was written")
     own.add_argument("--json", action="store_true", help="print JSON")
     own = add("reshard", _reshard, "with which ep the run can go on from it on other ranks")
-    own.add_argument("--world", type=_positive, metavar="N", help="ranks (default: as many)")
+    own.add_argument("--world", type=positive, metavar="N", help="ranks (default: as many)")
     own.add_argument("--json", action="store_true", help="print JSON")
     own = add("consolidate", _consolidate, "whole tensors, as safetensors")
     own.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
     own.add_argument("--optimizer", action="store_true", help="with AdamW's moments")
     own.add_argument(
         "--max-gib",
-        type=_positive_size,
+        type=positive_size,
         default=5.0,
         metavar="N",
         help="largest file, and memory that is used (default %(default)s)",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be an integer, at least 1")
-    return int(text)
-
-
-def _positive_size(text: str) -> float:
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
-    return size
 
 
 if __name__ == "__main__":

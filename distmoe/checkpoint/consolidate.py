@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from distmoe.checkpoint.manifest import read_manifest
-from distmoe.checkpoint.tensors import SavedTensor, read_tensors, saved_tensors
+from distmoe.checkpoint.tensors import in_parts, read_tensors, saved_tensors
 
 STEM = "model"
 
@@ -28,7 +27,7 @@ def consolidate(
     if out.exists():
         raise ValueError(f"{out} exists; name a new folder")
     wanted = saved_tensors(path, "model") + (saved_tensors(path, "optimizer") if optimizer else [])
-    parts = list(_parts(wanted, max_bytes))
+    parts = list(in_parts(wanted, max_bytes))
     manifest = read_manifest(path)
     facts = {"format": "pt", "step": str(manifest.step)}
     beside = out.with_name(f".tmp-{out.name}")
@@ -59,14 +58,3 @@ def _save_file() -> Any:
 
 def _name(key: str) -> str:
     return key.removeprefix("model.")
-
-
-def _parts(tensors: list[SavedTensor], max_bytes: int) -> Iterator[list[SavedTensor]]:
-    """Runs of tensors of at most ``max_bytes``."""
-    part: list[SavedTensor] = []
-    for tensor in tensors:
-        if part and sum(other.bytes for other in part) + tensor.bytes > max_bytes:
-            yield part
-            part = []
-        part.append(tensor)
-    yield part

@@ -51,7 +51,7 @@ def _facts(manifest: Manifest) -> Table:
     table.add_row("step", str(manifest.step))
     table.add_row("files", f"{len(manifest.files)}, {manifest.bytes / MIB:,.1f} MiB")
     for key, value in manifest.about.items():
-        if key != "config":
+        if key not in ("config", "hf_config"):
             table.add_row(key, str(value))
     return table
 

@@ -56,6 +56,11 @@ def read_manifest(path: Path) -> Manifest:
     return Manifest(contents["step"], files, contents["about"])
 
 
+def has_weights_only(path: Path) -> bool:
+    """Whether the sound checkpoint ``path`` is of a model that was imported, not of a run."""
+    return "hf_config" in read_manifest(path).about
+
+
 def damage(path: Path, *, part: int = 0, parts: int = 1) -> list[str]:
     """What is wrong with the checkpoint ``path``: nothing, or a line for every file.
 

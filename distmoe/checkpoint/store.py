@@ -21,6 +21,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from distmoe.checkpoint.disk import Disk, FileMark
@@ -76,15 +77,16 @@ class CheckpointStore:
         # Filled by the writer while the training loop looks.
         self._reports: deque[SaveReport] = deque()
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], *, planner: SavePlanner | None = None) -> None:
         """Write ``state``, a nested dict of tensors and plain values, as step ``step``; collective.
 
         The state may change as soon as this returns. A write still in flight is waited for first.
-        Errors of the disk are in `reports`; any other is raised by the next `wait`.
+        Errors of the disk are in `reports`; any other is raised by the next `wait`. ``planner``, in
+        a save that is not asynchronous: gives each tensor when its turn comes.
         """
         self.wait()
         if self._host_copy is None:
-            self._write(step, state)
+            self._write(step, state, planner)
             self.wait()
             return
         held = self._host_copy.copy(state)
@@ -137,13 +139,13 @@ class CheckpointStore:
         dist.all_gather_object(by_rank, own, group=self._group)
         return sorted({line for lines in by_rank for line in lines})
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: dict[str, Any], planner: SavePlanner | None = None) -> None:
         begun = time.perf_counter()
         size, error = 0, ""
         beside = self.root / f"{BESIDE}step-{step:08d}"
         try:
             self._from_first(lambda: self._prepare(beside))
-            files = self._write_tensors(beside, state)
+            files = self._write_tensors(beside, state, planner)
             manifest = Manifest(step, files, self.about)
             self._from_first(lambda: self._publish(beside, manifest))
             size, self.saved_step = manifest.bytes, step
@@ -180,18 +182,25 @@ class CheckpointStore:
         if is_new:
             self._disk.sync_folder(self.root.parent)
 
-    def _write_tensors(self, beside: Path, state: dict[str, Any]) -> dict[str, FileMark]:
-        """Every rank's part, in a file of its own; the marks of all files."""
+    def _write_tensors(
+        self, beside: Path, state: dict[str, Any], planner: SavePlanner | None
+    ) -> dict[str, FileMark]:
+        """Every rank's part, in a file of its own, or with a planner every tensor; the marks of all
+        files."""
         self._disk.begin()
         # The disk syncs by itself: torch syncs before it flushes.
-        writer = _Writer(beside, sync_files=False)
+        # torch holds the tensors of a file until it is closed.
+        one_file = planner is None
+        writer = _Writer(beside, single_file_per_rank=one_file, sync_files=False)
         writer.fs = self._disk
-        if self._host_copy is not None:
-            # No stream of a device, which this thread would open on the first one.
+        if self._host_copy is not None or planner is not None:
+            # No stream of a device, which a thread would open on the first one, and no tensor ahead
+            # of its turn.
             writer.per_thread_copy_ahead = 0
         dcp_save(
             state,
             storage_writer=writer,
+            planner=planner,
             process_group=self._group,
             no_dist=self._group is None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,3 +43,14 @@ def read_tensors(path: Path, wanted: list[SavedTensor]) -> dict[str, Tensor]:
     tensors = {tensor.name: torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in wanted}
     dcp_load(tensors, storage_reader=FileSystemReader(path), no_dist=True)
     return tensors
+
+
+def in_parts(tensors: list[SavedTensor], max_bytes: int) -> Iterator[list[SavedTensor]]:
+    """Runs of tensors of at most ``max_bytes``; a larger tensor is a run of its own."""
+    part: list[SavedTensor] = []
+    for tensor in tensors:
+        if part and sum(other.bytes for other in part) + tensor.bytes > max_bytes:
+            yield part
+            part = []
+        part.append(tensor)
+    yield part

@@ -76,6 +76,7 @@ RANGES = {
     "parallel.dp_shard": COUNT_OR_UNSET,
     "parallel.ep": COUNT,
     "parallel.ranks_per_node": COUNT_OR_UNSET,
+    "model.clip_qkv": NOT_NEGATIVE,
     "deepspeed.zero_stage": Range(0, 3),
     "deepspeed.bucket_elements": COUNT,
     "deepspeed.persistence_elements": NOT_NEGATIVE,

@@ -359,3 +359,12 @@ def _resume(config: Config, world: int) -> Iterator[str]:
             "checkpoint.resume",
             "be auto, never or the folder of a complete checkpoint, which has a manifest.json",
         )
+
+
+@_rule()
+def _init_from(config: Config, world: int) -> Iterator[str]:
+    source = config.checkpoint.init_from
+    if source and not Path(source).is_dir():
+        yield _wrong(
+            config, "checkpoint.init_from", "be empty or the folder of a checkpoint that exists"
+        )

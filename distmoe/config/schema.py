@@ -59,7 +59,12 @@ class ModelConfig:
     norm_eps: float = 1e-6
     """Epsilon of RMSNorm."""
     qk_norm: bool = True
-    """RMSNorm on queries and keys, per head."""
+    """RMSNorm on queries and keys."""
+    qk_norm_scope: Literal["head", "projection"] = "head"
+    """What qk_norm takes the mean over: each head by itself (Qwen3), or all heads of a projection
+    (OLMoE)."""
+    clip_qkv: float = 0.0
+    """Largest absolute value of queries, keys and values, after qk_norm. 0: any."""
     tie_embeddings: bool = False
     """The output head is the embedding."""
     init_std: float = 0.02
@@ -288,6 +293,10 @@ class CheckpointConfig:
     resume: str = "auto"
     """auto: the newest checkpoint that is not damaged, if there is one. never. Or the folder of a
     checkpoint."""
+    init_from: str = ""
+    """Folder of a checkpoint whose weights a run begins with, if it has nothing to resume: an
+    imported model, or another run's. Steps, schedule and optimizer begin anew. Empty: random
+    weights."""
 
 
 @dataclass(frozen=True)

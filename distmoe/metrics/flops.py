@@ -40,11 +40,14 @@ class ParameterCounts:
 
 def parameter_counts(model: ModelConfig, moe: MoEConfig) -> ParameterCounts:
     """Counts of a resolved config: with H hidden, A heads of size D, I and F the widths of an
-    expert and of a dense MLP, attention has 2 H (A + kv) D (+ 2 D with qk_norm), a gated MLP
+    expert and of a dense MLP, attention has 2 H (A + kv) D (with qk_norm also 2 D, or (A + kv) D
+    where it is over the projections), a gated MLP
     3 H width, another 2 H width, a router E H, a block two RMSNorms of H, the model a last one."""
     H, D = model.hidden_size, model.head_dim
     n_moe = model.n_layers - model.n_dense_layers
-    attention = 2 * H * (model.n_heads + model.n_kv_heads) * D + (2 * D if model.qk_norm else 0)
+    heads = model.n_heads + model.n_kv_heads
+    normed = 2 if model.qk_norm_scope == "head" else heads
+    attention = 2 * H * heads * D + (normed * D if model.qk_norm else 0)
     width = activation_called(moe.activation).width(moe.intermediate_size)
     expert = H * (width + moe.intermediate_size)
     embedding = model.vocab_size * H

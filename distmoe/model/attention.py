@@ -11,11 +11,14 @@ from distmoe.model.rope import rotate
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and, optionally, normed queries and keys."""
+    """Grouped-query attention with rotary positions and, optionally, normed queries and keys, whose
+    values, and those of v, are then clipped."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.norms_heads = config.qk_norm_scope == "head"
+        self.clip = config.clip_qkv
         heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
@@ -24,15 +27,16 @@ class Attention(nn.Module):
         self.q_norm: nn.Module = nn.Identity()
         self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
-            self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+            q_size, k_size = (config.head_dim,) * 2 if self.norms_heads else (heads, kv_heads)
+            self.q_norm = RMSNorm(q_size, eps=config.norm_eps)
+            self.k_norm = RMSNorm(k_size, eps=config.norm_eps)
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, S, H] -> [B, S, H]; cos and sin are [S, D/2]."""
         B, S, _ = x_BSH.shape
-        q_BASD = self.q_norm(self.q_proj(x_BSH).view(B, S, -1, self.head_dim)).transpose(1, 2)
-        k_BASD = self.k_norm(self.k_proj(x_BSH).view(B, S, -1, self.head_dim)).transpose(1, 2)
-        v_BASD = self.v_proj(x_BSH).view(B, S, -1, self.head_dim).transpose(1, 2)
+        q_BASD = self._heads(self.q_proj(x_BSH), self.q_norm)
+        k_BASD = self._heads(self.k_proj(x_BSH), self.k_norm)
+        v_BASD = self._heads(self.v_proj(x_BSH), None)
         y_BASD = F.scaled_dot_product_attention(
             rotate(q_BASD, cos, sin),
             rotate(k_BASD, cos, sin),
@@ -42,3 +46,14 @@ class Attention(nn.Module):
         )
         out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
         return out_BSH
+
+    def _heads(self, x_BSX: Tensor, norm: nn.Module | None) -> Tensor:
+        """[B, S, heads * D] -> [B, heads, S, D], normed and clipped."""
+        if norm is not None and not self.norms_heads:
+            x_BSX = norm(x_BSX)
+        x_BSAD = x_BSX.view(*x_BSX.shape[:2], -1, self.head_dim)
+        if norm is not None and self.norms_heads:
+            x_BSAD = norm(x_BSAD)
+        if self.clip:
+            x_BSAD = x_BSAD.clamp(-self.clip, self.clip)
+        return x_BSAD.transpose(1, 2)

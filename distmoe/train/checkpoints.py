@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distmoe import __version__
-from distmoe.checkpoint.load import load
+from distmoe.checkpoint.load import MODEL, load
+from distmoe.checkpoint.manifest import has_weights_only
 from distmoe.checkpoint.rng import rng_state, set_rng_state
 from distmoe.checkpoint.store import CheckpointStore, SaveReport
 from distmoe.config import Config, ConfigError, RankInfo, to_toml
@@ -63,10 +64,16 @@ class Checkpoints:
 
     def resume(self) -> tuple[int, Path | None]:
         """The steps that are done, and the checkpoint that says so; collective. ValueError if it is
-        damaged, ConfigError if it does not fit the model."""
+        damaged, ConfigError if it does not fit the model. With nothing to resume, 0 steps, and the
+        checkpoint whose weights were taken, if checkpoint.init_from names one."""
         path = self._wanted()
         if path is None:
-            return 0, None
+            return 0, self._take_weights()
+        if has_weights_only(path):
+            raise ConfigError(
+                f"checkpoint {path} has weights only; begin a run with them by "
+                f"--checkpoint.init_from {path}"
+            )
         changed = changed_settings(path, self.config)
         try:
             state = load(path, self._state(0))
@@ -79,6 +86,20 @@ class Checkpoints:
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])
         return self.store.saved_step, path
+
+    def _take_weights(self) -> Path | None:
+        if not self.config.checkpoint.init_from:
+            return None
+        path = Path(self.config.checkpoint.init_from)
+        self._refuse_damage(path)
+        state = self.engine.state_dict()
+        load(path, {MODEL: state[MODEL]})
+        self.engine.load_state_dict(state)
+        return path
+
+    def _refuse_damage(self, path: Path) -> None:
+        if lines := self.store.damage(path):
+            raise ValueError(f"checkpoint {path} is damaged: {'; '.join(lines)}")
 
     def _wait(self) -> None:
         begun = time.perf_counter()
@@ -134,8 +155,7 @@ class Checkpoints:
             return None
         if wanted != "auto":
             path = Path(wanted)
-            if lines := self.store.damage(path):
-                raise ValueError(f"checkpoint {path} is damaged: {'; '.join(lines)}")
+            self._refuse_damage(path)
             return path
         found, damaged = self.store.newest_sound()
         for path, lines in damaged.items():

@@ -136,11 +136,16 @@ class Trainer:
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
             ("schedule", self._schedule()),
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
-            ("state", f"resumed from {resumed_from}" if resumed_from else "new run"),
+            ("state", self._state(resumed_from)),
         ]
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
+
+    def _state(self, source: Path | None) -> str:
+        if source is None:
+            return "new run"
+        return f"resumed from {source}" if self.done else f"new run with the weights of {source}"
 
     def _engine_name(self) -> str:
         name = self.config.parallel.engine

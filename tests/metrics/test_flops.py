@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -31,13 +32,18 @@ def test_parts_by_hand(config: Config) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("qk_norm", ["", "head", "projection"])
 @pytest.mark.parametrize("shared", [0, 10])
 @pytest.mark.parametrize("n_dense", [0, 1, 3])
 def test_total_is_that_of_the_model(
-    config: Config, tied: bool, qk_norm: bool, shared: int, n_dense: int
+    config: Config,
+    tied: bool,
+    qk_norm: Literal["", "head", "projection"],
+    shared: int,
+    n_dense: int,
 ) -> None:
-    model = replace(config.model, tie_embeddings=tied, qk_norm=qk_norm, n_dense_layers=n_dense)
+    model = replace(config.model, tie_embeddings=tied, n_dense_layers=n_dense)
+    model = replace(model, qk_norm=bool(qk_norm), qk_norm_scope=qk_norm or "head")
     config = replace(config, model=model, moe=replace(config.moe, shared_intermediate_size=shared))
     with torch.device("meta"):
         built = Transformer(config)

@@ -1,0 +1,141 @@
+"""config.json of Hugging Face into our settings, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distmoe.config import Config, ConfigError
+from distmoe.config.keys import value_of
+from distmoe.convert.architecture import REQUIRED, Architecture, architecture_called
+from distmoe.registry import ARCHITECTURES
+
+# Transformers 5 keeps RoPE in a table, 4 has rope_theta and rope_scaling.
+ROPE = "rope_parameters"
+
+
+def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """Our settings, by dotted key, for the model of a config.json. ConfigError, a line for every
+    key, if our model cannot compute it."""
+    architecture = architecture_called(hf.get("model_type"))
+    flat = _flat(hf)
+    problems = [*_unlike(architecture, flat), *_missing(architecture, flat)]
+    if problems:
+        raise ConfigError(problems)
+    settings = {key: values[0] for key, values in architecture.fixed.items()}
+    for field in architecture.fields:
+        value = field.read(flat)
+        try:
+            settings[field.setting] = field.to_setting(value)
+        except (ValueError, TypeError) as error:
+            problems.append(f"{field.name_in(flat)} is {value!r}; it must {error}")
+    if problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def hf_config_of(
+    config: Config, *, source: Mapping[str, Any] | None = None, model_type: str = ""
+) -> dict[str, Any]:
+    """config.json for the model of a resolved run.
+
+    ``source``: that of the model with which the run began. What it says otherwise, and in other
+    words, is kept. ``model_type``: another one than the source's; neither: the first that can say
+    what the settings say. ConfigError, a line for every setting, if none can.
+    """
+    name = model_type or (source or {}).get("model_type") or _first_that_fits(config)
+    architecture = architecture_called(name)
+    if problems := list(inexpressible(architecture, config)):
+        raise ConfigError(problems)
+    if source is not None and source.get("model_type") == name:
+        hf, flat = dict(source), _flat(source)
+    else:
+        hf, flat = _new(architecture, config), {}
+    for field in architecture.fields:
+        value = field.to_key(value_of(config, field.setting))
+        if not _says(field.to_setting, field.read(flat), value):
+            _put(hf, field.name_in(flat), value)
+    return hf
+
+
+def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
+    """Settings that the architecture cannot express, a line each."""
+    for key, values in architecture.fixed.items():
+        if (value := value_of(config, key)) not in values:
+            allowed = " or ".join(map(repr, values))
+            yield f"{key} is {value!r}; {architecture.model_type} has {allowed}"
+    model = config.model
+    by_size = any(field.setting == "model.head_dim" for field in architecture.fields)
+    if not by_size and model.head_dim * model.n_heads != model.hidden_size:
+        yield (
+            f"model.head_dim is {model.head_dim}; {architecture.model_type} has model.hidden_size "
+            f"({model.hidden_size}) / model.n_heads ({model.n_heads})"
+        )
+
+
+def _first_that_fits(config: Config) -> str:
+    why = {name: list(inexpressible(architecture_called(name), config)) for name in ARCHITECTURES}
+    fitting = next((name for name, problems in why.items() if not problems), None)
+    if fitting is None:
+        raise ConfigError([line for problems in why.values() for line in problems])
+    return fitting
+
+
+def _new(architecture: Architecture, config: Config) -> dict[str, Any]:
+    return {
+        "architectures": [architecture.class_name],
+        "model_type": architecture.model_type,
+        "max_position_embeddings": config.data.seq_len,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **{key: only.value for key, only in architecture.only.items() if only.value is not None},
+    }
+
+
+def _flat(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what follows from other keys: rope_theta, head_dim."""
+    rope, heads = hf.get(ROPE) or {}, hf.get("num_attention_heads")
+    flat = dict(hf)
+    if "rope_theta" in rope:
+        flat["rope_theta"] = rope["rope_theta"]
+    if flat.get("head_dim") is None and heads and hf.get("hidden_size"):
+        flat["head_dim"] = hf["hidden_size"] // heads
+    return flat
+
+
+def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
+    """What our model cannot compute."""
+    for key, only in architecture.only.items():
+        if (value := hf.get(key, only.value)) != only.value:
+            yield f"{key} is {value!r}; it must be {only.value!r}: {only.reason}"
+    for key in ("rope_scaling", ROPE):
+        scaling = hf.get(key) or {}
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind != "default":
+            yield f"{key}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
+    by_size = any(field.key == "head_dim" for field in architecture.fields)
+    size, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
+    if not by_size and size and heads and hf["head_dim"] * heads != size:
+        yield (
+            f"head_dim is {hf['head_dim']}; it must be hidden_size ({size}) / num_attention_heads "
+            f"({heads})"
+        )
+
+
+def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
+    for field in architecture.fields:
+        if field.read(hf) in (REQUIRED, None) and field.default is REQUIRED:
+            yield f"{field.key} is not in config.json; it must be there"
+
+
+def _says(to_setting: Any, old: Any, new: Any) -> bool:
+    """Whether the old value of a key already says what the new one does."""
+    return old is not REQUIRED and bool(to_setting(old) == to_setting(new))
+
+
+def _put(hf: dict[str, Any], key: str, value: Any) -> None:
+    if key == "rope_theta" and isinstance(hf.get(ROPE), dict):
+        hf[ROPE] = {**hf[ROPE], key: value}
+    else:
+        hf[key] = value

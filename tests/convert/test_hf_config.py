@@ -1,0 +1,143 @@
+"""What of a config.json, or of a run's settings, has no counterpart is refused by name."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from distmoe.config import Config, ConfigError, resolve
+from distmoe.config.keys import with_values
+from distmoe.convert.cli import main
+from distmoe.convert.hf_config import hf_config_of, settings_of
+
+HF: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-6,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "intermediate_size": 16,
+    "norm_topk_prob": True,
+}
+OLMOE = {**HF, "model_type": "olmoe"}
+MIXTRAL = {**HF, "model_type": "mixtral", "num_local_experts": 4}
+NOT_OURS = [
+    (HF, "model_type", "llama", "'llama'; it must be one of qwen3_moe, olmoe, mixtral"),
+    (HF, "attention_bias", True, "True; it must be False: projections have no bias"),
+    (HF, "hidden_act", "gelu", "'gelu'; it must be 'silu': experts are SwiGLU"),
+    (HF, "decoder_sparse_step", 2, "2; it must be 1: every layer after"),
+    (HF, "mlp_only_layers", [1], r"\[1\]; it must be the first layers"),
+    (HF, "use_sliding_window", True, "True; it must be False: attention sees all"),
+    (HF, "quantization_config", {"bits": 4}, "{'bits': 4}; it must be None: weights must"),
+    (HF, "num_experts", None, "not in config.json; it must be there"),
+    (OLMOE, "head_dim", 16, r"16; it must be hidden_size \(32\) / num_attention_heads \(4\)"),
+    (MIXTRAL, "sliding_window", 4096, "4096; it must be None: attention sees all"),
+    (MIXTRAL, "router_jitter_noise", 0.1, "0.1; it must be 0.0: the router adds no noise"),
+]
+
+
+@pytest.mark.parametrize(
+    ("hf", "key", "value", "message"), NOT_OURS, ids=lambda value: str(value)[:20]
+)
+def test_import_refuses(hf: dict[str, Any], key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key} is {message}"):
+        settings_of({**hf, key: value})
+
+
+@pytest.mark.parametrize(
+    "rope", [{"rope_scaling": {"type": "yarn"}}, {"rope_parameters": {"rope_type": "yarn"}}]
+)
+def test_scaled_positions_are_refused(rope: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="rope_type is 'yarn'; it must be 'default'"):
+        settings_of({**HF, **rope})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("moe.shared_intermediate_size", 8, "moe.shared_intermediate_size is 8; qwen3_moe has 0"),
+        ("moe.bias_update_rate", 0.1, "moe.bias_update_rate is 0.1; qwen3_moe has 0.0"),
+        ("moe.router", "sigmoid_topk", "moe.router is 'sigmoid_topk'; mixtral has"),
+        ("model.clip_qkv", 1.0, "model.clip_qkv is 1.0; qwen3_moe has 0.0"),
+    ],
+)
+def test_export_refuses(key: str, value: Any, message: str) -> None:
+    config = resolve(with_values(Config(), {"model.vocab_size": 64, key: value}), 1)
+    with pytest.raises(ConfigError, match=message):
+        hf_config_of(config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "model_type"),
+    [
+        ({}, "qwen3_moe"),
+        ({"model.n_dense_layers": 0, "model.qk_norm_scope": "projection"}, "olmoe"),
+        ({"model.n_dense_layers": 0, "model.qk_norm": False}, "mixtral"),
+    ],
+)
+def test_architecture_is_the_one_that_fits(settings: dict[str, Any], model_type: str) -> None:
+    config = resolve(with_values(Config(), {"model.vocab_size": 64, **settings}), 1)
+    hf = hf_config_of(config)
+    assert hf["model_type"] == model_type
+    # What was written is read back.
+    again = resolve(with_values(Config(), settings_of(hf)), 1)
+    moe = replace(again.moe, router=config.moe.router)
+    assert (again.model, moe) == (
+        replace(config.model, intermediate_size=again.model.intermediate_size),
+        config.moe,
+    )
+
+
+def test_a_setting_that_was_changed_is_written_and_the_rest_is_kept() -> None:
+    source = {**HF, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}, "x": 1}
+    config = resolve(with_values(Config(), settings_of(source)), 1)
+    changed = with_values(config, {"model.rope_theta": 5e5, "moe.renormalize": "none"})
+    assert hf_config_of(config, source=source) == source
+    assert hf_config_of(changed, source=source) == {
+        **source,
+        "norm_topk_prob": False,
+        "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
+    }
+
+
+def test_command_names_tensors_that_do_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    tensors = {"model.norm.weight": torch.ones(31), "visual.weight": torch.ones(1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert main(["from-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "error: model.embed_tokens.weight is missing; it is needed for embedding.weight" in error
+    assert "more such tensors" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_refuses_files_that_it_cannot_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def error() -> str:
+        assert main(["from-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+        return capsys.readouterr().err
+
+    assert "config.json cannot be read" in error()
+    (tmp_path / "config.json").write_text(json.dumps(HF))
+    assert "has neither model.safetensors nor model.safetensors.index.json" in error()
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    assert "model.safetensors cannot be read" in error()
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "lacks model-1.safetensors, which model.safetensors.index.json names" in error()
+    assert main(["to-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "CHECKPOINT is" in capsys.readouterr().err

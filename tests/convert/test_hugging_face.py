@@ -1,0 +1,165 @@
+"""Models of transformers, in and out. Importing it costs seconds: only here, and by a fixture."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import run_ranks
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from distmoe.checkpoint.layouts import run_config
+from distmoe.checkpoint.load_model import load_model
+from distmoe.checkpoint.manifest import damage, read_manifest
+from distmoe.checkpoint.tensors import read_tensors, saved_tensors
+from distmoe.config import Config, resolve
+from distmoe.config.keys import with_values
+from distmoe.convert.from_hf import import_model
+from distmoe.convert.to_hf import export_model
+from distmoe.model.generate import generate
+from distmoe.model.transformer import Transformer
+
+ROOT = Path(__file__).parents[2]
+SIZES: dict[str, Any] = dict(
+    vocab_size=64,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_experts_per_tok=2,
+    max_position_embeddings=64,
+    # Far from 0, so that routing and attention are not nearly even.
+    initializer_range=0.3,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+OWN: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        dict(
+            head_dim=16,
+            intermediate_size=40,
+            moe_intermediate_size=24,
+            num_experts=8,
+            norm_topk_prob=True,
+            mlp_only_layers=[0],
+            tie_word_embeddings=True,
+        ),
+    ),
+    "olmoe": ("OlmoeConfig", dict(intermediate_size=24, num_experts=8, clip_qkv=0.9)),
+    "mixtral": ("MixtralConfig", dict(intermediate_size=24, num_local_experts=8)),
+}
+TOKENS_BS = torch.randint(3, 64, (4, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def transformers() -> Any:
+    """It looks for a package called kernels, and must not find the repository's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != ROOT])
+        importlib.import_module("transformers.utils").is_kernels_available()
+    return importlib.import_module("transformers")
+
+
+@pytest.fixture(scope="module", params=sorted(OWN))
+def model_dir(
+    transformers: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A random model in several files; norms are random, too, as 1 would hide a missing one."""
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    kind, own = OWN[request.param]
+    config = getattr(transformers, kind)(**SIZES, **own)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return import_model(model_dir, tmp_path_factory.mktemp("imported") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def logits_BSV(transformers: Any, model_dir: Path) -> Tensor:
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: Tensor = model(TOKENS_BS).logits
+    return logits
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def test_logits_of_one_rank_are_those_of_transformers(checkpoint: Path, logits_BSV: Tensor) -> None:
+    config, model = load_model(checkpoint, torch.device("cpu"))
+    with torch.no_grad():
+        own_BSV = model(TOKENS_BS)
+    assert damage(checkpoint) == []
+    torch.testing.assert_close(own_BSV, logits_BSV, atol=1e-5, rtol=0)
+
+
+def _logits_of_rank(rank: int, config: Config, tensors: dict[str, Tensor]) -> Tensor:
+    world, num_local = config.parallel.ep, config.moe.num_experts // config.parallel.ep
+    model = Transformer(config, ep_group=dist.group.WORLD).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole = tensors[f"model.{name}"]
+            own = whole[rank * num_local :][:num_local] if ".experts." in name else whole
+            parameter.copy_(own)
+        return model(TOKENS_BS.chunk(world)[rank])
+
+
+@pytest.mark.parametrize("ep", [2, 4])
+def test_logits_of_several_ranks(ep: int, checkpoint: Path, logits_BSV: Tensor) -> None:
+    settings = {"parallel.ep": ep, "moe.dispatch.exchange": "threaded", "parallel.dp_shard": 0}
+    config = run_config(read_manifest(checkpoint))
+    config = resolve(with_values(config, {**settings, "parallel.engine": "fsdp2"}), ep)
+    tensors = read_tensors(checkpoint, saved_tensors(checkpoint, "model"))
+    own_BSV = torch.cat(run_ranks(_logits_of_rank, ep, config, tensors))
+    torch.testing.assert_close(own_BSV, logits_BSV, atol=1e-5, rtol=0)
+
+
+def test_round_trip_is_equal_and_transformers_generates(
+    transformers: Any, model_dir: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    files = export_model(checkpoint, tmp_path / "out", max_bytes=40_000)
+    assert sum(file.suffix == ".safetensors" for file in files) > 1
+    before, after = weights_of(model_dir), weights_of(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for folder in (model_dir, tmp_path / "out"):
+        config = transformers.AutoConfig.from_pretrained(folder).to_dict()
+        assert json.loads((model_dir / "config.json").read_text()).items() <= config.items()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    prompt = TOKENS_BS[:1, :5]
+    theirs = model.generate(
+        prompt, max_new_tokens=8, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    _, ours = load_model(checkpoint, torch.device("cpu"))
+    assert [*generate(ours, prompt[0].tolist(), count=8)] == theirs[0, 5:].tolist()
+
+
+def test_bfloat16_comes_back_as_it_was(model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bf16"
+    folder.mkdir()
+    weights = {name: tensor.bfloat16() for name, tensor in weights_of(model_dir).items()}
+    save_file(weights, folder / "model.safetensors")
+    # Its config.json says float32 still, as those of some published models do.
+    (folder / "config.json").write_text((model_dir / "config.json").read_text())
+    export_model(import_model(folder, tmp_path / "in"), tmp_path / "out")
+    after = weights_of(tmp_path / "out")
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+    assert all(tensor.dtype == torch.bfloat16 for tensor in after.values())
