@@ -20,6 +20,7 @@ MAY_WAIT = {
     "comm/threaded.py": "ranks as threads, for tests",
     "kernels/moe_mlp/__init__.py": "ranges on the host, for backends with host loops",
     "kernels/moe_mlp/reference.py": "a specification",
+    "model/generate.py": "tokens that are to be printed",
     "moe/host_copy.py": "what is exchanged with other ranks: the one place of the layer",
     "routing/routing.py": "how many pairs there are, for callers that give no bound",
     "routing/rounding/reference.py": "a specification",
