@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = time.perf_counter()
     jobs = _jobs(arguments.target, arguments.only)
     if not jobs:
-        print(f"no kernel has {arguments.only!r} in its name", file=sys.stderr)
+        print(f"no kernel has {' or '.join(arguments.only)!r} in its name", file=sys.stderr)
         return 2
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         results = list(pool.map(_inspect, jobs, chunksize=4))
@@ -50,7 +50,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--target", nargs="+", choices=TARGET_NAMES, default=["sm_90"])
     parser.add_argument("--triton", type=Path, help="folder with another triton to use")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="cases whose name contains one of these"
+    )
     parser.add_argument("--json", type=Path, help="file for the whole report")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args(argv)
@@ -75,11 +77,11 @@ def _triton_version() -> str:
     return version
 
 
-def _jobs(targets: list[str], only: str) -> list[tuple[str, str]]:
+def _jobs(targets: list[str], only: list[str]) -> list[tuple[str, str]]:
     """(target, name of a case); a name stands for the same case wherever it comes again."""
     from distmoe.kernels.aot import all_cases
 
-    cases = {case.name: case for case in all_cases() if only in case.name}
+    cases = {case.name: case for case in all_cases() if any(o in case.name for o in only)}
     return [(t, name) for t in targets for name, case in cases.items() if t in case.targets]
 
 

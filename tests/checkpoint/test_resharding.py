@@ -15,7 +15,7 @@ pytestmark = pytest.mark.processes
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_layout_saves_for_two_others(tmp_path: Path) -> None:
+def test_every_layout_saves_for_another(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
     command = [sys.executable, "tools/check_resharding.py", "--subset", "--json", str(report)]
     made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
@@ -23,10 +23,8 @@ def test_every_layout_saves_for_two_others(tmp_path: Path) -> None:
     pairs = json.loads(report.read_text())["pairs"]
     layouts = {pair["source"] for pair in pairs}
     assert {pair["target"] for pair in pairs} == layouts
-    assert layouts == {
-        *("single-1-1", "fsdp2-2-1", "fsdp2-4-2", "deepspeed-2-2-2", "deepspeed-3-4-4")
-    }
-    assert len(pairs) == 2 * len(layouts)
+    assert layouts == {"single-1-1", "fsdp2-4-2", "deepspeed-3-4-4"}
+    assert len(pairs) == len(layouts)
     for pair in pairs:
         assert pair["different"] == []
         assert pair["loss_error"] <= 1e-5
