@@ -69,7 +69,7 @@ def train_step(
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     begun, started = time.perf_counter(), clock()
     sums, layers, witness = _forward_backward(
-        engine, batches, valid_tokens=valid_tokens, moe=moe, device=device
+        engine, batches, moe_layers, valid_tokens=valid_tokens, moe=moe, device=device
     )
     compute_seconds = clock() - started
     if group is not None:
@@ -116,6 +116,7 @@ def _update(
 def _forward_backward(
     engine: Engine,
     batches: list[Batch],
+    moe_layers: list[MoE],
     *,
     valid_tokens: int,
     moe: MoEConfig,
@@ -136,7 +137,7 @@ def _forward_backward(
             router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
             engine.backward(token_loss + len(out.layers) * router_loss)
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
-            layers.append([layer.stats for layer in engine.model.moe_layers()])
+            layers.append([layer.stats for layer in moe_layers])
     return sums, layers, witness
 
 
