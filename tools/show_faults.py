@@ -130,6 +130,12 @@ class Place:
         command = faulty if fault else [*DISTMOE, "train"]
         return self.run([*command, str(self.config), *options])
 
+    def alone(self, rank: int) -> Seen:
+        """One rank of two machines, whose other one is not there."""
+        command = [*DISTMOE, "train", str(self.config), "--launch.timeout_s", "10"]
+        there = variables_of(rank, 2, free_port(), on_one_machine=False)
+        return finish(self.run(command, **there))
+
     def ranks(
         self,
         *options_of_ranks: Sequence[str],
@@ -145,12 +151,7 @@ class Place:
         runs = [
             self.run(
                 [*command, str(self.config), *options],
-                RANK=str(rank),
-                WORLD_SIZE=str(world),
-                LOCAL_RANK=str(rank if on_one_machine else 0),
-                LOCAL_WORLD_SIZE=str(world if on_one_machine else 1),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
+                **variables_of(rank, world, port, on_one_machine=on_one_machine),
             )
             for rank, options in enumerate(options_of_ranks)
         ]
@@ -161,6 +162,18 @@ class Place:
             max(one.seconds for one in seen),
             any(one.traceback for one in seen),
         )
+
+
+def variables_of(rank: int, world: int, port: int, *, on_one_machine: bool) -> dict[str, str]:
+    """As torchrun sets them, on one machine or with a machine for every rank."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank if on_one_machine else 0),
+        "LOCAL_WORLD_SIZE": str(world if on_one_machine else 1),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 class Run:
@@ -378,31 +391,13 @@ def busy_port(place: Place) -> Seen:
 @fault(1, "missing: rank 1")
 def missing_rank(place: Place) -> Seen:
     """One of two machines never starts."""
-    run = place.run(
-        [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
-        RANK="0",
-        WORLD_SIZE="2",
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )
-    return finish(run)
+    return place.alone(0)
 
 
 @fault(1, "rank 0 has not opened")
 def nobody_at_the_address(place: Place) -> Seen:
     """Rank 0 never starts, or is elsewhere."""
-    run = place.run(
-        [*DISTMOE, "train", str(place.config), "--launch.timeout_s", "10"],
-        RANK="1",
-        WORLD_SIZE="2",
-        LOCAL_RANK="0",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )
-    return finish(run)
+    return place.alone(1)
 
 
 @fault(2, "optim.lr")
