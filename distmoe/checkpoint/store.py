@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from distmoe.checkpoint.disk import Disk, FileMark
-from distmoe.checkpoint.host_copy import HostCopy
 from distmoe.checkpoint.manifest import NAME, Manifest, damage
+from distmoe.checkpoint.state_copy import StateCopy
 
 COMPLETE = re.compile(r"step-(\d{8,})")
 
@@ -69,7 +69,7 @@ class CheckpointStore:
         # The newest step that is known to be complete.
         self.saved_step = -1
         self._disk = disk or Disk()
-        self._host_copy = HostCopy() if asynchronous else None
+        self._state_copy = StateCopy() if asynchronous else None
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._writer: threading.Thread | None = None
@@ -85,11 +85,11 @@ class CheckpointStore:
         a save that is not asynchronous: gives each tensor when its turn comes.
         """
         self.wait()
-        if self._host_copy is None:
+        if self._state_copy is None:
             self._write(step, state, planner)
             self.wait()
             return
-        held = self._host_copy.copy(state)
+        held = self._state_copy.copy(state)
         self._writer = threading.Thread(target=self._write, args=(step, held), name="checkpoint")
         self._writer.start()
 
@@ -193,7 +193,7 @@ class CheckpointStore:
         one_file = planner is None
         writer = _Writer(beside, single_file_per_rank=one_file, sync_files=False)
         writer.fs = self._disk
-        if self._host_copy is not None or planner is not None:
+        if self._state_copy is not None or planner is not None:
             # No stream of a device, which a thread would open on the first one, and no tensor ahead
             # of its turn.
             writer.per_thread_copy_ahead = 0

@@ -14,9 +14,9 @@ import torch
 from faulty_disk import CountingDisk, FullDisk, Killed, KillingDisk
 
 from distmoe.checkpoint.disk import Disk
-from distmoe.checkpoint.host_copy import HostCopy
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.manifest import damage, read_manifest
+from distmoe.checkpoint.state_copy import StateCopy
 from distmoe.checkpoint.store import CheckpointStore, step_of
 
 # torch.distributed.checkpoint catches whatever is raised inside it; the disk stays dead.
@@ -175,8 +175,8 @@ def test_the_state_may_change_as_soon_as_save_returns(tmp_path: Path) -> None:
     assert loaded_step(tmp_path) == 1
 
 
-def test_the_host_copy_is_made_once() -> None:
-    host, places = HostCopy(), []
+def test_the_state_copy_is_made_once() -> None:
+    host, places = StateCopy(), []
     for step in (1, 2):
         copied = host.copy(state(step))["model"]
         places.append([tensor.data_ptr() for tensor in copied.values()])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-class HostCopy:
+class StateCopy:
     """Host memory for one copy, used again by the next: fresh memory costs more than the copy.
 
     Copies of CUDA tensors lie in pinned memory, as much as this rank's part of the state.
