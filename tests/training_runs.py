@@ -8,43 +8,21 @@ import sys
 import time
 from pathlib import Path
 
+TINY = Path(__file__).parents[1] / "configs/tiny.toml"
 CONFIG = """
+extends = "{tiny}"
 [run]
 dir = "{run}"
-device = "cpu"
-[launch]
-nproc = 2
-threads = 1
-[model]
-hidden_size = 32
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-intermediate_size = 64
 [moe]
-num_experts = 4
-top_k = 2
-intermediate_size = 16
 router = "sigmoid_topk"
 bias_update_rate = 0.01
-[moe.rounding]
-tile = 8
-[parallel]
-ep = 2
 [data]
 path = "{data}"
-seq_len = 32
-[optim]
-warmup_steps = 2
 [train]
 steps = 12
-global_batch_size = 4
-validate_every = 0
 validation_batches = 2
 [checkpoint]
 every = 4
-[metrics]
-log_every = 1
 """
 
 STEPS = 12
@@ -53,7 +31,7 @@ STEPS = 12
 def config_file(folder: Path, data: Path) -> Path:
     folder.mkdir(exist_ok=True)
     path = folder / "config.toml"
-    path.write_text(CONFIG.format(run=folder / "run", data=data))
+    path.write_text(CONFIG.format(tiny=TINY, run=folder / "run", data=data))
     return path
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from killable_run import TOML, Run, wait_until
+from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
 from rich.table import Table
 
@@ -89,6 +89,7 @@ class Trial:
         arguments = self.arguments
         path.write_text(
             TOML.format(
+                tiny=TINY,
                 run=folder / "run",
                 data=self.folder / "data",
                 ranks=arguments.ranks,

@@ -23,44 +23,26 @@ from distmoe.launch.worker import run_worker
 # Imported once, here, for all the ranks that are forked from this process.
 from distmoe.train import trainer as _trainer  # noqa: F401
 
+TINY = Path(__file__).resolve().parents[1] / "configs/tiny.toml"
 TOML = """
+extends = "{tiny}"
 [run]
 dir = "{run}"
-device = "cpu"
-[launch]
-threads = 1
-[model]
-hidden_size = 32
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-intermediate_size = 64
 [moe]
-num_experts = 4
-top_k = 2
-intermediate_size = 16
 router = "sigmoid_topk"
 bias_update_rate = 0.01
-[moe.rounding]
-tile = 8
 [parallel]
 ep = {ranks}
 [data]
 path = "{data}"
-seq_len = 32
-[optim]
-warmup_steps = 2
 [train]
 steps = {steps}
-global_batch_size = 4
-validate_every = 0
 validation_batches = 0
 [checkpoint]
 every = {every}
 keep_last = 2
 asynchronous = {asynchronous}
 [metrics]
-log_every = 1
 tensorboard = false
 """
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from distmoe.data.cli import main as data_main
 
 TOOLS = Path(__file__).resolve().parent
+TINY = TOOLS.parent / "configs/tiny.toml"
 DISTMOE = [sys.executable, "-m", "distmoe"]
 
 # Of what goes to stdout; stderr is shown whole.
@@ -38,40 +39,14 @@ STEP_S = 60.0
 LIMIT_S = 120.0
 
 CONFIG = """
+extends = "{tiny}"
 [run]
 dir = "{folder}/run"
-device = "cpu"
-[launch]
-nproc = 2
-threads = 1
-[model]
-hidden_size = 32
-n_layers = 2
-n_heads = 2
-n_kv_heads = 1
-intermediate_size = 64
-[moe]
-num_experts = 4
-top_k = 2
-intermediate_size = 16
-[moe.rounding]
-tile = 8
-[parallel]
-ep = 2
 [data]
 path = "{data}"
-seq_len = 32
-[optim]
-warmup_steps = 2
 [train]
 steps = 8
-global_batch_size = 4
-validate_every = 0
-validation_batches = 1
-[checkpoint]
-every = 2
 [metrics]
-log_every = 1
 tensorboard = false
 """
 
@@ -110,7 +85,7 @@ class Place:
         return self.folder / "run"
 
     def write(self, data: Path) -> None:
-        self.config.write_text(CONFIG.format(folder=self.folder, data=data))
+        self.config.write_text(CONFIG.format(tiny=TINY, folder=self.folder, data=data))
 
     def own_data(self) -> Path:
         """A copy of the data that may be spoiled."""
