@@ -34,10 +34,12 @@ from distmoe.planner.command_line import command_line
 from distmoe.planner.dispatch_bench.layer import Device
 from distmoe.planner.dispatch_bench.peers import PEERS
 from distmoe.planner.dispatch_bench.report import (
+    ExposedLine,
     Line,
     bytes_table,
     draw,
     exposed_table,
+    hidden_table,
     show,
     times_table,
 )
@@ -89,15 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
         ranks = [RankResult.read(json.loads(file.read_text())) for file in files]
     found = lines(settings, ranks)
-    _show(arguments, found, ranks)
+    exposed = exposed_lines(settings, ranks)
+    _show(arguments, found, exposed, peer_notes(ranks))
     if arguments.json:
-        arguments.json.write_text(json.dumps(_record(found, ranks), indent=1) + "\n")
+        arguments.json.write_text(json.dumps(_record(found, exposed, ranks), indent=1) + "\n")
     if arguments.picture:
         draw(found, arguments.picture)
     return int(wrong_peers(ranks))
 
 
-def _show(arguments: argparse.Namespace, found: list[Line], ranks: list[RankResult]) -> None:
+def _show(
+    arguments: argparse.Namespace,
+    found: list[Line],
+    exposed: list[ExposedLine],
+    notes: list[str],
+) -> None:
     a = arguments
     link = f"two hosts, {a.mbit} Mbit/s" if a.mbit else "one host"
     title = (
@@ -108,19 +116,21 @@ def _show(arguments: argparse.Namespace, found: list[Line], ranks: list[RankResu
     tables = [times_table(title, found)]
     if any(line.counted for line in found):
         tables.append(bytes_table(found))
-    if exposed := exposed_lines(ranks):
-        tables.append(exposed_table(exposed))
-    show(*tables, notes=peer_notes(ranks))
+    if exposed:
+        tables += [exposed_table(exposed), hidden_table(exposed)]
+    show(*tables, notes=notes)
 
 
-def _record(found: list[Line], ranks: list[RankResult]) -> dict[str, object]:
+def _record(
+    found: list[Line], exposed: list[ExposedLine], ranks: list[RankResult]
+) -> dict[str, object]:
     return {
         "command": command_line(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "versions": _versions(),
         "profile": ranks[0].profile,
         "lines": [asdict(line) for line in found],
-        "exposed": [asdict(line) for line in exposed_lines(ranks)],
+        "exposed": [asdict(line) for line in exposed],
         "peer_errors": ranks[0].errors,
         "missing_peers": ranks[0].missing,
     }

@@ -18,7 +18,7 @@ from distmoe.planner.dispatch_bench.exposed import Exposed, FreeExchange
 from distmoe.planner.dispatch_bench.layer import Device, Layer
 from distmoe.planner.dispatch_bench.peers import MissingPeerError, load_peer
 from distmoe.planner.dispatch_bench.peers.all_to_all import AllToAll
-from distmoe.planner.dispatch_bench.report import ExposedLine
+from distmoe.planner.dispatch_bench.report import ExposedLine, hidden_table
 from distmoe.planner.dispatch_bench.sleeping_mlp import SleepingExpert
 from distmoe.planner.dispatch_bench.subjects import OwnWay, Subject, gradients_of
 from distmoe.planner.dispatch_bench.ways import Way
@@ -160,12 +160,24 @@ def test_exposed_by_the_clock_is_what_free_transfers_save() -> None:
         Exposed("a", [9.0, 5.0, 6.0], [2.0, 2.0, 8.0], [3.5, 3.0, 0.5]),
         Exposed("a", [9.0, 7.0, 9.0], [4.0, 4.0, 4.0], [2.5, 2.0, 0.5]),
     ]
-    assert asdict(ExposedLine.of("a", ranks)) == {
-        "name": "a",
+    assert asdict(ExposedLine.of(Way("rank", True, "tokens", 4), ranks)) == {
+        "name": "rank, by tokens, 4 steps",
+        "level": "rank",
+        "overlap": True,
         "wall_s": 6.0,
         "accounted_s": 2.5,
         "by_clock_s": 3.0,
     }
+
+
+def test_what_overlap_hides_is_the_difference_to_waiting_at_the_same_level() -> None:
+    lines = [
+        ExposedLine("copies, waiting", "copies", False, 9.0, 5.0, 5.0),
+        ExposedLine("rank, waiting", "rank", False, 6.0, 3.0, 3.0),
+        ExposedLine("rank, by source, auto steps", "rank", True, 4.0, 1.5, 1.2),
+    ]
+    cells = [list(column.cells) for column in hidden_table(lines).columns]
+    assert cells == [["rank, by source, auto steps"], ["2000.0"], ["1500.0"], ["0.75"]]
 
 
 def test_parts_of_the_peer_have_exact_gradients() -> None:

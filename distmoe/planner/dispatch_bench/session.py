@@ -191,10 +191,12 @@ def lines(settings: Settings, ranks: Sequence[RankResult]) -> list[Line]:
     return found
 
 
-def exposed_lines(ranks: Sequence[RankResult]) -> list[ExposedLine]:
+def exposed_lines(settings: Settings, ranks: Sequence[RankResult]) -> list[ExposedLine]:
     """One for every way, if exposed communication was measured."""
-    by_way = zip(*(rank.exposed for rank in ranks), strict=True)
-    return [ExposedLine.of(of_way[0].name, of_way) for of_way in by_way]
+    if not settings.exposed:
+        return []
+    by_way = zip(settings.ways, *(rank.exposed for rank in ranks), strict=True)
+    return [ExposedLine.of(way, found) for way, *found in by_way]
 
 
 def peer_notes(ranks: Sequence[RankResult]) -> list[str]:
