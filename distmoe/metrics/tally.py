@@ -54,8 +54,8 @@ class RunFigures:
     are no others. ``medians``: over the measured steps, nan for what no step has;
     ``warm_up_speed``: tokens/s/rank, median of the others. ``trained_tokens``: of steps that were
     not skipped. ``slowest_rank``: the one that was so most often. ``routing``: forced if it ever
-    was. ``ranks``: of the last step. ``energy``: of the measured steps; ``joules``: of all that have
-    a figure."""
+    was. ``ranks``: of the last step. ``energy``: of the measured steps; ``joules``: of all steps
+    that have them."""
 
     steps: int
     measured: int
