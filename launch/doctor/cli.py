@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
@@ -35,15 +36,15 @@ STYLES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red", 
 USAGE = """usage: distmoe doctor [FILE] [options]
        distmoe doctor comm [FILE] [options]      measures links and devices: --help there
 
-Checks versions, devices, processors, communication, network, launcher, variables, limits and disks,
-and with FILE, a run's TOML file, that the run fits them: pass, warn or fail, what was seen, and what
-to do; skip and why, where a check cannot be made. Nothing is changed, and it takes 15 s at most.
-Under torchrun, srun or mpiexec the first rank of every machine examines it.
+Checks versions, devices, processors, communication, network, launcher, variables, limits and
+disks, and with FILE, a run's TOML file, that the run fits them: pass, warn or fail, what was seen,
+and what to do; skip and why, where a check cannot be made. Nothing is changed, and it takes 15 s at
+most. Under torchrun, srun or mpiexec the first rank of every machine examines it.
 
 options:
   --world N             ranks of the run (default: as the launcher says, else launch.nproc)
   --ranks-per-node G    of them on this machine (default: as the launcher says, else all)
-  --json FILE           write what was found
+  --json FILE           write what was found, on the machine of rank 0
   --launch.nproc 2      and any other setting of FILE
 
 Ends with 1 if a check has failed, 2 for a wrong argument, else 0.
@@ -141,8 +142,11 @@ def _situation(request: _Request) -> tuple[Situation, ProbeProcess]:
 
 def _tell(situation: Situation, request: _Request, began: float) -> int:
     results: list[Result] = []
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    machine = f" of {socket.gethostname()}" if situation.ranks.world > 1 else ""
+    several = situation.ranks.world > situation.ranks.local_world
+    # Machines that print at the same time print each in one piece.
+    piece = io.StringIO() if several else None
+    console = Console(highlight=False, markup=False, soft_wrap=True, file=piece)
+    machine = f" of {socket.gethostname()}" if several else ""
     for result in examine(situation, THEMES, seconds=SECONDS):
         if not results or results[-1].theme != result.theme:
             console.print(f"{result.theme}{machine}", style="bold")
@@ -152,7 +156,9 @@ def _tell(situation: Situation, request: _Request, began: float) -> int:
     seconds = time.perf_counter() - began
     numbers = ", ".join(f"{counts[status]} {status}" for status in Status)
     console.print(f"{numbers}; {seconds:.1f} s", style="bold")
-    if request.json is not None:
+    if piece is not None:
+        sys.stdout.write(piece.getvalue())
+    if request.json is not None and situation.ranks.rank == 0:
         request.json.write_text(as_json(results, seconds=seconds))
     return 1 if counts[Status.FAIL] else 0
 
@@ -168,11 +174,5 @@ def _print(console: Console, result: Result) -> None:
 def as_json(results: Iterable[Result], *, seconds: float) -> str:
     """Of this machine: its name, and a list of theme, check, status, seen and fix."""
     checks = [{"theme": r.theme, "check": r.check, **asdict(r.finding)} for r in results]
-    return (
-        json.dumps({"host": socket.gethostname(), "seconds": seconds, "checks": checks}, indent=1)
-        + "\n"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    report = {"host": socket.gethostname(), "seconds": seconds, "checks": checks}
+    return json.dumps(report, indent=1) + "\n"

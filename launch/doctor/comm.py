@@ -46,7 +46,8 @@ class _Request:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `distmoe doctor comm ...`; the exit code: 2 for a wrong argument, 1 for a failure, else 0."""
+    """Run `distmoe doctor ARGV`, ARGV[0] is comm; the exit code: 2 for a wrong argument, 1 for a
+    failure, else 0."""
     first = True
     try:
         if "--help" in argv or "-h" in argv:

@@ -66,7 +66,8 @@ class ProbeProcess:
     def kill(self) -> None:
         """End the process and what it has started; harmless if it has ended."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def _read(self) -> None:
         timer = threading.Timer(self._seconds, self.kill)

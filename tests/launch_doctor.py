@@ -1,0 +1,27 @@
+"""Answers of probes, for tests of the doctor's checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distmoe.launch.doctor.probes import ProbeError
+
+DEVICE = {"name": "NVIDIA H200", "capability": [9, 0], "bytes": 140 << 30}
+
+
+class Answers:
+    """Of probes, by name; a text is an error."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = {"torch": {"cuda": "13.0", "devices": [], "nccl": "2.28.9"}, **answers}
+
+    def answer(self, name: str) -> dict[str, Any]:
+        answer = self.answers.get(name, "no answer in 11 s")
+        if isinstance(answer, str):
+            raise ProbeError(answer)
+        return answer
+
+
+def torch_with(*devices: dict[str, Any], **facts: Any) -> Answers:
+    """What the probe says of a machine with ``devices``."""
+    return Answers(torch={"cuda": "13.0", "devices": list(devices), "nccl": "2.28.9", **facts})
