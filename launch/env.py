@@ -18,8 +18,8 @@ from distmoe.launch.mpi_address import rank_0_address
 Environment = Mapping[str, str]
 
 LAUNCHER = "DISTMOE_LAUNCHER"
-OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
-OF_LAUNCHERS += ("SLURM_", "PMI", "OMPI_", "MPI_LOCAL", "HYDI_", "PALS_")
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+OF_LAUNCHERS = (*OF_TORCHRUN, "SLURM_", "PMI", "OMPI_", "MPI_LOCAL", "HYDI_", "PALS_")
 """How names of variables begin that launchers set for their ranks."""
 FIRST_JOB_PORT = 20000
 JOB_PORTS = 20000

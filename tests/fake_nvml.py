@@ -15,7 +15,7 @@ class NVMLError(Exception):
 
 class FakeNvml:
     """``gpus``: the answers of each by name of the function, without `nvmlDeviceGet`; what is not
-    there is not supported. ``uuid`` is one of the names."""
+    there is not supported."""
 
     NVMLError = NVMLError
     NVML_CLOCK_SM = 1
@@ -38,12 +38,6 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:
-        for index, gpu in enumerate(self.gpus):
-            if gpu.get("uuid") == uuid:
-                return index
-        raise NVMLError("Not Found")
 
     def __getattr__(self, function: str) -> Any:
         name = function.removeprefix("nvmlDeviceGet")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
 from distmoe.metrics.energy import Meter, no_meter
-from distmoe.metrics.nvml import NvmlError, gpu_with
+from distmoe.metrics.nvml import Gpu, NvmlError, all_gpus
 
 
 def meter_of(device: torch.device) -> Meter:
@@ -16,13 +17,15 @@ def meter_of(device: torch.device) -> Meter:
     if device.type != "cuda":
         return no_meter
     try:
-        # str: CUDA gives an object that prints like a UUID.
-        gpu = gpu_with(str(torch.cuda.get_device_properties(device).uuid))
-    except (NvmlError, AttributeError):
+        gpus = all_gpus()
+    except NvmlError:
         return no_meter
+    # CUDA_VISIBLE_DEVICES changes numbers, but no UUID.
+    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+    own = next((gpu for gpu in gpus if gpu.uuid() == f"GPU-{uuid}"), None)
+    return no_meter if own is None else partial(_joules, own)
 
-    def read() -> float:
-        joules = gpu.joules()
-        return math.nan if joules is None else joules
 
-    return read
+def _joules(gpu: Gpu) -> float:
+    joules = gpu.joules()
+    return math.nan if joules is None else joules

@@ -18,7 +18,7 @@ SLOWDOWNS = {
 
 
 class NvmlError(RuntimeError):
-    """NVML cannot be asked, or knows no such GPU."""
+    """NVML cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,15 @@ class Gpu:
         millijoules = self._ask("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1e3
 
-    def name(self) -> str:
-        return self._ask("nvmlDeviceGetName") or "a GPU without a name"
+    def uuid(self) -> str | None:
+        """That of CUDA, behind "GPU-"."""
+        uuid: str | None = self._ask("nvmlDeviceGetUUID")
+        return uuid
 
     def driver(self) -> str | None:
         """Version of the driver."""
-        return _asked(self.nvml, "nvmlSystemGetDriverVersion")
+        version: str | None = _asked(self.nvml, "nvmlSystemGetDriverVersion")
+        return version
 
     def used_bytes(self) -> int | None:
         """Of its memory, by all processes."""
@@ -63,12 +66,14 @@ class Gpu:
         return None if limit is None or default is None else (limit / 1e3, default / 1e3)
 
     def celsius(self) -> int | None:
-        return self._ask("nvmlDeviceGetTemperature", self.nvml.NVML_TEMPERATURE_GPU)
+        heat: int | None = self._ask("nvmlDeviceGetTemperature", self.nvml.NVML_TEMPERATURE_GPU)
+        return heat
 
     def uncorrected_errors(self) -> int | None:
         """Of memory (ECC), since the driver was loaded; None without ECC."""
         kinds = (self.nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, self.nvml.NVML_VOLATILE_ECC)
-        return self._ask("nvmlDeviceGetTotalEccErrors", *kinds)
+        errors: int | None = self._ask("nvmlDeviceGetTotalEccErrors", *kinds)
+        return errors
 
     def broken_rows(self) -> tuple[bool, bool] | None:
         """Rows of memory that wait for a reset to be replaced; that could not be replaced."""
@@ -85,16 +90,6 @@ def _asked(nvml: Any, function: str, *arguments: Any) -> Any:
         return getattr(nvml, function)(*arguments)
     except (AttributeError, nvml.NVMLError):
         return None
-
-
-def gpu_with(uuid: str) -> Gpu:
-    """The GPU that CUDA knows by ``uuid``, whatever CUDA_VISIBLE_DEVICES has made of the order.
-    NvmlError if there is none."""
-    nvml = _started()
-    try:
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}"))
-    except nvml.NVMLError as error:
-        raise NvmlError(f"NVML has no GPU {uuid}: {error}") from error
 
 
 def all_gpus() -> list[Gpu]:

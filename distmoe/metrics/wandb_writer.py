@@ -19,24 +19,32 @@ class WandbWriter:
     """The curves of TensorBoard, in the same groups, as a run of the project metrics.wandb.
 
     A resumed run goes on as the same run of W&B; one that begins anew is another one there. Steps
-    that a resume repeats stay as they were sent first. Without a network: WANDB_MODE=offline.
+    that a resume repeats stay as they were sent first. RuntimeError if W&B does not start.
     """
 
     def __init__(self, config: Config, *, resumed_step: int) -> None:
         import wandb
 
         folder = Path(config.run.dir)
-        self._run: Any = wandb.init(
-            project=config.metrics.wandb,
-            name=config.run.name,
-            dir=str(folder),
-            id=_run_id(folder / ID_FILE, resumed_step=resumed_step),
-            resume="allow",
-            config=asdict(config),
-            # Most settings may be others after a resume.
-            allow_val_change=True,
-            tags=[text for _, text in routing_rows(config)],
-        )
+        try:
+            self._run: Any = wandb.init(
+                project=config.metrics.wandb,
+                name=config.run.name,
+                dir=str(folder),
+                id=_run_id(folder / ID_FILE, resumed_step=resumed_step),
+                resume="allow",
+                config=asdict(config),
+                # Most settings may be others after a resume.
+                allow_val_change=True,
+                tags=[text for _, text in routing_rows(config)],
+            )
+        except wandb.Error as error:
+            raise RuntimeError(
+                f"metrics.wandb is {config.metrics.wandb}, and wandb does not start: {error} "
+                "WANDB_MODE=offline needs neither account nor network"
+            ) from error
+        # Behind the last one that W&B has; it warns of every line for an earlier one.
+        self._first_step: int = self._run.starting_step
         self._ended = False
 
     def write(self, record: StepRecord) -> None:
@@ -47,8 +55,7 @@ class WandbWriter:
         self._log({"validation/loss": loss}, step)
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        # Its step is the one being filled, and it warns of every line for an earlier one.
-        if step >= self._run.step:
+        if step >= self._first_step:
             self._run.log(values, step=step)
 
     def end(self, *, failed: bool) -> None:

@@ -30,7 +30,9 @@ def gloo(situation: Situation) -> Finding:
         answer = situation.probes.answer("gloo")
     except ProbeError as error:
         return failed(str(error), "GLOO_SOCKET_IFNAME=INTERFACE; see `network` below")
-    return passed(f"{answer['ranks']} ranks added up ones in {answer['seconds']:.2f} s")
+    number = answer["ranks"]
+    ranks = "1 rank" if number == 1 else f"{number:,} ranks"
+    return passed(f"{ranks} met and added up ones in {1e3 * answer['seconds']:,.1f} ms")
 
 
 def nccl(situation: Situation) -> Finding:
@@ -98,6 +100,8 @@ def srun_plugins(situation: Situation) -> Finding:
     done = subprocess.run(
         ["srun", "--mpi=list"], capture_output=True, text=True, timeout=SECONDS, check=False
     )
+    if done.returncode:
+        return skipped(f"srun does not tell: {done.stderr.strip().splitlines()[-1]}")
     words = re.findall(r"\w+", done.stdout + done.stderr)
     found = sorted({word for word in words if word.startswith(PLUGINS)})
     if not found:

@@ -33,8 +33,15 @@ def torch_facts(arguments: Sequence[str]) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "devices": devices,
         "gloo": dist.is_gloo_available(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if dist.is_nccl_available() else None,
+        "nccl": _nccl_version() if dist.is_nccl_available() else None,
     }
+
+
+def _nccl_version() -> str:
+    from torch.cuda import nccl
+
+    numbers: tuple[int, ...] = nccl.version()  # type: ignore[no-untyped-call]
+    return ".".join(map(str, numbers))
 
 
 def gloo_group(arguments: Sequence[str]) -> dict[str, Any]:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from distmoe.launch.doctor.cgroup import core_limit, memory_limit, process_limit
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
 from distmoe.launch.doctor.situation import Check, Situation
 
 GIB = 1 << 30
-CGROUP = Path("/sys/fs/cgroup")
 # Feeding a GPU: Python, the thread that reads data, those of NCCL.
 CORES_PER_RANK = 2
 # A frequency policy that saves power adds latency to every kernel launch.
 SAVING = ("powersave", "conservative")
 LEAST_BYTES = 4 * GIB
+# OpenMP, NCCL, data and checkpoints: threads count.
+PROCESSES_PER_RANK = 100
 
 
 def cores(situation: Situation) -> Finding:
     """That the machine has, that the process may run on, and that its cgroup gives it time on."""
     usable, whole = usable_cores(), os.cpu_count() or 1
-    quota = _cgroup_cores()
+    quota = core_limit()
     seen = f"{whole} in the machine, {len(os.sched_getaffinity(0))} may be used"
     seen += f", time for {quota:g} by the cgroup" if quota is not None else ""
     wanted = situation.local_world * (CORES_PER_RANK if situation.wants_gpu else 1)
@@ -34,21 +36,8 @@ def cores(situation: Situation) -> Finding:
 
 def usable_cores() -> float:
     """By affinity and by the quota of the cgroup."""
-    affinity, quota = len(os.sched_getaffinity(0)), _cgroup_cores()
+    affinity, quota = len(os.sched_getaffinity(0)), core_limit()
     return affinity if quota is None else min(affinity, quota)
-
-
-def _cgroup_cores() -> float | None:
-    """None without a limit; version 2 of cgroups, else 1."""
-    for file, period in (("cpu.max", ""), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        try:
-            words = (CGROUP / file).read_text().split()
-            words += (CGROUP / period).read_text().split() if period else []
-            quota, length = words
-        except (OSError, ValueError):
-            continue
-        return None if quota in ("max", "-1") else int(quota) / int(length)
-    return None
 
 
 def threads(situation: Situation) -> Finding:
@@ -84,7 +73,7 @@ def memory(situation: Situation) -> Finding:
     except OSError as error:
         return skipped(str(error))
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-    available, limit = kib["MemAvailable"] << 10, _cgroup_bytes()
+    available, limit = kib["MemAvailable"] << 10, memory_limit()
     seen = f"{available / GIB:.1f} of {(kib['MemTotal'] << 10) / GIB:.1f} GiB available"
     if limit is not None:
         seen += f", at most {limit / GIB:.1f} GiB by the cgroup"
@@ -92,17 +81,6 @@ def memory(situation: Situation) -> Finding:
     if available < LEAST_BYTES:
         return warned(seen, "more memory: srun --mem, docker --memory, or end other processes")
     return passed(seen)
-
-
-def _cgroup_bytes() -> int | None:
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            text = (CGROUP / file).read_text().strip()
-        except OSError:
-            continue
-        # Version 1 writes a number near 2^63 for no limit.
-        return None if text == "max" or int(text) >= 1 << 60 else int(text)
-    return None
 
 
 def frequency(situation: Situation) -> Finding:
@@ -118,16 +96,13 @@ def frequency(situation: Situation) -> Finding:
 
 def processes(situation: Situation) -> Finding:
     """And threads, that the cgroup allows."""
-    try:
-        most = (CGROUP / "pids.max").read_text().strip()
-        now = int((CGROUP / "pids.current").read_text())
-    except OSError:
-        return skipped("the cgroup does not tell")
-    # Threads count: OpenMP, NCCL and data take some dozens a rank.
-    wanted = now + 100 * situation.local_world
-    if most != "max" and int(most) < wanted:
-        return failed(f"{now} of {most} processes and threads", "docker --pids-limit=-1")
-    return passed("no limit by the cgroup" if most == "max" else f"{now} of {most}")
+    limit = process_limit()
+    if limit is None:
+        return passed("no limit by the cgroup")
+    wanted = PROCESSES_PER_RANK * situation.local_world
+    if limit < wanted:
+        return failed(f"at most {limit:,}; ranks want about {wanted:,}", "docker --pids-limit=-1")
+    return passed(f"at most {limit:,}")
 
 
 CHECKS: dict[str, Check] = {

@@ -80,7 +80,7 @@ def checkpoints(situation: Situation) -> Finding:
     wanted = BYTES_PER_PARAMETER * parameters * kept
     free = shutil.disk_usage(situation.run_folder).free
     seen = (
-        f"about {wanted / GIB:,.1f} GiB: {kept} of {parameters / 1e6:,.1f} M parameters, "
+        f"about {wanted / GIB:,.3g} GiB: {kept} of {parameters / 1e6:,.3g} M parameters, "
         f"{BYTES_PER_PARAMETER} bytes each; {free / GIB:,.1f} GiB free"
     )
     if wanted > free:

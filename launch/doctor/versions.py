@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import distmoe
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
@@ -75,7 +76,8 @@ def _compared(package: str, here: str, complain: Callable[[str, str], Finding]) 
     except PackageNotFoundError:
         return skipped(f"{here}; {NOT_INSTALLED}")
     tested = tested_version(package)
-    beside = f"; tests ran with {tested}" if tested and tested != here else ""
+    # Without the build, as in 2.13.0+cu130.
+    beside = f"; tests ran with {tested}" if tested and tested != Version(here).public else ""
     if not allowed.contains(here, prereleases=True):
         return complain(f"{here}; allowed {allowed}", f"pip install '{package}{allowed}'")
     return passed(f"{here}{f'; allowed {allowed}' if str(allowed) else ''}{beside}")

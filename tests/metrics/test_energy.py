@@ -37,7 +37,7 @@ def second_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_counter_is_that_of_the_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = [{"uuid": f"GPU-{n}", "TotalEnergyConsumption": j} for n, j in (("1a", 7), ("2b", 4500))]
+    gpus = [{"UUID": f"GPU-{n}", "TotalEnergyConsumption": j} for n, j in (("1a", 7), ("2b", 4500))]
     install(monkeypatch, FakeNvml(*gpus))
     read = meter_of(CUDA)
     assert read() == 4.5
@@ -51,9 +51,9 @@ def test_the_counter_is_that_of_the_own_device(monkeypatch: pytest.MonkeyPatch) 
     ("nvml", "device"),
     [
         (None, CUDA),
-        (FakeNvml({"uuid": "GPU-2b"}, starts=False), CUDA),
-        (FakeNvml({"uuid": "GPU-other"}), CUDA),
-        (FakeNvml({"uuid": "GPU-2b", "TotalEnergyConsumption": 1}), torch.device("cpu")),
+        (FakeNvml({"UUID": "GPU-2b"}, starts=False), CUDA),
+        (FakeNvml({"UUID": "GPU-other"}), CUDA),
+        (FakeNvml({"UUID": "GPU-2b", "TotalEnergyConsumption": 1}), torch.device("cpu")),
     ],
     ids=["no pynvml", "no driver", "unknown GPU", "CPU"],
 )

@@ -23,10 +23,10 @@ FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 
 
 class Run:
-    """A run of W&B: ``step`` is the one that is being filled."""
+    """A run of W&B: ``starting_step`` is the first that it does not have."""
 
     def __init__(self, asked: dict[str, Any], step: int) -> None:
-        self.asked, self.step = asked, step
+        self.asked, self.starting_step, self.step = asked, step, step
         self.rows: dict[int, dict[str, float]] = {}
         self.exit_codes: list[int] = []
 
@@ -42,12 +42,17 @@ class Run:
 class Wandb(ModuleType):
     """The module, and its server, which goes on behind the last step of a run that it knows."""
 
+    class Error(Exception):
+        """Of the stub."""
+
     def __init__(self) -> None:
         super().__init__("wandb")
         self.__spec__ = ModuleSpec("wandb", None, origin="stub")
         self.runs: list[Run] = []
 
     def init(self, **asked: Any) -> Run:
+        if asked["project"] == "unreachable":
+            raise self.Error("no network.")
         steps = [max(run.rows) + 1 for run in self.runs if run.asked["id"] == asked["id"]]
         self.runs.append(Run(asked, max(steps, default=0)))
         return self.runs[-1]
@@ -117,6 +122,14 @@ def test_other_ranks_and_other_runs_send_nothing(
     train(config, record, range(1, 3))
     assert wandb.runs == []
     assert not (Path(config.run.dir) / "wandb_run").exists()
+
+
+@pytest.mark.usefixtures("wandb")
+def test_a_start_that_fails_says_how_to_do_without(with_wandb: Config) -> None:
+    config = replace(with_wandb, metrics=MetricsConfig(tensorboard=False, wandb="unreachable"))
+    expected = "metrics.wandb is unreachable, and wandb does not start: no network. WANDB_MODE="
+    with pytest.raises(RuntimeError, match=expected):
+        Reporter(config, rank=0, world=2, resumed_step=0)
 
 
 def test_forced_routing_is_a_tag(with_wandb: Config, record: Make, wandb: Wandb) -> None:

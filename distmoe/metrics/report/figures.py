@@ -132,7 +132,7 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         _shown("memory, largest rank", "memory_gib", "{:.2f} GiB"),
         _shown("watts of a rank's device, mean", "watts_per_rank", "{:,.0f} W"),
         _shown("tokens per joule, mean", "tokens_per_joule", "{:,.3g}"),
-        _shown("energy of all steps", "energy_kwh", "{:,.3g} kWh"),
+        _shown("energy in all", "energy_kwh", "{:,.3g} kWh"),
     ),
     "time": (
         _part("data", "data"),

@@ -25,6 +25,7 @@ from distmoe.config import (
     RunConfig,
 )
 from distmoe.launch.doctor import (
+    cgroup,
     communication,
     disk,
     launcher,
@@ -229,7 +230,7 @@ def test_interfaces_of_several_networks(situation: Make, monkeypatch: pytest.Mon
         network, "interfaces", lambda: [*NICS, Interface("ib0", "10.1.0.5", False, 4092)]
     )
     assert like(network.nccl_interface(situation()), "pass", "ib0 (10.1.0.5, MTU 4,092)")
-    assert like(network.nccl_interface(situation(world=2)), "warn", "one of eth0 (10.0.0.5")
+    assert like(network.nccl_interface(situation(world=2)), "warn", "one of ib0 (10.1.0.5")
 
 
 def test_interfaces_of_this_machine() -> None:
@@ -263,6 +264,16 @@ def test_infiniband(
     assert like(network.infiniband(situation()), status, words)
 
 
+@pytest.fixture
+def own_cgroup(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The root of cgroups, and of them that of a job, /job/step, of version 2."""
+    monkeypatch.setattr(cgroup, "ROOT", tmp_path)
+    monkeypatch.setattr(cgroup, "OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text("0::/job/step\n")
+    (tmp_path / "job/step").mkdir(parents=True)
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("quota", "ranks", "status", "words"),
     [
@@ -275,21 +286,22 @@ def test_infiniband(
 def test_cores(
     situation: Make,
     monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    own_cgroup: Path,
     quota: str,
     ranks: int,
     status: str,
     words: str,
 ) -> None:
-    monkeypatch.setattr(processors, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
-    (tmp_path / "cpu.max").write_text(quota + "\n")
+    (own_cgroup / "job/cpu.max").write_text(quota + "\n")
+    (own_cgroup / "job/step/cpu.max").write_text("max 100000\n")
     assert like(processors.cores(situation(local_world=ranks)), status, words)
-    # Version 1 of cgroups has the same in two files.
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
+    # Version 1 of cgroups has the same in two files, in a tree of its own; a container may tell
+    # the path of its host, which it does not have.
+    (own_cgroup / "own").write_text("4:cpu,cpuacct:/host/only\n1:name=systemd:/\n")
+    (own_cgroup / "cpu").mkdir()
     for name, number in zip(("quota", "period"), quota.replace("max", "-1").split(), strict=True):
-        (tmp_path / f"cpu/cpu.cfs_{name}_us").write_text(number + "\n")
+        (own_cgroup / f"cpu/cpu.cfs_{name}_us").write_text(number + "\n")
     assert like(processors.cores(situation(local_world=ranks)), status, words)
 
 
@@ -321,9 +333,8 @@ def test_threads(
 
 
 def test_load_memory_and_processes(
-    situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    situation: Make, monkeypatch: pytest.MonkeyPatch, own_cgroup: Path
 ) -> None:
-    monkeypatch.setattr(processors, "CGROUP", tmp_path)
     monkeypatch.setattr(processors, "usable_cores", lambda: 4)
     for running, status in ((4.0, "pass"), (4.1, "warn")):
         monkeypatch.setattr(os, "getloadavg", lambda running=running: (running, 0.0, 0.0))
@@ -331,12 +342,10 @@ def test_load_memory_and_processes(
     monkeypatch.setattr(processors, "LEAST_BYTES", 1 << 20)
     assert like(processors.memory(situation()), "pass", "GiB available")
     for limit, status in (("max", "pass"), (str(2 << 20), "pass"), (str(1 << 19), "warn")):
-        (tmp_path / "memory.max").write_text(limit)
+        (own_cgroup / "job/memory.max").write_text(limit)
         assert like(processors.memory(situation()), status, "available")
-    assert like(processors.processes(situation()), "skip", "does not tell")
-    (tmp_path / "pids.current").write_text("50\n")
-    for most, status in (("max", "pass"), ("250", "pass"), ("249", "fail")):
-        (tmp_path / "pids.max").write_text(most)
+    for most, status in (("max", "pass"), ("200", "pass"), ("199", "fail")):
+        (own_cgroup / "job/step/pids.max").write_text(most)
         assert processors.processes(situation(local_world=2)).status == status
 
 
@@ -439,7 +448,7 @@ def test_a_run(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     # Steps 50 to 200 for ever, two, and the one that is being written: 7 x 12 MiB.
     room = SimpleNamespace(free=7 * 12 << 20)
     monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: room)
-    assert like(run.checkpoints(found), "pass", "about 0.1 GiB: 7 of 1.0 M parameters")
+    assert like(run.checkpoints(found), "pass", "about 0.082 GiB: 7 of 1.05 M parameters")
     room.free -= 1
     assert like(run.checkpoints(found), "fail", "0.1 GiB free")
     many = ConfigError(["moe.top_k is 9; it must be less", "b", "c"])
@@ -505,7 +514,11 @@ def test_groups(situation: Make) -> None:
     clocks = [["a", 100.0], ["b", 100.05]]
     good = Answers(gloo={"ranks": 2, "seconds": 0.5, "clocks": clocks})
     two = RankInfo(world=2, local_world=2, source="torchrun")
-    assert like(communication.gloo(situation(probes=good)), "pass", "2 ranks added up ones")
+    assert like(
+        communication.gloo(situation(probes=good)),
+        "pass",
+        "2 ranks met and added up ones in 500.0 ms",
+    )
     assert like(communication.gloo(situation()), "fail", "no answer in 11 s")
     assert like(communication.wall_clocks(situation()), "skip", "one rank")
     together = situation(probes=good, ranks=two)
@@ -524,7 +537,7 @@ def test_groups(situation: Make) -> None:
 
 
 def test_srun_and_mpiexec(situation: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = SimpleNamespace(stdout="", stderr="")
+    told = SimpleNamespace(stdout="", stderr="", returncode=0)
     monkeypatch.setattr(communication.subprocess, "run", lambda *args, **options: told)
     monkeypatch.setattr(communication.shutil, "which", lambda name, path=None: f"/usr/bin/{name}")
     told.stderr = "srun: MPI types are...\nsrun: none\nsrun: pmi2\n"
@@ -533,6 +546,8 @@ def test_srun_and_mpiexec(situation: Make, monkeypatch: pytest.MonkeyPatch) -> N
     assert like(communication.srun_plugins(situation()), "warn", "none of pmix, pmi2")
     library = Finding("pass", "loads MPICH Version: 5.0.2")
     monkeypatch.setattr(communication, "mpi4py", lambda situation: library)
+    told.returncode, told.stderr = 1, "srun: error: no DNS\nsrun: fatal: no configuration\n"
+    assert like(communication.srun_plugins(situation()), "skip", "tell: srun: fatal: no config")
     told.stdout = "HYDRA build details:"
     assert like(communication.mpiexec(situation()), "pass", "/usr/bin/mpiexec, MPICH")
     told.stdout = "mpiexec (OpenRTE) 4.1.4"
