@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.console import Console
 from distmoe.config import Config, ConfigError, RankInfo, load_config, resolve
 from distmoe.launch.doctor import comm
 from distmoe.launch.doctor.examine import Result, examine
-from distmoe.launch.doctor.finding import Status
+from distmoe.launch.doctor.finding import Finding, Status
 from distmoe.launch.doctor.probes import COMMAND, ProbeProcess
 from distmoe.launch.doctor.situation import Situation
 from distmoe.launch.doctor.table import THEMES
@@ -30,6 +31,8 @@ from distmoe.metrics.nvml import all_gpus
 SECONDS = 12.0
 """For all checks together."""
 PROBE_SECONDS = 11.0
+# Of the names of checks.
+WIDTH = 20
 OWN_OPTIONS = ("--world", "--ranks-per-node", "--json")
 STYLES = {Status.PASS: "green", Status.WARN: "yellow", Status.FAIL: "bold red", Status.SKIP: "dim"}
 
@@ -147,11 +150,14 @@ def _tell(situation: Situation, request: _Request, began: float) -> int:
     piece = io.StringIO() if several else None
     console = Console(highlight=False, markup=False, soft_wrap=True, file=piece)
     machine = f" of {socket.gethostname()}" if several else ""
-    for result in examine(situation, THEMES, seconds=SECONDS):
-        if not results or results[-1].theme != result.theme:
-            console.print(f"{result.theme}{machine}", style="bold")
-        _print(console, result)
-        results.append(result)
+    for theme, of_theme in groupby(
+        examine(situation, THEMES, seconds=SECONDS), key=lambda result: result.theme
+    ):
+        console.print(f"{theme}{machine}", style="bold")
+        for finding, alike in groupby(of_theme, key=lambda result: result.finding):
+            found = list(alike)
+            _print(console, ", ".join(result.check for result in found), finding)
+            results += found
     counts = Counter(result.finding.status for result in results)
     seconds = time.perf_counter() - began
     numbers = ", ".join(f"{counts[status]} {status}" for status in Status)
@@ -163,12 +169,12 @@ def _tell(situation: Situation, request: _Request, began: float) -> int:
     return 1 if counts[Status.FAIL] else 0
 
 
-def _print(console: Console, result: Result) -> None:
-    finding = result.finding
+def _print(console: Console, checks: str, finding: Finding) -> None:
+    """Neighbours that say the same are one line."""
     console.print(f"  {finding.status}", style=STYLES[finding.status], end="")
-    console.print(f"  {result.check:<20}  {finding.seen}")
+    console.print(f"  {checks:<{WIDTH}}  {finding.seen}")
     if finding.fix:
-        console.print(f"{'':<8}{'':<20}  -> {finding.fix}", style="bold")
+        console.print(f"{'':<8}{'':<{WIDTH}}  -> {finding.fix}", style="bold")
 
 
 def as_json(results: Iterable[Result], *, seconds: float) -> str:

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 
 from distmoe.config import Config, ConfigError, check
-from distmoe.data.manifest import check_files, read_manifest
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
 from distmoe.launch.doctor.probes import ProbeError
 from distmoe.launch.doctor.situation import Check, Situation
@@ -57,6 +56,9 @@ def data(situation: Situation) -> Finding:
     """The manifest, and that the shards have the sizes that it says; not their hashes."""
     if situation.config is None:
         return skipped(NO_FILE)
+    # numpy may be what is missing.
+    from distmoe.data.manifest import check_files, read_manifest
+
     path = situation.config.data.path
     try:
         manifest = read_manifest(path)

@@ -22,7 +22,7 @@ HURTFUL = {
     "TORCHDYNAMO_DISABLE": ("1", "torch.compile does nothing"),
     "PYTORCH_NO_CUDA_MEMORY_CACHING": ("1", "every tensor is allocated by the driver"),
 }
-PREFIXES = ("NCCL_", "TORCH", "CUDA_", "GLOO_", "OMP_", "PYTORCH_", "TRITON_")
+PREFIXES = ("NCCL_", "TORCH_", "CUDA_", "GLOO_", "OMP_", "PYTORCH_", "TRITON_")
 """What is told, of all variables."""
 CHOSEN = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
 
