@@ -49,9 +49,10 @@ def interfaces() -> list[Interface]:
 
 
 def host_name(situation: Situation) -> Finding:
-    """gloo listens at the address that the host's own name resolves to."""
+    """gloo listens at the address that the host's own name resolves to, unless told otherwise."""
     name = socket.gethostname()
-    several = situation.world > situation.local_world
+    chosen = "GLOO_SOCKET_IFNAME" in situation.variables
+    several = situation.world > situation.local_world and not chosen
     complain = failed if several else warned
     fix = f"a line for {name} in /etc/hosts, or GLOO_SOCKET_IFNAME=INTERFACE"
     try:
