@@ -33,6 +33,10 @@ def test_disks(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert like(disk.temporary(found), "warn", "0.0 GiB free")
     monkeypatch.setattr(disk, "SLOW_BYTES_PER_S", float("inf"))
     assert like(disk.run_speed(found), "warn", str(tmp_path))
+    # Opening a small file is no measure of reading.
+    assert disk.data_speed(found).status == "pass"
+    (tmp_path / "train-0.bin").write_bytes(b"0" * len(disk.CHUNK))
+    assert like(disk.data_speed(found), "warn", "4.2 MB of train-0.bin")
     monkeypatch.setattr(disk.os, "fsync", lambda file: os.close(-1))
     assert like(disk.run_speed(found), "fail", "Bad file descriptor")
     assert like(disk.data_room(situation()), "skip", "no FILE")

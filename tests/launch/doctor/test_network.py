@@ -81,6 +81,9 @@ def test_interfaces_of_several_networks(situation: Make, monkeypatch: pytest.Mon
     )
     assert like(network.nccl_interface(situation()), "pass", "ib0 (10.1.0.5, MTU 4,092)")
     assert like(network.nccl_interface(situation(world=2)), "warn", "one of ib0 (10.1.0.5")
+    # A bridge of containers is better than nothing but loopback.
+    monkeypatch.setattr(network, "interfaces", lambda: NICS[:2])
+    assert like(network.nccl_interface(situation()), "pass", "docker0")
 
 
 def test_interfaces_of_this_machine() -> None:

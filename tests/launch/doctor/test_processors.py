@@ -47,7 +47,8 @@ def test_cores(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
     (own_cgroup / "job/cpu.max").write_text(quota + "\n")
-    (own_cgroup / "job/step/cpu.max").write_text("max 100000\n")
+    # The least limit on the way up counts.
+    (own_cgroup / "job/step/cpu.max").write_text("800000 100000\n")
     assert like(processors.cores(situation(local_world=ranks)), status, words)
     # Version 1 of cgroups has the same in two files, in a tree of its own; a container may tell
     # the path of its host, which it does not have.
@@ -97,6 +98,11 @@ def test_load_memory_and_processes(
     for limit, status in (("max", "pass"), (str(2 << 20), "pass"), (str(1 << 19), "warn")):
         (own_cgroup / "job/memory.max").write_text(limit)
         assert like(processors.memory(situation()), status, "available")
+    (own_cgroup / "own").write_text("3:memory:/\n")
+    (own_cgroup / "memory").mkdir()
+    (own_cgroup / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert "cgroup" not in processors.memory(situation()).seen
+    (own_cgroup / "own").write_text("0::/job/step\n")
     for most, status in (("max", "pass"), ("200", "pass"), ("199", "fail")):
         (own_cgroup / "job/step/pids.max").write_text(most)
         assert processors.processes(situation(local_world=2)).status == status
