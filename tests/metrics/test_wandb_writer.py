@@ -132,6 +132,23 @@ def test_a_start_that_fails_says_how_to_do_without(with_wandb: Config) -> None:
         Reporter(config, rank=0, world=2, resumed_step=0)
 
 
+def test_training_goes_on_without_the_process_of_wandb(
+    with_wandb: Config,
+    record: Make,
+    wandb: Wandb,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def lost(self: Run, *args: object, **options: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(Run, "log", lost)
+    monkeypatch.setattr(Run, "finish", lost)
+    train(with_wandb, record, range(1, 4))
+    words = f"wandb in {with_wandb.run.dir} is NOT written: [Errno 104] Connection reset by peer"
+    assert "".join(capsys.readouterr().out.split()).count("".join(words.split())) == 1
+
+
 def test_forced_routing_is_a_tag(with_wandb: Config, record: Make, wandb: Wandb) -> None:
     train(with_wandb, record, range(1, 2))
     forced = replace(with_wandb, moe=replace(with_wandb.moe, router="balanced"))
