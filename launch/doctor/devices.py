@@ -17,8 +17,8 @@ Value = TypeVar("Value")
 GIB = 1 << 30
 # bf16 products, and what the Triton kernels are compiled for ahead of time.
 OLDEST = (8, 0)
-# Of a GPU that nobody else uses: contexts and displays.
-IDLE_BYTES = GIB
+# Of a GPU that nobody else uses: a display, and the context of the probe.
+IDLE_BYTES = 2 * GIB
 # Above it boards lower their clocks.
 HOT_CELSIUS = 85
 
