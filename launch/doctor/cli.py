@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
@@ -110,12 +110,14 @@ def _parse(argv: Sequence[str]) -> _Request:
     return _Request(
         run=(file, *settings) if file else (),
         config=load_config(file, settings) if file else None,
-        world=integer_option(own, "--world", 1, least=1) if "--world" in own else 0,
-        ranks_per_node=integer_option(own, "--ranks-per-node", 1, least=1)
-        if "--ranks-per-node" in own
-        else 0,
+        world=_count("--world", own),
+        ranks_per_node=_count("--ranks-per-node", own),
         json=report,
     )
+
+
+def _count(option: str, given: Mapping[str, str]) -> int:
+    return integer_option(given, option, 1, least=1) if option in given else 0
 
 
 def _situation(request: _Request) -> tuple[Situation, ProbeProcess]:

@@ -101,7 +101,8 @@ def srun_plugins(situation: Situation) -> Finding:
         ["srun", "--mpi=list"], capture_output=True, text=True, timeout=SECONDS, check=False
     )
     if done.returncode:
-        return skipped(f"srun does not tell: {done.stderr.strip().splitlines()[-1]}")
+        why = done.stderr.strip() or f"exit code {done.returncode}"
+        return skipped(f"srun does not tell: {why.splitlines()[-1]}")
     words = re.findall(r"\w+", done.stdout + done.stderr)
     found = sorted({word for word in words if word.startswith(PLUGINS)})
     if not found:

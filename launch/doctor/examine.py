@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from distmoe.launch.doctor.finding import Finding, failed, skipped
+from distmoe.launch.doctor.finding import Finding, failed, skipped, warned
 from distmoe.launch.doctor.probes import ProbeError
 from distmoe.launch.doctor.situation import Check, Situation
 from distmoe.launch.worker import in_one_line
@@ -58,7 +58,7 @@ def _found(check: Check, situation: Situation) -> Finding:
     except (NvmlError, ProbeError) as error:
         return skipped(str(error))
     except subprocess.TimeoutExpired as error:
-        return failed(f"{error.cmd[0]} has not answered in {error.timeout:g} s", "run it by hand")
+        return warned(f"{error.cmd[0]} has not answered in {error.timeout:g} s", "run it by hand")
     # The other checks are of use whatever has happened to this one.
     except Exception as error:
         return failed(f"the check broke: {in_one_line(error)}", "look at what it names")
