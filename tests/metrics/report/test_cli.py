@@ -63,6 +63,17 @@ def test_a_broken_file_is_named_with_its_line(
     assert message in error
 
 
+def test_a_run_from_before_energy_was_noted_is_read(make_run: MakeRun, capsys: Captured) -> None:
+    folder = make_run("old")
+    file = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        del line["energy_joules"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([str(folder)]) == 0
+    assert "old" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("file", ["config.toml", "metrics.jsonl", "starts.jsonl"])
 def test_a_missing_file_is_named(make_run: MakeRun, capsys: Captured, file: str) -> None:
     folder = make_run("run")
