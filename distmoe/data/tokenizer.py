@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distmoe.data.manifest import token_dtype_name
 from distmoe.data.spec import END_OF_DOCUMENT
@@ -58,13 +58,19 @@ class Encoder:
         eod_id = self.tokenizer.token_to_id(eod_token)
         if eod_id is None:
             raise ValueError(f"--eod-token is '{eod_token}'; the tokenizer has no such token")
-        self.eod_id: int = eod_id
+        self.eod_token, self.eod_id = eod_token, int(eod_id)
         self.dtype_name = token_dtype_name(self.vocab_size)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """One array of ids per text, without special tokens."""
+        return self._ids(self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+
+    def encode_in_one_thread(self, texts: list[str]) -> list[np.ndarray]:
+        """The same, without the tokenizer's own threads."""
+        return self._ids(self.tokenizer.encode(text, add_special_tokens=False) for text in texts)
+
+    def _ids(self, encodings: Iterable[Encoding]) -> list[np.ndarray]:
         dtype = np.dtype(self.dtype_name).newbyteorder("<")
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype) for encoding in encodings]
 
     def decode(self, tokens: Iterable[int]) -> str:

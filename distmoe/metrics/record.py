@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from distmoe.metrics.expert_load import ExpertLoad
+
+
+@dataclass(frozen=True)
+class CorpusProgress:
+    """What a run has read of one corpus since its first step. ``epochs``: how often its samples."""
+
+    corpus: str
+    samples: int
+    epochs: float
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,7 @@ class StepRecord:
     one of the first steps of a start, which the medians leave out. ``tflops_per_rank``: of the
     model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
     known; ``palm_``: the same with attention's full square. ``not_finite``: of a skipped step,
-    what was not finite first, and on which ranks.
+    what was not finite first, and on which ranks. ``corpora``: in the order of the config.
     """
 
     step: int
@@ -63,17 +72,19 @@ class StepRecord:
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
     not_finite: str = ""
+    corpora: tuple[CorpusProgress, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Without the layers and without nesting; the names are stable."""
+        """Without layers and corpora, and without nesting; the names are stable."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["load"], values["layers"]
+        del values["load"], values["layers"], values["corpora"]
         return {**values, **self.load.flat()}
 
     def line(self) -> dict[str, Any]:
-        """The flat record, and ``layers``: a flat load for each MoE layer."""
+        """The flat record, ``layers``: a flat load for each MoE layer, and ``corpora``."""
         layers = [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
-        return {**self.flat(), "layers": layers}
+        corpora = [asdict(corpus) for corpus in self.corpora]
+        return {**self.flat(), "layers": layers, "corpora": corpora}
 
 
 # TensorBoard group -> fields of the flat record.

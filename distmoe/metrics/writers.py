@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,9 @@ class TensorBoardWriter:
                 if name in unknown:
                     continue
                 self._scalar(f"{group}/{name}", float(flat[name]), record.step)
+        for corpus in record.corpora:
+            self._scalar(f"corpora_samples/{corpus.corpus}", corpus.samples, record.step)
+            self._scalar(f"corpora_epochs/{corpus.corpus}", corpus.epochs, record.step)
 
     def layers(self, record: StepRecord) -> None:
         """The figures of every MoE layer: a group per figure, a series per layer."""
@@ -149,8 +153,11 @@ class TensorBoardWriter:
         """A line in the tab *Text*."""
         self._writer.add_text(name, text, step)
 
-    def validation(self, step: int, loss: float) -> None:
+    def validation(self, step: int, loss: float, corpora: Mapping[str, float]) -> None:
+        """The loss, and that of each corpus of a mix."""
         self._scalar("validation/loss", loss, step)
+        for corpus, own_loss in corpora.items():
+            self._scalar(f"validation_loss/{corpus}", own_loss, step)
 
     def expert_load(self, record: StepRecord, freq_LE: IntArray) -> None:
         """Histograms of the load over the layer's mean, and one image, whose rows are the layers of

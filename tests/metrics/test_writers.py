@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
+from distmoe.metrics.record import CorpusProgress, GROUPS, LAYER_FIGURES, StepRecord
 from distmoe.metrics.writers import LAYOUT, JsonlWriter, TensorBoardWriter
 
 Make = Callable[..., StepRecord]
