@@ -18,7 +18,7 @@ from distmoe.data.tokenizer import Encoder
 from distmoe.data.verify import damage
 
 SAMPLE_TOKENS = 48
-BAR_WIDTH = 30
+BAR_WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,6 @@ def _lengths_table(split: str, lengths: Lengths) -> Table:
             f"{each.low:,} - {each.high:,}",
             f"{each.documents:,}",
             f"{each.tokens:,}",
-            f"{'#' * round(BAR_WIDTH * share)} {share:.1%}",
+            f"{share:6.1%} {'#' * round(BAR_WIDTH * share)}",
         )
     return table

@@ -63,7 +63,8 @@ def mix_table(mix: list[dict[str, Any]], config: Config | None) -> Table:
         table.add_column(name, justify="right")
     if config is not None:
         table.add_column("weight", justify="right")
-        table.add_column(f"epochs in {config.train.steps} steps", justify="right")
+        table.add_column("epochs", justify="right")
+        table.title = f"the mix, read for {config.train.steps} steps"
     for row in mix:
         cells = [row["folder"], f"{row['train_tokens']:,}", f"{row['share']:.1%}"]
         if config is not None:

@@ -72,7 +72,7 @@ def test_a_mix_and_a_config(
     )
     assert main(["inspect", str(config)]) == 0
     shown = capsys.readouterr().out
-    assert "epochs in 10 steps" in shown
+    assert "the mix, read for 10 steps" in shown
     assert f"{320 * 0.75 / tokens[1]:.3g}" in shown
     assert main(["inspect", str(config), str(prepared)]) == 2
     assert "it must be the only input" in capsys.readouterr().err
@@ -105,19 +105,19 @@ def change(path: Path, dtype: str, entry: int, value: int) -> None:
     data.flush()
 
 
-@pytest.mark.parametrize("value", [299, 300])
+@pytest.mark.parametrize("value", [0, 298, 300])
 def test_a_changed_token_is_found(copy: Path, capsys: Captured, value: int) -> None:
     manifest = read_manifest(copy)
-    assert manifest.vocab_size == 300
+    assert (manifest.vocab_size, manifest.eod_id) == (300, 0)
     path = copy / "train-00001.bin"
     change(path, "<u2", 5, value)
     assert main(["inspect", str(copy)]) == 0
     lines = found(copy, capsys, "--verify").splitlines()
     assert lines[0] == f"{path} has another sha256 than its manifest says"
     # An id that is in the vocabulary could stand there.
-    assert len(lines) == (2 if value == 300 else 1)
-    if value == 300:
-        assert lines[1].startswith(f"{path} is damaged: at byte 10, token 5, it has the id 300; ")
+    assert len(lines) == (1 if value == 298 else 2)
+    place = f"{path} is damaged: at byte 10, token 5, it has the id {value}; "
+    assert all(line.startswith(place) for line in lines[1:])
 
 
 def test_a_moved_end_of_a_document_is_found(copy: Path, capsys: Captured) -> None:
@@ -151,7 +151,7 @@ def test_all_that_is_wrong_is_told_at_once(copy: Path, capsys: Captured) -> None
     [
         ('"dtype"', "dtype", "line 3 column 3 (char"),
         ('"format_version": 1', '"format_version": 7', "has format_version 7; this code reads 1"),
-        ('"vocab_size"', '"size"', "vocab_size"),
+        ('"vocab_size"', '"size"', "'size'"),
         ('"dtype": "uint16"', '"dtype": "uint32"', "train-00000 has"),
     ],
 )

@@ -30,8 +30,8 @@ def test_every_start_of_the_stream_has_its_shares(shares: list[int]) -> None:
 
 def test_order_is_fixed() -> None:
     # A change of the schedule would give every resumed run another order.
-    assert interleave([7, 3]).tolist() == [0, 1, 0, 0, 1, 0, 0, 0, 1, 0]
-    assert interleave([1, 2, 3]).tolist() == [2, 1, 0, 2, 1, 2]
+    assert interleave([7, 3]).tolist() == [0, 1, 0, 0, 0, 1, 0, 0, 1, 0]
+    assert interleave([1, 2, 3]).tolist() == [2, 1, 2, 0, 1, 2]
 
 
 def make(sizes: list[int], shares: list[int], batch: int, seed: int = 3) -> MixtureSampler:
@@ -40,11 +40,11 @@ def make(sizes: list[int], shares: list[int], batch: int, seed: int = 3) -> Mixt
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=2, max_size=5), st.data()
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=2, max_size=5),
+    st.integers(1, 50),
 )
-def test_each_corpus_is_read_as_if_alone(mix: list[tuple[int, int]], data: st.DataObject) -> None:
+def test_each_corpus_is_read_as_if_alone(mix: list[tuple[int, int]], batch: int) -> None:
     sizes, shares = [size for size, _ in mix], [share for _, share in mix]
-    batch = data.draw(st.integers(1, 50))
     sampler, steps = make(sizes, shares, batch), 7
     ends = np.cumsum(sizes)
     batches = [sampler.indices(step) for step in range(steps)]

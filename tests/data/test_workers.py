@@ -83,7 +83,7 @@ def test_killed_work_leaves_no_process_and_is_resumed_by_any_number(
     folder = tmp_path / "in"
     folder.mkdir()
     lines = "".join((corpus / name).read_text() for name in ("a.jsonl", "b.jsonl"))
-    (folder / "a.jsonl").write_text(lines * 40)
+    (folder / "a.jsonl").write_text(lines * 6)
     settings = {"shard_tokens": 4000, "validation_fraction": 0.1}
     code = f"""
 import os, signal
