@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from tokenizers import Encoding, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from distmoe.data.manifest import token_dtype_name
 from distmoe.data.spec import END_OF_DOCUMENT
@@ -63,15 +63,14 @@ class Encoder:
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """One array of ids per text, without special tokens."""
-        return self._ids(self.tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+        dtype = np.dtype(self.dtype_name).newbyteorder("<")
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype) for encoding in encodings]
 
     def encode_in_one_thread(self, texts: list[str]) -> list[np.ndarray]:
-        """The same, without the tokenizer's own threads."""
-        return self._ids(self.tokenizer.encode(text, add_special_tokens=False) for text in texts)
-
-    def _ids(self, encodings: Iterable[Encoding]) -> list[np.ndarray]:
-        dtype = np.dtype(self.dtype_name).newbyteorder("<")
-        return [np.array(encoding.ids, dtype) for encoding in encodings]
+        """The same without parallel threads, where other processes have the other cores."""
+        # The tokenizer spreads the texts of a call over its threads, so a text a call uses one.
+        return [self.encode([text])[0] for text in texts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of the ids, special tokens included."""
