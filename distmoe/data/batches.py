@@ -170,8 +170,8 @@ def mask_documents(batch: Batch, *, eod_id: int) -> Batch:
     token predicts nothing."""
     ends_BS = batch.tokens_BS == eod_id
     positions = torch.arange(ends_BS.shape[1])
-    # A document begins behind the last end before it, or where the row does.
+    # A document begins behind the last end before it, or at 0, which is also what the row's last
+    # end rolls to.
     begins_BS = torch.where(ends_BS.roll(1, dims=1), positions, 0)
-    begins_BS[:, 0] = 0
     start_BS = begins_BS.cummax(dim=1).values
     return Batch(batch.tokens_BS, batch.labels_BS.masked_fill(ends_BS, IGNORE), start_BS)

@@ -13,6 +13,7 @@ from training_runs import TINY
 
 from distmoe.config import RankInfo, check, load_config, resolve
 from distmoe.data.cli import main as data_main
+from distmoe.data.tokens import TokenSplit, unigram_entropy
 from distmoe.metrics.flops import flops_per_token
 from distmoe.train.trainer import train
 
@@ -88,9 +89,13 @@ def test_validation_is_of_each_corpus(
     run: Run, unbroken: list[dict[str, Any]], folders: list[Path]
 ) -> None:
     path = run.root / "unbroken/validation.jsonl"  # type: ignore[attr-defined]
+    # A model that knows how often each token occurs in the mix does not know the corpus.
+    shares = [TokenSplit(folder, "validation").token_shares() for folder in folders]
+    entropy = unigram_entropy(0.75 * shares[0] + 0.25 * shares[1])
     for line in map(json.loads, path.open()):
         one, other = (line["corpora"][str(folder)] for folder in folders)
         assert one != other
+        assert line["unigram_entropy"] == pytest.approx(entropy)
         assert line["validation_loss"] == pytest.approx(0.75 * one + 0.25 * other)
 
 
