@@ -92,7 +92,7 @@ def find_sources(inputs: tuple[Path, ...]) -> list[SourceFile]:
 def _files_of(folder: Path) -> list[SourceFile]:
     """What can be read below ``folder``; of a saved data set its data, not its caches."""
     paths = [path for path in folder.rglob("*") if path.is_file()]
-    saved = {parent: saved_files(parent) for parent in {path.parent for path in paths}}
+    saved = {parent: saved_files(parent) for parent in sorted({path.parent for path in paths})}
     files = []
     for path in paths:
         file, data = SourceFile(path, path.relative_to(folder).as_posix()), saved[path.parent]

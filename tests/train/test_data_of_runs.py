@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 from training_runs import TINY
 
-from distmoe.config import RankInfo, check, load_config, resolve
+from distmoe.config import Config, DataConfig, RankInfo, check, load_config, resolve
 from distmoe.data.cli import main as data_main
 from distmoe.data.tokens import TokenSplit, unigram_entropy
 from distmoe.metrics.flops import flops_per_token
+from distmoe.train.start import common_facts
 from distmoe.train.trainer import train
 
 SMALL = (
@@ -83,6 +85,22 @@ def test_resumes_in_the_middle_of_the_mix(run: Run, unbroken: list[dict[str, Any
     assert [[r[name] for name in names] for r in resumed] == [
         [r[name] for name in names] for r in whole
     ]
+
+
+def test_ranks_may_keep_a_mix_elsewhere_but_not_mix_it_otherwise(
+    folders: list[Path], tmp_path: Path
+) -> None:
+    moved = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+
+    def facts(paths: list[Path], weights: str) -> dict[str, str]:
+        mix = tuple(f"{path}:{w}" for path, w in zip(paths, weights.split(), strict=True))
+        return common_facts(Config(data=DataConfig(mix=mix)))
+
+    here = facts(folders, "3 1")
+    assert facts(moved, "0.75 0.25") == here
+    for other in (facts(folders, "1 1"), facts(folders[::-1], "3 1")):
+        assert other.keys() == here.keys()
+        assert other["entry 0 of data.mix"] != here["entry 0 of data.mix"]
 
 
 def test_validation_is_of_each_corpus(
