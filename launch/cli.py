@@ -26,8 +26,9 @@ commands:
                     the JSON that its engine gives DeepSpeed, or the value of one setting
   launch torchrun|slurm|mpi|deepspeed FILE --nodes N --ranks-per-node G [--dry-run] [options]
                     check a run of several machines, and start or submit it
-  data prepare ...  tokenize text, JSONL or Parquet
-  data inspect DIR  show a prepared folder
+  data prepare ...  tokenize text, JSONL, Parquet or Arrow
+  data inspect DIR ... | FILE [--verify] [--json]
+                    show prepared folders, or those of a run, and check them
   checkpoint inspect|verify|reshard|consolidate DIR
                     look at a checkpoint, check its hashes, export it
   report RUN ... [--html|--markdown|--csv|--json FILE] [--watch]

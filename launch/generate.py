@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive
 from distmoe.checkpoint.load_model import load_model
 from distmoe.checkpoint.manifest import damage, read_manifest
-from distmoe.config import Config
+from distmoe.config import Config, corpora
 from distmoe.data.manifest import TOKENIZER_NAME
 from distmoe.data.spec import END_OF_DOCUMENT
 from distmoe.engines import compute_dtype
@@ -73,7 +73,8 @@ def _print_text(path: Path, arguments: argparse.Namespace) -> None:
 def _tokenizer(path: Path, config: Config, named: Path | None) -> Tokenizer:
     """That of ``named``, else beside an imported checkpoint, else of the run's data."""
     beside = path.absolute().parents[1] / TOKENIZER_NAME
-    of_data = Path(config.data.path) / TOKENIZER_NAME
+    # All corpora of a mix have the same.
+    of_data = Path(corpora(config.data)[0].path) / TOKENIZER_NAME
     file = named or (beside if beside.is_file() else of_data)
     if not file.is_file():
         raise ValueError(f"there is no tokenizer '{file}'; name one with --tokenizer")

@@ -71,13 +71,15 @@ def _text(statement: ast.stmt | None) -> str:
 def _kind(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
-    return str(kind.__name__)
+    return "list of str" if kind == tuple[str, ...] else str(kind.__name__)
 
 
 def _default(key: str) -> str:
     value = value_of(Config(), key)
     if value == "":
         return '""'
+    if value == ():
+        return "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -1,6 +1,7 @@
 """The whole run as frozen dataclasses, read from TOML and the command line, checked once."""
 
 from distmoe.config.check import check
+from distmoe.config.corpora import Corpus, corpora
 from distmoe.config.errors import ConfigError
 from distmoe.config.expert_groups import ExpertGroups, expert_group_problems, expert_groups
 from distmoe.config.load import load_config, to_toml
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointConfig",
     "Config",
     "ConfigError",
+    "Corpus",
     "DataConfig",
     "DeepSpeedConfig",
     "DispatchConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "TrainConfig",
     "apply_overrides",
     "check",
+    "corpora",
     "expert_group_problems",
     "expert_groups",
     "load_config",

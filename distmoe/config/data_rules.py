@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from distmoe.config.data_sizes import read_data_sizes
+from distmoe.config.corpora import corpora
+from distmoe.config.data_sizes import DataSizes, read_data_sizes
 from distmoe.config.errors import ConfigError
 from distmoe.config.schema import Config
 
 
 def data_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the folder data.path, a line each."""
+    """What is wrong with the folders of data.path or data.mix, a line each."""
+    key = "data.mix" if config.data.mix else "data.path"
     try:
-        sizes = read_data_sizes(config.data.path)
+        folders = [corpus.path for corpus in corpora(config.data)]
     except ConfigError as error:
         yield from error.problems
         return
+    sizes = {}
+    for folder in folders:
+        try:
+            sizes[folder] = read_data_sizes(folder, key)
+        except ConfigError as error:
+            yield from error.problems
+    if config.data.document_mask and config.data.seq_len < 2:
+        yield "data.seq_len is 1; it must be at least 2 with data.document_mask"
+    yield from _other_tokenizers(sizes)
+    for folder, size in sizes.items():
+        yield from _folder_problems(config, key, folder, size)
+
+
+def _other_tokenizers(sizes: Mapping[str, DataSizes]) -> Iterator[str]:
+    """Folders whose tokens mean something else than the first one's."""
+    hashes = {folder: size.tokenizer_sha256 for folder, size in sizes.items()}
+    first = next(iter(hashes), "")
+    for folder, sha256 in hashes.items():
+        if sha256 != hashes[first]:
+            yield (
+                f"data.mix has '{folder}', whose tokenizer.json (sha256 {sha256[:12]}...) is not "
+                f"that of '{first}' ({hashes[first][:12]}...); all must have the same: "
+                f"distmoe data prepare ... --tokenizer {first}/tokenizer.json"
+            )
+
+
+def _folder_problems(config: Config, key: str, folder: str, sizes: DataSizes) -> Iterator[str]:
     if config.model.vocab_size < sizes.vocab_size:
         yield (
             f"model.vocab_size is {config.model.vocab_size}; it must be 0 or at least the "
-            f"{sizes.vocab_size} tokens of the tokenizer in {config.data.path}"
+            f"{sizes.vocab_size} tokens of the tokenizer in {folder}"
         )
-    yield from _too_short(config, "training", sizes.train_tokens, global_batches=1)
-    yield from _too_short(
-        config,
-        "validation",
-        sizes.validation_tokens,
-        global_batches=config.train.validation_batches,
+    batch = config.train.global_batch_size
+    # A corpus of a mix may be small: it is read again as often as needed.
+    trained = (1, "a mix") if config.data.mix else (batch, "train.global_batch_size")
+    validated = (
+        config.train.validation_batches * batch,
+        "train.validation_batches * train.global_batch_size",
     )
-
-
-def _too_short(config: Config, split: str, tokens: int, *, global_batches: int) -> Iterator[str]:
-    needed = global_batches * config.train.global_batch_size
-    # A sample is seq_len inputs and the token after them, which begins the next sample.
-    samples = max(0, tokens - 1) // config.data.seq_len
-    if samples < needed:
-        factor = "train.validation_batches * " if split == "validation" else ""
-        yield (
-            f"data.path is '{config.data.path}'; its {split} split has {samples} sequences of "
-            f"data.seq_len ({config.data.seq_len}) and {factor}train.global_batch_size needs "
-            f"{needed}; prepare more text, or lower one of these"
-        )
+    for split, tokens, (needed, why) in (
+        ("training", sizes.train_tokens, trained),
+        ("validation", sizes.validation_tokens, validated),
+    ):
+        # A sample is seq_len inputs and the token after them, which begins the next sample.
+        samples = max(0, tokens - 1) // config.data.seq_len
+        if samples < needed:
+            yield (
+                f"{key} is '{folder}'; its {split} split has {samples} sequences of "
+                f"data.seq_len ({config.data.seq_len}) and {why} needs {needed}; "
+                "prepare more text, or lower one of these"
+            )

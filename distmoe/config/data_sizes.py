@@ -11,31 +11,34 @@ from distmoe.config.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataSizes:
-    """Counts in the manifest of a prepared folder."""
+    """Counts in the manifest of a prepared folder, and the hash of its tokenizer."""
 
     vocab_size: int
+    tokenizer_sha256: str
     train_tokens: int
     validation_tokens: int
 
 
-def read_data_sizes(folder: str) -> DataSizes:
-    """The counts of <folder>/manifest.json; ConfigError if it is missing or no manifest."""
+def read_data_sizes(folder: str, key: str = "data.path") -> DataSizes:
+    """The counts of <folder>/manifest.json; ConfigError, which says that ``key`` names the folder,
+    if it is missing or no manifest."""
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise ConfigError(
-            f"data.path is '{folder}'; no manifest.json there; make one with: "
+            f"{key} is '{folder}'; no manifest.json there; make one with: "
             f"distmoe data prepare INPUT --out {folder}"
         )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         return DataSizes(
             vocab_size=int(manifest["vocab_size"]),
+            tokenizer_sha256=str(manifest["tokenizer_sha256"]),
             train_tokens=_tokens(manifest, "train"),
             validation_tokens=_tokens(manifest, "validation"),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"data.path is '{folder}'; its manifest.json cannot be read ({error!r}); make it again "
+            f"{key} is '{folder}'; its manifest.json cannot be read ({error!r}); make it again "
             "with: distmoe data prepare ... --force"
         ) from error
 

@@ -70,7 +70,7 @@ def _flatten(
             wanted = _describe(key_types()[key])
             problems.append(f"{key} is {value!r} in {path}; it must be {wanted}")
         else:
-            yield key, float(value) if key_types()[key] is float else value
+            yield key, _converted(value, key_types()[key])
 
 
 def _has_type(value: Any, kind: Any) -> bool:
@@ -78,13 +78,24 @@ def _has_type(value: Any, kind: Any) -> bool:
         return any(value == choice for choice in get_args(kind))
     if kind is float:
         return type(value) in (int, float)
+    if kind == tuple[str, ...]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
     # A bool is an int to isinstance.
     return type(value) is kind
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """A value of the right type as the schema holds it."""
+    if kind is float:
+        return float(value)
+    return tuple(value) if kind == tuple[str, ...] else value
 
 
 def _describe(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(repr(choice) for choice in get_args(kind))}"
+    if kind == tuple[str, ...]:
+        return "a list of strings"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     return names[kind]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from distmoe.config.corpora import corpora
 from distmoe.config.data_sizes import read_data_sizes
 from distmoe.config.errors import ConfigError
 from distmoe.config.keys import value_of, with_values
@@ -48,6 +49,6 @@ def _quotient(total: int, parts: int) -> int:
 
 def _vocab_size(config: Config) -> int:
     try:
-        return read_data_sizes(config.data.path).vocab_size
+        return read_data_sizes(corpora(config.data)[0].path).vocab_size
     except ConfigError:
         return 0

@@ -215,8 +215,14 @@ class DataConfig:
 
     path: str = "data/shakespeare"
     """Folder with manifest.json, tokenizer.json and the shards."""
+    mix: tuple[str, ...] = ()
+    """Several such folders instead of path, which is then not read: FOLDER:WEIGHT, such as
+    "data/web:0.7". A folder's share of the sequences is its weight over the sum of all."""
     seq_len: int = 256
     """S, tokens of a sequence."""
+    document_mask: bool = False
+    """Attention ends at the borders of documents, and the last token of a document, which has
+    nothing to predict, has no loss."""
 
 
 @dataclass(frozen=True)

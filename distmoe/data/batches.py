@@ -15,17 +15,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmoe.data.corpora import Samples
+from distmoe.data.mixture import MixtureSampler
 from distmoe.data.sampler import GlobalBatchSampler
 from distmoe.data.tokens import TokenSplit
+from distmoe.model.transformer import IGNORE
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch. Both int64 on the CPU, [micro_batch_size, seq_len]."""
+    """A micro-batch. All int64 on the CPU, [micro_batch_size, seq_len]."""
 
     tokens_BS: Tensor
     labels_BS: Tensor
-    """The next token of every position, across document boundaries."""
+    """The next token of every position, across document boundaries unless these are masked; then
+    IGNORE where the next token is another document's first."""
+    start_BS: Tensor | None = None
+    """With masked boundaries: the position in its row at which each position's document begins."""
+
+    def sum_of_squares(self) -> int:
+        """Sum of n^2 over the documents of all rows, n their tokens in the row; a row without
+        masked boundaries counts as one document."""
+        if self.start_BS is None:
+            return self.tokens_BS.numel() * self.tokens_BS.shape[1]
+        # The squares are the sums of odd numbers.
+        distance_BS = torch.arange(self.tokens_BS.shape[1]) - self.start_BS
+        return int((2 * distance_BS + 1).sum())
 
 
 def rank_positions(
@@ -48,17 +63,21 @@ def rank_positions(
 
 
 class Batches:
-    """This rank's share of every global batch of the sampler. Close it, or use it in a `with`."""
+    """This rank's share of every global batch of the sampler. Close it, or use it in a `with`.
+
+    ``document_mask``: mask the boundaries of documents.
+    """
 
     def __init__(
         self,
-        split: TokenSplit,
-        sampler: GlobalBatchSampler,
+        split: Samples,
+        sampler: GlobalBatchSampler | MixtureSampler,
         *,
         seq_len: int,
         rank: int,
         world: int,
         micro_batch_size: int,
+        document_mask: bool = False,
         prefetch: bool = True,
     ) -> None:
         if sampler.num_samples != split.num_samples(seq_len):
@@ -69,6 +88,7 @@ class Batches:
         self._split = split
         self._sampler = sampler
         self._seq_len = seq_len
+        self._document_mask = document_mask
         self._positions = rank_positions(
             sampler.global_batch_size, micro_batch_size, rank=rank, world=world
         )
@@ -99,7 +119,10 @@ class Batches:
 
     def _load(self, step: int) -> list[Batch]:
         samples = self._sampler.indices(step)[self._positions]
-        return [_read_batch(self._split, row, self._seq_len) for row in samples]
+        return [
+            _read_batch(self._split, row, self._seq_len, document_mask=self._document_mask)
+            for row in samples
+        ]
 
 
 def validation_batches(
@@ -111,6 +134,7 @@ def validation_batches(
     rank: int,
     world: int,
     micro_batch_size: int,
+    document_mask: bool = False,
 ) -> Iterator[list[Batch]]:
     """This rank's share of the first ``count`` global batches of a split, unshuffled.
 
@@ -125,11 +149,29 @@ def validation_batches(
         )
     positions = rank_positions(global_batch_size, micro_batch_size, rank=rank, world=world)
     return (
-        [_read_batch(split, row, seq_len) for row in step * global_batch_size + positions]
+        [
+            _read_batch(split, row, seq_len, document_mask=document_mask)
+            for row in step * global_batch_size + positions
+        ]
         for step in range(count)
     )
 
 
-def _read_batch(split: TokenSplit, samples: NDArray[np.int64], seq_len: int) -> Batch:
+def _read_batch(
+    split: Samples, samples: NDArray[np.int64], seq_len: int, *, document_mask: bool
+) -> Batch:
     window = torch.from_numpy(np.stack([split.sample(int(i), seq_len) for i in samples]))
-    return Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
+    batch = Batch(window[:, :-1].contiguous(), window[:, 1:].contiguous())
+    return mask_documents(batch, eod_id=split.eod_id) if document_mask else batch
+
+
+def mask_documents(batch: Batch, *, eod_id: int) -> Batch:
+    """``batch`` with its boundaries masked: a document ends with the token ``eod_id``, and that
+    token predicts nothing."""
+    ends_BS = batch.tokens_BS == eod_id
+    positions = torch.arange(ends_BS.shape[1])
+    # A document begins behind the last end before it, or at 0, which is also what the row's last
+    # end rolls to.
+    begins_BS = torch.where(ends_BS.roll(1, dims=1), positions, 0)
+    start_BS = begins_BS.cummax(dim=1).values
+    return Batch(batch.tokens_BS, batch.labels_BS.masked_fill(ends_BS, IGNORE), start_BS)

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from distmoe.config import Config
 from distmoe.data.builtin import BUILTINS
-from distmoe.data.inspect import inspect
+from distmoe.data.inspect import inspect_folder, print_folder, print_json
+from distmoe.data.inspect_mix import folders_of, mix_of, mix_table
 from distmoe.data.manifest import Manifest
 from distmoe.data.prepare import prepare
 from distmoe.data.spec import END_OF_DOCUMENT, PrepareSpec, check_spec
@@ -20,7 +22,9 @@ EXAMPLES = """examples:
   distmoe data prepare --builtin shakespeare --out data/shakespeare
   distmoe data prepare corpus/ --out data/corpus --vocab-size 32768
   distmoe data prepare part-*.jsonl --out data/web --tokenizer tokenizer.json --text-key content
-  distmoe data inspect data/web
+  distmoe data inspect data/web --verify
+  distmoe data inspect data/web data/code
+  distmoe data inspect mixed.toml --samples 3
 """
 
 
@@ -36,17 +40,19 @@ def main(argv: Sequence[str]) -> int:
     parser = _build_parser()
     try:
         arguments = parser.parse_args(list(argv))
-        spec = _spec(arguments) if arguments.command == "prepare" else None
+        prepares = arguments.command == "prepare"
+        spec = _spec(arguments) if prepares else None
+        folders, config = ([], None) if prepares else folders_of(arguments.inputs)
     except SystemExit as stop:
         return int(stop.code or 0)
     except ValueError as error:
-        print(f"distmoe data prepare: error: {error}", file=sys.stderr)
+        print(f"distmoe data {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     try:
         if spec is not None:
             _print_summary(spec.out, prepare(spec, Console(stderr=True)))
         else:
-            inspect(arguments.directory, Console(), as_json=arguments.json)
+            _inspect(arguments, folders, config, Console())
     except (ValueError, OSError) as error:
         print(f"distmoe data {arguments.command}: {error}", file=sys.stderr)
         return 1
@@ -60,7 +66,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `prepare`."""
     defaults = PrepareSpec(inputs=(), out=Path())
     add = parser.add_argument
-    add("inputs", nargs="*", type=Path, metavar="INPUT", help=".txt, .jsonl, .parquet or a folder")
+    add("inputs", nargs="*", type=Path, metavar="INPUT", help="files, or folders of files")
     add("--builtin", choices=sorted(BUILTINS), help="text and tokenizer that come with distmoe")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the data set")
     add("--tokenizer", type=Path, metavar="FILE", help="tokenizer.json; without it, one is trained")
@@ -71,7 +77,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens of the trained byte-level BPE, at most (default {defaults.vocab_size})",
     )
     add("--eod-token", default=END_OF_DOCUMENT, help="ends a document (default %(default)s)")
-    add("--text-key", default=defaults.text_key, help="JSONL key, Parquet column (%(default)s)")
+    add("--text-key", default=defaults.text_key, help="JSONL key, table column (%(default)s)")
     add(
         "--validation-fraction",
         type=float,
@@ -87,6 +93,13 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens of a shard, about (default %(default)s)",
     )
     add("--seed", type=int, default=defaults.seed, help="of the held-out choice (%(default)s)")
+    add(
+        "--workers",
+        type=int,
+        default=defaults.workers,
+        metavar="N",
+        help="processes that tokenize; the result is the same (default %(default)s)",
+    )
     add("--force", action="store_true", help="redo the work, whatever the folder holds")
 
 
@@ -98,10 +111,50 @@ def _build_parser() -> argparse.ArgumentParser:
     add_prepare_arguments(
         commands.add_parser("prepare", help=prepare_help, epilog=EXAMPLES, formatter_class=raw)
     )
-    inspect_parser = commands.add_parser("inspect", help="show what a prepared folder holds")
-    inspect_parser.add_argument("directory", type=Path, metavar="DIR")
-    inspect_parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_inspect_arguments(commands.add_parser("inspect", help="show what prepared folders hold"))
     return parser
+
+
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="+", type=Path, metavar="DIR", help="folders, or the TOML file of a run"
+    )
+    parser.add_argument("--verify", action="store_true", help="read all bytes, check all hashes")
+    parser.add_argument(
+        "--samples",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="documents of each split to show (default %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _count(text: str) -> int:
+    try:
+        count = int(text)
+    except ValueError:
+        count = -1
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number, at least 0")
+    return count
+
+
+def _inspect(
+    arguments: argparse.Namespace, folders: list[Path], config: Config | None, console: Console
+) -> None:
+    reports = [
+        inspect_folder(folder, samples=arguments.samples, verify=arguments.verify)
+        for folder in folders
+    ]
+    mix = mix_of(reports, config) if len(reports) > 1 else []
+    if arguments.json:
+        print_json(reports, mix, console)
+        return
+    for report in reports:
+        print_folder(report, console)
+    if mix:
+        console.print(mix_table(mix, config))
 
 
 def _spec(arguments: argparse.Namespace) -> PrepareSpec:
@@ -126,6 +179,7 @@ def _spec(arguments: argparse.Namespace) -> PrepareSpec:
         validation_fraction=arguments.validation_fraction,
         shard_tokens=arguments.shard_tokens,
         seed=arguments.seed,
+        workers=arguments.workers,
         force=arguments.force,
         **vocab_size,
     )

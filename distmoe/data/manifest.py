@@ -116,13 +116,14 @@ def read_manifest(directory: str | Path) -> Manifest:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         version = fields["format_version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        # What is no JSON names its line, column and character.
         raise ValueError(f"{path} is not a manifest of distmoe ({error!r})") from error
     if version != FORMAT_VERSION:
         raise ValueError(f"{path} has format_version {version}; this code reads {FORMAT_VERSION}")
     try:
         return _manifest(fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a manifest of distmoe ({error!r})") from error
 
 
@@ -130,11 +131,20 @@ def check_files(directory: Path, splits: dict[str, Split], *, dtype: str) -> Non
     """ValueError if a shard's file is missing or its size is not what the manifest says."""
     for split in splits.values():
         for shard in split.shards:
-            wanted_index = 8 * (shard.documents + 1)
-            if shard.bytes != shard.tokens * np.dtype(dtype).itemsize:
-                raise ValueError(f"data.path is '{directory}'; {shard.name} has a wrong size")
-            for suffix, wanted in ((".bin", shard.bytes), (".idx", wanted_index)):
-                _check_size(directory / f"{shard.name}{suffix}", wanted)
+            check_shard(directory, shard, dtype=dtype)
+
+
+def check_shard(directory: Path, shard: Shard, *, dtype: str) -> None:
+    """`check_files` of one shard."""
+    wanted_data = shard.tokens * np.dtype(dtype).itemsize
+    if shard.bytes != wanted_data:
+        raise ValueError(
+            f"{directory / MANIFEST_NAME} is damaged: {shard.name} has {shard.bytes} bytes there, "
+            f"and {shard.tokens} tokens of {dtype}, which are {wanted_data}"
+        )
+    wanted_index = 8 * (shard.documents + 1)
+    for suffix, wanted in ((".bin", wanted_data), (".idx", wanted_index)):
+        _check_size(directory / f"{shard.name}{suffix}", wanted)
 
 
 def _check_size(path: Path, wanted: int) -> None:

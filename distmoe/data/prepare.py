@@ -5,13 +5,14 @@ pieces of documents -> split (holdout) -> ids (tokenizer) -> shards -> journal -
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 
 from rich.console import Console
 
+from distmoe.data.encoding import encode_pieces
 from distmoe.data.files import UNFINISHED, sha256_of_file, sha256_of_text, write_text
 from distmoe.data.holdout import TRAIN, VALIDATION, SplitPiece, assign, few_documents
 from distmoe.data.journal import (
@@ -41,8 +42,6 @@ from distmoe.data.spec import PrepareSpec, check_spec
 from distmoe.data.tokenizer import Encoder, train_tokenizer
 
 SPLITS = (TRAIN, VALIDATION)
-BATCH_CHARACTERS = 2_000_000
-BATCH_PIECES = 4096
 
 
 def prepare(spec: PrepareSpec, console: Console | None = None) -> Manifest:
@@ -190,8 +189,7 @@ class _Preparation:
         tokens = sum(shard.tokens for split in splits.values() for shard in split.shards)
         last: dict[str, SplitPiece] = {}
         with self._progress("tokenizing") as progress:
-            for batch in _batches(wanted):
-                arrays = encoder.encode([item.text for item in batch])
+            for batch, arrays in encode_pieces(wanted, encoder, workers=self._spec.workers):
                 for item, ids in zip(batch, arrays, strict=True):
                     tokens += len(ids)
                     last[item.split] = item
@@ -237,20 +235,6 @@ class _Preparation:
             ),
             settings=self._journal.request,
         )
-
-
-def _batches(items: Iterable[SplitPiece]) -> Iterator[list[SplitPiece]]:
-    """Runs of pieces that are encoded together, of about BATCH_CHARACTERS."""
-    batch: list[SplitPiece] = []
-    characters = 0
-    for item in items:
-        batch.append(item)
-        characters += len(item.text)
-        if characters >= BATCH_CHARACTERS or len(batch) >= BATCH_PIECES:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _remove_products(directory: Path) -> None:

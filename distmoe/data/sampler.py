@@ -26,11 +26,25 @@ def permute(positions: NDArray[np.int64], n: int, *, seed: int, epoch: int) -> N
     return indices.astype(np.int64)
 
 
+def endless_shuffle(
+    positions: NDArray[np.int64], num_samples: int, *, seed: int
+) -> NDArray[np.int64]:
+    """The sample at each position of an endless stream, whose epochs are shuffles of all samples.
+
+    Position p is in epoch p // num_samples.
+    """
+    epochs, within = np.divmod(positions, num_samples)
+    indices = np.empty_like(within)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        indices[here] = permute(within[here], num_samples, seed=seed, epoch=epoch)
+    return indices
+
+
 class GlobalBatchSampler:
     """Global batches of sample numbers; the same for every number of ranks.
 
-    Batch ``step`` holds positions step * global_batch_size + i of an endless stream. Position p is
-    in epoch p // num_samples, and each epoch is another shuffle of all samples; a batch may
+    Batch ``step`` holds positions step * global_batch_size + i of the endless shuffle; a batch may
     straddle two epochs.
     """
 
@@ -49,12 +63,11 @@ class GlobalBatchSampler:
         """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
         first = step * self.global_batch_size
         positions = np.arange(first, first + self.global_batch_size, dtype=np.int64)
-        epochs, within = np.divmod(positions, self.num_samples)
-        indices = np.empty_like(within)
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            here = epochs == epoch
-            indices[here] = permute(within[here], self.num_samples, seed=self.seed, epoch=epoch)
-        return indices
+        return endless_shuffle(positions, self.num_samples, seed=self.seed)
+
+    def taken(self, steps: int) -> list[int]:
+        """Samples of each corpus, here of the only one, in the first ``steps`` global batches."""
+        return [steps * self.global_batch_size]
 
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:

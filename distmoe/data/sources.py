@@ -1,6 +1,6 @@
-"""Text, JSONL and Parquet files as one stream of numbered documents.
+"""Text, JSONL, Parquet and Arrow files as one stream of numbered documents.
 
-A document is a whole text file, a JSONL line or a Parquet row. It arrives as one or more pieces,
+A document is a whole text file, a JSONL line or a row of a table. It arrives as one or more pieces,
 so that a text file of any size passes through bounded memory.
 """
 
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-TEXT, JSONL, PARQUET = ".txt", ".jsonl", ".parquet"
-COMPRESSED = (".gz", ".xz")
+from distmoe.data.arrow_files import open_zstd, read_arrow, read_parquet, saved_files
+
+TEXT, JSONL, PARQUET, ARROW = ".txt", ".jsonl", ".parquet", ".arrow"
+COMPRESSED = (".gz", ".xz", ".zst")
 PIECE_CHARACTERS = 1 << 16
 
 # After a single line end no byte-level pre-tokenizer joins the two sides: a cut there gives the
@@ -53,7 +55,7 @@ class SourceFile:
 
     @property
     def format(self) -> str:
-        """.txt, .jsonl, .parquet, or another suffix that nothing here reads."""
+        """.txt, .jsonl, .parquet, .arrow, or another suffix that nothing here reads."""
         suffixes = [suffix.lower() for suffix in self.path.suffixes[-2:]]
         if suffixes and suffixes[-1] in COMPRESSED:
             suffixes.pop()
@@ -68,10 +70,11 @@ def find_sources(inputs: tuple[Path, ...]) -> list[SourceFile]:
     found: list[SourceFile] = []
     for path in inputs:
         if path.is_dir():
-            files = [SourceFile(p, p.relative_to(path).as_posix()) for p in path.rglob("*")]
-            readable = [file for file in files if file.format in _READERS and file.path.is_file()]
+            readable = _files_of(path)
             if not readable:
-                raise ValueError(f"input is '{path}'; no .txt, .jsonl or .parquet file in it")
+                raise ValueError(
+                    f"input is '{path}'; no .txt, .jsonl, .parquet or .arrow file in it"
+                )
             found += sorted(readable, key=lambda file: file.name)
         elif not path.is_file():
             raise ValueError(f"input is '{path}'; there is no such file or folder")
@@ -80,9 +83,22 @@ def find_sources(inputs: tuple[Path, ...]) -> list[SourceFile]:
     for file in found:
         if file.format not in _READERS:
             raise ValueError(
-                f"input is '{file.path}'; allowed are .txt, .jsonl (both also .gz, .xz), .parquet"
+                f"input is '{file.path}'; allowed are .txt, .jsonl (both also .gz, .xz, .zst), "
+                ".parquet, .arrow"
             )
     return found
+
+
+def _files_of(folder: Path) -> list[SourceFile]:
+    """What can be read below ``folder``; of a saved data set its data, not its caches."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    saved = {parent: saved_files(parent) for parent in sorted({path.parent for path in paths})}
+    files = []
+    for path in paths:
+        file, data = SourceFile(path, path.relative_to(folder).as_posix()), saved[path.parent]
+        if file.format in _READERS and (file.format != ARROW or data is None or path in data):
+            files.append(file)
+    return files
 
 
 def read_pieces(
@@ -109,12 +125,16 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, IO[str]]]:
             stream = cast(BinaryIO, gzip.open(raw, "rb"))
         elif path.suffix.lower() == ".xz":
             stream = cast(BinaryIO, lzma.open(raw, "rb"))
+        elif path.suffix.lower() == ".zst":
+            stream = open_zstd(path, raw)
         try:
             yield raw, io.TextIOWrapper(stream, encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"input is '{path}'; it is not UTF-8 text ({error})") from error
-        except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-            raise ValueError(f"input is '{path}'; it is damaged ({error})") from error
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(
+                f"input is '{path}'; it is damaged or cannot be read ({error})"
+            ) from error
 
 
 def _read_text(file: SourceFile, text_key: str) -> Iterator[tuple[str, bool, int]]:
@@ -168,23 +188,18 @@ def _checked_text(text: Any, text_key: str, place: str) -> str:
 
 
 def _read_parquet(file: SourceFile, text_key: str) -> Iterator[tuple[str, bool, int]]:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ValueError(
-            f"input is '{file.path}'; Parquet needs: pip install 'distmoe[parquet]'"
-        ) from error
-    size = file.path.stat().st_size
-    with parquet.ParquetFile(file.path) as table:
-        names = table.schema_arrow.names
-        if text_key not in names:
-            raise ValueError(f"{file.path}: --text-key is '{text_key}'; it has: {', '.join(names)}")
-        rows, total = 0, max(1, table.metadata.num_rows)
-        for batch in table.iter_batches(batch_size=1024, columns=[text_key]):
-            for text in batch.column(0).to_pylist():
-                rows += 1
-                place = f"{file.path} row {rows}"
-                yield _checked_text(text, text_key, place), True, size * rows // total
+    return _read_rows(file, text_key, read_parquet(file.path, text_key))
 
 
-_READERS = {TEXT: _read_text, JSONL: _read_jsonl, PARQUET: _read_parquet}
+def _read_arrow(file: SourceFile, text_key: str) -> Iterator[tuple[str, bool, int]]:
+    return _read_rows(file, text_key, read_arrow(file.path, text_key))
+
+
+def _read_rows(
+    file: SourceFile, text_key: str, rows: Iterator[tuple[Any, int]]
+) -> Iterator[tuple[str, bool, int]]:
+    for number, (text, position) in enumerate(rows, 1):
+        yield _checked_text(text, text_key, f"{file.path} row {number}"), True, position
+
+
+_READERS = {TEXT: _read_text, JSONL: _read_jsonl, PARQUET: _read_parquet, ARROW: _read_arrow}

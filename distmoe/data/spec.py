@@ -17,7 +17,7 @@ class PrepareSpec:
     """What to prepare, and how."""
 
     inputs: tuple[Path, ...]
-    """.txt, .jsonl (also .gz, .xz) and .parquet files, or folders of them."""
+    """.txt, .jsonl (also .gz, .xz, .zst), .parquet and .arrow files, or folders of them."""
     out: Path
     tokenizer: Path | None = None
     """A tokenizer.json. None: train a byte-level BPE."""
@@ -26,13 +26,15 @@ class PrepareSpec:
     eod_token: str = END_OF_DOCUMENT
     """Token that ends a document."""
     text_key: str = "text"
-    """Key of a JSONL record, or Parquet column, that holds the text."""
+    """Key of a JSONL record, or column of a table, that holds the text."""
     validation_fraction: float = 0.05
     """Share of the documents that is held out, in [0, 0.5]."""
     shard_tokens: int = 100_000_000
     """A shard ends with the document that brings it to this many tokens."""
     seed: int = 1
     """Of the choice of held-out documents."""
+    workers: int = 1
+    """Processes that tokenize. 1: this one does; its tokenizer uses all cores."""
     force: bool = False
     """Redo the work, whatever the folder holds."""
 
@@ -41,6 +43,8 @@ def check_spec(spec: PrepareSpec) -> None:
     """ValueError that names the argument, its value and what is allowed."""
     if not 0 <= spec.validation_fraction <= 0.5:
         raise ValueError(f"--validation-fraction is {spec.validation_fraction}; allowed: 0 to 0.5")
+    if spec.workers < 1:
+        raise ValueError(f"--workers is {spec.workers}; it must be at least 1")
     if spec.shard_tokens < 1:
         raise ValueError(f"--shard-tokens is {spec.shard_tokens}; it must be at least 1")
     if spec.tokenizer is None and spec.vocab_size < SMALLEST_VOCABULARY:

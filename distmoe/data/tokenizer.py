@@ -58,7 +58,7 @@ class Encoder:
         eod_id = self.tokenizer.token_to_id(eod_token)
         if eod_id is None:
             raise ValueError(f"--eod-token is '{eod_token}'; the tokenizer has no such token")
-        self.eod_id: int = eod_id
+        self.eod_token, self.eod_id = eod_token, int(eod_id)
         self.dtype_name = token_dtype_name(self.vocab_size)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -66,6 +66,11 @@ class Encoder:
         dtype = np.dtype(self.dtype_name).newbyteorder("<")
         encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array(encoding.ids, dtype) for encoding in encodings]
+
+    def encode_in_one_thread(self, texts: list[str]) -> list[np.ndarray]:
+        """The same without parallel threads, where other processes have the other cores."""
+        # The tokenizer spreads the texts of a call over its threads, so a text a call uses one.
+        return [self.encode([text])[0] for text in texts]
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of the ids, special tokens included."""

@@ -83,11 +83,8 @@ class TokenSplit:
             starts.append(offsets[:-1].astype(np.int64) + offset)
         return np.concatenate(starts)
 
-    def unigram_entropy(self) -> float:
-        """Entropy of the split's own token frequencies, in nats per token.
-
-        A model that knows these frequencies, and nothing of the context, has this loss.
-        """
+    def token_shares(self) -> NDArray[np.float64]:
+        """How often each token of the vocabulary occurs, as a share of all, [vocab_size]."""
         if self.num_tokens == 0:
             raise ValueError(f"data.path is '{self.directory}'; split '{self.split}' is empty")
         counts = np.zeros(self.vocab_size, np.int64)
@@ -95,5 +92,11 @@ class TokenSplit:
             for start in range(0, len(shard), HISTOGRAM_TOKENS):
                 block = shard[start : start + HISTOGRAM_TOKENS]
                 counts += np.bincount(block, minlength=self.vocab_size)
-        share = counts[counts > 0] / self.num_tokens
-        return float(-(share * np.log(share)).sum())
+        return counts / self.num_tokens
+
+
+def unigram_entropy(share_V: NDArray[np.float64]) -> float:
+    """Entropy of token frequencies, in nats per token: the loss of a model that knows them, and
+    nothing of the context."""
+    share = share_V[share_V > 0]
+    return float(-(share * np.log(share)).sum())

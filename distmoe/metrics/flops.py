@@ -76,15 +76,22 @@ class FlopsPerToken:
     palm: int
 
 
-def flops_per_token(config: Config) -> FlopsPerToken:
+def flops_per_token(config: Config, *, document_tokens: float | None = None) -> FlopsPerToken:
     """6 * active parameters, without the embedding look-up, + attention: 12 * n_layers * A D S for
-    the full square of scores and values, half of it for the causal part."""
+    the full square of scores and values, half of it for the causal part.
+
+    ``document_tokens``: where attention ends with documents, the sum of n^2 over the sum of n, for
+    documents of n tokens in a sequence. The causal part is then half of 12 * n_layers * A D times
+    that; the full square stays the sequence's.
+    """
     model = config.model
     counts = parameter_counts(model, config.moe)
     look_up = 0 if model.tie_embeddings else counts.embedding
     matmuls = 6 * (counts.active - look_up)
-    attention = 12 * model.n_layers * model.n_heads * model.head_dim * config.data.seq_len
-    return FlopsPerToken(model=matmuls + attention // 2, palm=matmuls + attention)
+    per_position = 12 * model.n_layers * model.n_heads * model.head_dim
+    square = per_position * config.data.seq_len
+    attended = square if document_tokens is None else round(per_position * document_tokens)
+    return FlopsPerToken(model=matmuls + attended // 2, palm=matmuls + square)
 
 
 # Dense bf16 tensor-core FLOP/s without sparsity, from the vendors' data sheets, by the name that

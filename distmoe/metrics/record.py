@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from distmoe.metrics.expert_load import ExpertLoad
+
+
+@dataclass(frozen=True)
+class CorpusProgress:
+    """What a run has read of one corpus since its first step. ``epochs``: how often its samples."""
+
+    corpus: str
+    samples: int
+    epochs: float
 
 
 @dataclass(frozen=True)
@@ -28,8 +38,8 @@ class StepRecord:
     model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
     known; ``palm_``: the same with attention's full square. ``energy_joules``: what the devices of
     all ranks used in ``step_seconds``, and from it ``watts_per_rank`` and ``tokens_per_joule``; nan
-    if one of them does not count. ``not_finite``: of a skipped step,
-    what was not finite first, and on which ranks.
+    if one of them does not count. ``not_finite``: of a skipped step, what was not finite first, and
+    on which ranks. ``corpora``: in the order of the config.
     """
 
     step: int
@@ -69,27 +79,39 @@ class StepRecord:
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
     not_finite: str = ""
+    corpora: tuple[CorpusProgress, ...] = ()
 
     def flat(self) -> dict[str, Any]:
-        """Without the layers and without nesting; the names are stable."""
+        """Without layers and corpora, and without nesting; the names are stable."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["load"], values["layers"]
+        del values["load"], values["layers"], values["corpora"]
         return {**values, **self.load.flat()}
 
     def line(self) -> dict[str, Any]:
-        """The flat record, and ``layers``: a flat load for each MoE layer."""
+        """The flat record, ``layers``: a flat load for each MoE layer, and ``corpora``."""
         layers = [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
-        return {**self.flat(), "layers": layers}
+        corpora = [asdict(corpus) for corpus in self.corpora]
+        return {**self.flat(), "layers": layers, "corpora": corpora}
 
     def scalars(self) -> dict[str, float]:
         """Curves by `group/name`; none for what the device does not have."""
         flat = self.flat()
-        return {
+        found = {
             f"{group}/{name}": float(flat[name])
             for group, names in GROUPS.items()
             for name in names
             if name not in OF_SOME_DEVICES or not math.isnan(flat[name])
         }
+        for corpus in self.corpora:
+            found[f"corpora_samples/{corpus.corpus}"] = float(corpus.samples)
+            found[f"corpora_epochs/{corpus.corpus}"] = corpus.epochs
+        return found
+
+
+def validation_scalars(loss: float, corpora: Mapping[str, float]) -> dict[str, float]:
+    """Curves of a validation: the loss, and that of each corpus of a mix."""
+    own = {f"validation_loss/{corpus}": own_loss for corpus, own_loss in corpora.items()}
+    return {"validation/loss": loss, **own}
 
 
 # TensorBoard group -> fields of the flat record.

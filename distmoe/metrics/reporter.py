@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.starts import ERROR, StartLog
-from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, routing_rows, speed_rows
+from distmoe.metrics.summary import (
+    Rows,
+    corpora_rows,
+    file_rows,
+    loss_rows,
+    model_rows,
+    routing_rows,
+    speed_rows,
+)
 from distmoe.metrics.tally import Tally
 from distmoe.metrics.throughput import Clock
 from distmoe.metrics.wandb_writer import WandbWriter
@@ -165,10 +173,18 @@ class Reporter:
                 "moe.rounding.tile",
             )
 
-    def validation(self, step: int, loss: float, unigram_entropy: float, *, seconds: float) -> None:
+    def validation(
+        self,
+        step: int,
+        loss: float,
+        unigram_entropy: float,
+        *,
+        seconds: float,
+        corpora: Mapping[str, float] | None = None,
+    ) -> None:
         """A validation loss, beside the entropy that knowing token frequencies alone would give;
-        ``seconds`` that it took."""
-        self._validation = loss
+        ``seconds`` that it took; ``corpora``: the losses of the corpora of a mix."""
+        self._validation, corpora = loss, corpora or {}
         if self._validations is not None:
             with self._told("validation.jsonl"):
                 self._validations.write(
@@ -177,17 +193,19 @@ class Reporter:
                         "validation_loss": loss,
                         "unigram_entropy": unigram_entropy,
                         "seconds": seconds,
+                        "corpora": dict(corpora),
                     }
                 )
         if self._tensorboard is not None:
             with self._told("tensorboard"):
-                self._tensorboard.validation(step, loss)
+                self._tensorboard.validation(step, loss, corpora)
         if self._wandb is not None:
             with self._told("wandb"):
-                self._wandb.validation(step, loss)
+                self._wandb.validation(step, loss, corpora)
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
+            + "".join(f", {corpus} {own_loss:.4f}" for corpus, own_loss in corpora.items())
         )
 
     def finish(
@@ -212,6 +230,7 @@ class Reporter:
             rows += speed_rows(self.config, self._tally.figures())
         parts = ", ".join(f"{name} {s:.1f} s" for name, s in self.clock.parts.items())
         rows += [("time", f"{self.clock.elapsed():.1f} s: {parts}")]
+        rows += corpora_rows(last)
         rows += [("saving", saving)] if saving else []
         rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)

@@ -8,6 +8,7 @@ from pathlib import Path
 from distmoe.config import Config
 from distmoe.metrics.energy import JOULES_PER_KWH
 from distmoe.metrics.flops import flops_per_token, parameter_counts
+from distmoe.metrics.record import StepRecord
 from distmoe.metrics.tally import RunFigures
 from distmoe.routing.routers import is_forced
 
@@ -96,6 +97,14 @@ def loss_rows(
             )
         )
     return rows
+
+
+def corpora_rows(record: StepRecord | None) -> Rows:
+    """What was read of each corpus up to the last step."""
+    if record is None or not record.corpora:
+        return []
+    parts = [f"{c.corpus} {c.samples:,} sequences, {c.epochs:.3g} epochs" for c in record.corpora]
+    return [("read", "; ".join(parts))]
 
 
 def file_rows(config: Config) -> Rows:

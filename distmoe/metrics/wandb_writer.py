@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distmoe.config import Config
-from distmoe.metrics.record import StepRecord
+from distmoe.metrics.record import StepRecord, validation_scalars
 from distmoe.metrics.summary import routing_rows
 
 # In the folder of the run: by what W&B knows it.
@@ -51,8 +52,9 @@ class WandbWriter:
         """The scalars of a step."""
         self._log(record.scalars(), record.step)
 
-    def validation(self, step: int, loss: float) -> None:
-        self._log({"validation/loss": loss}, step)
+    def validation(self, step: int, loss: float, corpora: Mapping[str, float]) -> None:
+        """The loss, and that of each corpus of a mix."""
+        self._log(validation_scalars(loss, corpora), step)
 
     def _log(self, values: dict[str, float], step: int) -> None:
         if step >= self._first_step:

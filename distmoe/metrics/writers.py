@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
-from distmoe.metrics.record import LAYER_FIGURES, StepRecord
+from distmoe.metrics.record import LAYER_FIGURES, StepRecord, validation_scalars
 
 LAYOUT = {
     "distmoe": {
@@ -86,18 +87,27 @@ class JsonlWriter:
         beside = path.with_name(path.name + ".part")
         beside.write_text("".join(line + "\n" for line in kept))
         beside.replace(path)
-        self._file = path.open("a")
+        # Without a buffer, which would drop a line that does not fit beside the waiting ones.
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
 
     def write(self, values: dict[str, Any]) -> None:
         """Append ``values``, which have a ``step``; a step that the file has is left as it is."""
         if values["step"] <= self._last_step:
             return
         self._last_step = values["step"]
-        self._file.write(json.dumps(_without_nan(values)) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(_without_nan(values)).encode() + b"\n"
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        """What a full disk refuses waits for the next line."""
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        self._file.close()
+        """Write what still waits, once more."""
+        with self._file:
+            self._write_waiting()
 
 
 def _without_nan(value: Any) -> Any:
@@ -146,8 +156,10 @@ class TensorBoardWriter:
         """A line in the tab *Text*."""
         self._writer.add_text(name, text, step)
 
-    def validation(self, step: int, loss: float) -> None:
-        self._scalar("validation/loss", loss, step)
+    def validation(self, step: int, loss: float, corpora: Mapping[str, float]) -> None:
+        """The loss, and that of each corpus of a mix."""
+        for tag, value in validation_scalars(loss, corpora).items():
+            self._scalar(tag, value, step)
 
     def expert_load(self, record: StepRecord, freq_LE: IntArray) -> None:
         """Histograms of the load over the layer's mean, and one image, whose rows are the layers of

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from distmoe.comm.node_links import NodeGroups
 from distmoe.config import Config
 from distmoe.model.attention import Attention
+from distmoe.model.causal_attention import Attend
 from distmoe.model.norm import RMSNorm
 from distmoe.moe.layer import MoE, MoELosses
 from distmoe.moe.mlp import SwiGluMlp
@@ -47,25 +48,31 @@ class Block(nn.Module):
             )
         self.recompute = config.train.activation_checkpoint
 
-    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
+    def forward(
+        self, x_BSH: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> tuple[Tensor, MoELosses | None]:
         if self.recompute == "full" and self.training:
-            out: tuple[Tensor, MoELosses | None] = _checkpoint(self._forward, x_BSH, cos, sin)
+            out: tuple[Tensor, MoELosses | None] = _checkpoint(
+                self._forward, x_BSH, cos, sin, attend
+            )
             return out
-        return self._forward(x_BSH, cos, sin)
+        return self._forward(x_BSH, cos, sin, attend)
 
-    def _forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
+    def _forward(
+        self, x_BSH: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> tuple[Tensor, MoELosses | None]:
         selective = self.recompute == "selective" and self.training
         if selective:
-            x_BSH = _checkpoint(self._attend, x_BSH, cos, sin)
+            x_BSH = _checkpoint(self._attend, x_BSH, cos, sin, attend)
         else:
-            x_BSH = self._attend(x_BSH, cos, sin)
+            x_BSH = self._attend(x_BSH, cos, sin, attend)
         if isinstance(self.mlp, SwiGluMlp):
             return (_checkpoint(self._dense, x_BSH) if selective else self._dense(x_BSH)), None
         mlp_BSH, losses = self.mlp(self.mlp_norm(x_BSH))
         return x_BSH + mlp_BSH, losses
 
-    def _attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        out_BSH: Tensor = x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin)
+    def _attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        out_BSH: Tensor = x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin, attend)
         return out_BSH
 
     def _dense(self, x_BSH: Tensor) -> Tensor:
@@ -73,6 +80,6 @@ class Block(nn.Module):
         return out_BSH
 
 
-def _checkpoint(function: Any, *inputs: Tensor) -> Any:
+def _checkpoint(function: Any, *inputs: Any) -> Any:
     """Recompute ``function`` in the backward; routing decisions are replayed, not made again."""
     return checkpoint(function, *inputs, use_reentrant=False, context_fn=RoutingTape().contexts)

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distmoe.config import Config
 from distmoe.model.block import Block
+from distmoe.model.causal_attention import attention_over
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
 from distmoe.moe.layer import MoE, MoELosses, node_groups_for
@@ -79,16 +80,26 @@ class Transformer(nn.Module):
         """The MoE layers, first to last."""
         return [module for module in self.modules() if isinstance(module, MoE)]
 
-    def forward(self, tokens_BS: Tensor, labels_BS: Tensor | None = None) -> Tensor | LossSums:
-        """Logits [B, S, V], or, with labels, the sums from which the loss is made."""
+    def forward(
+        self,
+        tokens_BS: Tensor,
+        labels_BS: Tensor | None = None,
+        start_BS: Tensor | None = None,
+    ) -> Tensor | LossSums:
+        """Logits [B, S, V], or, with labels, the sums from which the loss is made.
+
+        ``start_BS``: where each position's document begins in its row, if attention is to end at
+        the boundaries of documents.
+        """
         model = self.config.model
         x_BSH = self.embedding(tokens_BS)
         cos, sin = rope_tables(
             tokens_BS.shape[1], model.head_dim, theta=model.rope_theta, device=x_BSH.device
         )
+        attend = attention_over(start_BS)
         layers = []
         for block in self.blocks:
-            x_BSH, losses = block(x_BSH, cos, sin)
+            x_BSH, losses = block(x_BSH, cos, sin, attend)
             if losses is not None:
                 layers.append(losses)
         x_BSH = self.final_norm(x_BSH)

@@ -25,6 +25,8 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
         if not key.startswith(LEARNING) or key.startswith(COMPUTING):
             continue
         was, now = _value(saved, key), value_of(config, key)
+        # TOML knows no tuples.
+        now = list(now) if isinstance(now, tuple) else now
         if was is not None and was != now:
             changed.append(f"{key} {now!r}, was {was!r}")
     return changed

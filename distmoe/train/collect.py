@@ -19,7 +19,7 @@ from distmoe.metrics.expert_load import (
 )
 from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.memory import peak_memory_gib
-from distmoe.metrics.record import StepRecord
+from distmoe.metrics.record import CorpusProgress, StepRecord
 from distmoe.metrics.throughput import (
     Lap,
     model_flops_utilization,
@@ -50,9 +50,11 @@ def collect_step(
     communication: StepCommunication,
     bytes_per_value: int,
     peak: float | None,
+    corpora: tuple[CorpusProgress, ...] = (),
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective. ``peak``:
-    FLOP/s of a rank's device, None if that is not known."""
+    FLOP/s of a rank's device, None if that is not known. ``corpora``: what the steps so far have
+    read."""
     world = runtime.ranks.world
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
     compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
@@ -70,7 +72,8 @@ def collect_step(
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     first_moe_block = config.model.n_dense_layers
     speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
-    flops, peak = flops_per_token(config), math.nan if peak is None else peak
+    flops = flops_per_token(config, document_tokens=outcome.document_tokens)
+    peak = math.nan if peak is None else peak
     record = StepRecord(
         step=step,
         loss=outcome.loss,
@@ -111,6 +114,7 @@ def collect_step(
         },
         not_finite=outcome.not_finite,
         routing="forced" if is_forced(config.moe.router) else "real",
+        corpora=corpora,
     )
     return record, counts.freq_LE
 

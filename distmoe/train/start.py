@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from distmoe.config import Config
+from distmoe.config import Config, corpora
 from distmoe.config.keys import key_types, value_of
 
 # Machines may differ in these. Ranks of a node are compared where they are used.
@@ -14,6 +14,7 @@ OF_A_MACHINE = {
     "launch.nproc",
     "launch.threads",
     "data.path",
+    "data.mix",
     "parallel.profile",
     "parallel.ranks_per_node",
 }
@@ -22,6 +23,16 @@ OF_A_MACHINE = {
 def common_facts(config: Config) -> dict[str, str]:
     """Every setting but those of a machine, and which data there are; for `meet`."""
     facts = {key: repr(value_of(config, key)) for key in key_types() if key not in OF_A_MACHINE}
-    manifest = Path(config.data.path, "manifest.json").read_bytes()
-    facts["the manifest of data.path"] = f"{hashlib.sha256(manifest).hexdigest()[:12]}..."
+    if not config.data.mix:
+        facts["the manifest of data.path"] = _manifest_hash(config.data.path)
+        return facts
+    for number, corpus in enumerate(corpora(config.data)):
+        facts[f"entry {number} of data.mix"] = (
+            f"manifest {_manifest_hash(corpus.path)}, weight {corpus.weight}"
+        )
     return facts
+
+
+def _manifest_hash(folder: str) -> str:
+    manifest = Path(folder, "manifest.json").read_bytes()
+    return f"{hashlib.sha256(manifest).hexdigest()[:12]}..."

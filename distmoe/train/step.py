@@ -29,6 +29,7 @@ class StepOutcome:
     ``forward_backward_seconds``: wall time, up to the loss of all ranks; ``optimizer_seconds``: of
     clipping and updates.
     ``not_finite``: of a skipped step, what was not finite first, and on which ranks; else "".
+    ``document_tokens``: mean length of what a token attends inside of, see `count_tokens`.
     """
 
     loss: float
@@ -42,6 +43,7 @@ class StepOutcome:
     not_finite: str = ""
     forward_backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
+    document_tokens: float | None = None
 
 
 def train_step(
@@ -59,7 +61,7 @@ def train_step(
     Each rank's loss is a sum over its tokens divided by the valid tokens of the global batch, and
     gradients are summed, so that the result does not depend on how the batch is cut.
     """
-    valid_tokens = count_valid(batches, device=device, group=group)
+    valid_tokens, document_tokens = count_tokens(batches, device=device, group=group)
     engine.model.train()
     moe_layers = engine.model.moe_layers()
     for layer in moe_layers:
@@ -90,6 +92,7 @@ def train_step(
         compute_seconds=compute_seconds,
         layers=layers,
         not_finite=witness.accuse(group) if result.skipped else "",
+        document_tokens=document_tokens,
         forward_backward_seconds=ended - begun,
         optimizer_seconds=time.perf_counter() - ended,
     )
@@ -129,7 +132,7 @@ def _forward_backward(
     witness = Witness(engine.model)
     with witness.watching():
         for batch in batches:
-            out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
+            out = _forward(engine, batch, device)
             witness.forward(out)
             token_loss = out.token_loss / valid_tokens
             balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
@@ -141,16 +144,29 @@ def _forward_backward(
     return sums, layers, witness
 
 
-def count_valid(
+def _forward(engine: Engine, batch: Batch, device: torch.device) -> LossSums:
+    start_BS = None if batch.start_BS is None else batch.start_BS.to(device)
+    out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device), start_BS)
+    return out
+
+
+def count_tokens(
     batches: list[Batch], *, device: torch.device, group: dist.ProcessGroup | None
-) -> int:
-    """Tokens with a label, over all micro-batches and ranks."""
-    valid = torch.tensor(
-        sum(int((batch.labels_BS != IGNORE).sum()) for batch in batches), device=device
+) -> tuple[int, float]:
+    """Over all micro-batches and ranks: tokens with a label, and the mean length of the document
+    that a token attends inside of, the sequence's where documents are not told apart."""
+    counts = torch.tensor(
+        [
+            sum(int((batch.labels_BS != IGNORE).sum()) for batch in batches),
+            sum(batch.sum_of_squares() for batch in batches),
+            sum(batch.tokens_BS.numel() for batch in batches),
+        ],
+        device=device,
     )
     if group is not None:
-        dist.all_reduce(valid, group=group)
-    return int(valid)
+        dist.all_reduce(counts, group=group)
+    valid, squares, tokens = counts.tolist()
+    return valid, squares / tokens
 
 
 @torch.no_grad()
@@ -165,9 +181,8 @@ def validation_loss(
     engine.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=device)
     for batch in (batch for micro_batches in batches for batch in micro_batches):
-        labels_BS = batch.labels_BS.to(device)
-        out: LossSums = engine.model(batch.tokens_BS.to(device), labels_BS)
-        sums += torch.stack([out.token_loss, (labels_BS != IGNORE).sum()]).double()
+        valid = (batch.labels_BS != IGNORE).sum().to(device)
+        sums += torch.stack([_forward(engine, batch, device).token_loss, valid]).double()
     if group is not None:
         dist.all_reduce(sums, group=group)
     engine.model.train()

@@ -14,12 +14,11 @@ from distmoe import runtime as runtime_room
 from distmoe.config import Config, RankInfo
 from distmoe.config.keys import with_values
 from distmoe.config.load import to_toml
-from distmoe.data.batches import Batch, Batches, validation_batches
-from distmoe.data.sampler import GlobalBatchSampler
-from distmoe.data.tokens import TokenSplit
+from distmoe.data.run_data import RunData
 from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
+from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.planner.machine_profile import find_profile
 from distmoe.planner.schedule_policy import ResolvedSchedule, resolve_schedule
@@ -101,24 +100,10 @@ class Trainer:
         resources.callback(self.communication.close)
 
     def _open_data(self, resources: ExitStack) -> None:
-        config, ranks = self.config, self.runtime.ranks
-        split = TokenSplit(config.data.path, "train")
-        self.held_out = TokenSplit(config.data.path, "validation")
-        self.unigram_entropy = self.held_out.unigram_entropy()
-        sampler = GlobalBatchSampler(
-            split.num_samples(config.data.seq_len),
-            config.train.global_batch_size,
-            config.run.seed,
-        )
-        self.batches = Batches(
-            split,
-            sampler,
-            seq_len=config.data.seq_len,
-            rank=ranks.rank,
-            world=ranks.world,
-            micro_batch_size=config.train.micro_batch_size,
-        )
-        resources.callback(self.batches.close)
+        ranks = self.runtime.ranks
+        self.data = RunData(self.config, rank=ranks.rank, world=ranks.world)
+        self.unigram_entropy = self.data.unigram_entropy
+        resources.callback(self.data.close)
 
     def _facts(self, mesh: Mesh | None, resumed_from: Path | None) -> list[tuple[str, str]]:
         config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
@@ -127,6 +112,7 @@ class Trainer:
         picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
         exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
         tokens = config.train.global_batch_size * config.data.seq_len
+        masked = ", attention inside of documents" if config.data.document_mask else ""
         facts = [
             ("mesh", mesh.describe() if mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
@@ -135,7 +121,7 @@ class Trainer:
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
             ("schedule", self._schedule()),
-            ("data", f"{config.data.path}, {tokens:,} tokens a step"),
+            ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
             ("state", self._state(resumed_from)),
         ]
         if steps := self.recorder.steps_left:
@@ -217,7 +203,7 @@ class Trainer:
     def _step(self) -> None:
         config, clock = self.config, self.reporter.clock
         with clock.part("data"):
-            batches = self.batches.step(self.done)
+            batches = self.data.step(self.done)
         lr = self._lr()
         self.communication.begin(self.done + 1)
         training = clock.part("training")
@@ -250,6 +236,7 @@ class Trainer:
             communication=communication,
             bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
             peak=self.reporter.peak,
+            corpora=tuple(CorpusProgress(*read) for read in self.data.taken(self.done)),
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
@@ -283,27 +270,20 @@ class Trainer:
         return optim.lr * factor
 
     def _validate(self) -> None:
-        config, ranks = self.config, self.runtime.ranks
-        if not config.train.validation_batches:
-            return
         begun = time.perf_counter()
+        losses, mean = {}, 0.0
         with self.reporter.clock.part("validation"):
-            batches: list[list[Batch]] = list(
-                validation_batches(
-                    self.held_out,
-                    config.train.validation_batches,
-                    global_batch_size=config.train.global_batch_size,
-                    seq_len=config.data.seq_len,
-                    rank=ranks.rank,
-                    world=ranks.world,
-                    micro_batch_size=config.train.micro_batch_size,
+            for corpus, weight, batches in self.data.held_out():
+                losses[corpus] = validation_loss(
+                    self.engine, batches, device=self.runtime.device, group=self.runtime.group
                 )
-            )
-            loss = validation_loss(
-                self.engine, batches, device=self.runtime.device, group=self.runtime.group
-            )
+                mean += weight * losses[corpus]
         self.reporter.validation(
-            self.done, loss, self.unigram_entropy, seconds=time.perf_counter() - begun
+            self.done,
+            mean,
+            self.unigram_entropy,
+            seconds=time.perf_counter() - begun,
+            corpora=losses if len(losses) > 1 else {},
         )
 
 

@@ -25,11 +25,13 @@ def problems(path: Path, *options: str) -> list[str]:
 def values(kind: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
+    text = st.text(st.characters(exclude_categories=["Cs"]))
     return {
+        tuple[str, ...]: st.lists(text).map(tuple),
         bool: st.booleans(),
         int: st.integers(-(2**63), 2**63 - 1),
         float: st.floats(allow_nan=False),
-        str: st.text(st.characters(exclude_categories=["Cs"])),
+        str: text,
     }[kind]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
@@ -81,7 +82,29 @@ def test_manifest_sums_hashes_and_keys(prepared: Path, corpus: Path, tokenizer: 
     assert fields["splits"]["validation"]["tokens"] == manifest.splits["validation"].tokens
 
 
-def test_text_jsonl_and_parquet_give_the_same_tokens(
+def save_dataset(folder: Path, texts: list[str], *, files: int) -> None:
+    """As `Dataset.save_to_disk` of Hugging Face does, with a cache that a `map` has left there."""
+    folder.mkdir()
+    names = [f"data-{number:05d}-of-{files:05d}.arrow" for number in range(files)]
+    edges = [len(texts) * number // files for number in range(files + 1)]
+    for name, start, end in [*zip(names, edges, edges[1:], strict=False), ("cache-1.arrow", 0, 5)]:
+        table = pyarrow.table({"id": range(start, end), "body": texts[start:end]})
+        with pyarrow.OSFile(str(folder / name), "wb") as file:
+            with pyarrow.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table, max_chunksize=11)
+    state = {"_data_files": [{"filename": name} for name in names], "_split": None}
+    (folder / "state.json").write_text(json.dumps(state))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def zstd(data: bytes) -> bytes:
+    """In two frames, as `zstd` of several threads or `cat` makes them."""
+    half = len(data) // 2
+    compress = pyarrow.Codec("zstd").compress
+    return bytes(compress(data[:half])) + bytes(compress(data[half:]))
+
+
+def test_every_format_gives_the_same_tokens(
     tmp_path: Path, documents: list[str], run_prepare: Prepare
 ) -> None:
     table = pyarrow.table({"id": range(len(documents)), "body": documents})
@@ -91,8 +114,14 @@ def test_text_jsonl_and_parquet_give_the_same_tokens(
         (tmp_path / "text" / f"{number:03d}.txt").write_text(text, encoding="utf-8")
     lines = tmp_path / "lines.jsonl"
     lines.write_text("\n\n".join(json.dumps({"body": text}) for text in documents))
+    save_dataset(tmp_path / "saved", documents, files=3)
+    (tmp_path / "lines.jsonl.zst").write_bytes(zstd(lines.read_bytes()))
+    with pyarrow.OSFile(str(tmp_path / "rows.arrow"), "wb") as file:
+        with pyarrow.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
     shards = []
-    for name in ("rows.parquet", "text", "lines.jsonl"):
+    inputs = ("rows.parquet", "text", "lines.jsonl", "lines.jsonl.zst", "saved", "rows.arrow")
+    for name in inputs:
         run_prepare(tmp_path / name, tmp_path / f"out-{name}", text_key="body")
         shards.append(
             {
@@ -101,7 +130,7 @@ def test_text_jsonl_and_parquet_give_the_same_tokens(
                 if k[-3:] in ("bin", "idx")
             }
         )
-    assert shards[0] == shards[1] == shards[2]
+    assert all(shard == shards[0] for shard in shards)
     assert read_documents(tmp_path / "out-text", "train") == split_texts(documents, 0.1)[0]
 
 
@@ -206,7 +235,7 @@ def test_resumes_after_a_kill_at_any_rename(
         inputs.mkdir()
         for number in range(6):
             (inputs / f"{number}.txt").write_text("\n".join(documents[number * 10 :][:10]))
-    monkeypatch.setattr("distmoe.data.prepare.BATCH_PIECES", 7)
+    monkeypatch.setattr("distmoe.data.encoding.BATCH_PIECES", 7)
     run_prepare(inputs, tmp_path / "whole", **settings)
     wanted = snapshot(tmp_path / "whole")
     for renames in range(1000):
@@ -230,7 +259,7 @@ def test_resume_does_not_redo_finished_shards(
         return encode(self, texts)
 
     monkeypatch.setattr(Encoder, "encode", counted)
-    monkeypatch.setattr("distmoe.data.prepare.BATCH_PIECES", 5)
+    monkeypatch.setattr("distmoe.data.encoding.BATCH_PIECES", 5)
     finish = ShardWriter.finish
 
     def finish_or_die(self: ShardWriter) -> object:
@@ -315,6 +344,10 @@ def test_changed_tokenizer_stops_a_resume(
         ("x.txt", b"\xff\xfe\x00", "not UTF-8"),
         ("x.jsonl.xz", b"nonsense", "damaged"),
         ("x.jsonl.gz", b"nonsense", "damaged"),
+        ("x.jsonl.zst", b"nonsense", "damaged"),
+        ("x.jsonl.zst", zstd(b'{"text": "abc"}' * 99)[:-9], "damaged"),
+        ("x.parquet", b"nonsense", "damaged"),
+        ("x.arrow", b"nonsense", "damaged"),
         ("x.txt", b"", "hold no text"),
         ("x.csv", b"a,b", "allowed are .txt"),
     ],
@@ -327,9 +360,29 @@ def test_bad_inputs_are_named(
         run_prepare(tmp_path / name, tmp_path / "out")
 
 
+def test_damaged_datasets_are_named(
+    tmp_path: Path, documents: list[str], run_prepare: Prepare
+) -> None:
+    saved = tmp_path / "both" / "train"
+    saved.parent.mkdir()
+    save_dataset(saved, documents, files=2)
+    with pytest.raises(ValueError, match="--text-key is 'text'; it has: id, body"):
+        run_prepare(saved, tmp_path / "out")
+    (saved / "data-00001-of-00002.arrow").unlink()
+    with pytest.raises(ValueError, match="data-00001-of-00002.arrow of its state.json is missing"):
+        run_prepare(saved, tmp_path / "out")
+    (saved / "state.json").write_text('{"_data_files": 3}')
+    with pytest.raises(ValueError, match="state.json is damaged"):
+        run_prepare(saved, tmp_path / "out")
+    (saved.parent / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(ValueError, match="with the splits train, test: name one, such as .*/train"):
+        run_prepare(saved.parent, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"workers": 0}, "--workers is 0; it must be at least 1"),
         ({"validation_fraction": 0.6}, "--validation-fraction is 0.6"),
         ({"shard_tokens": 0}, "--shard-tokens is 0"),
         ({"tokenizer": None, "vocab_size": 256}, "--vocab-size is 256"),

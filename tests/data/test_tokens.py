@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distmoe.data.manifest import read_manifest
-from distmoe.data.tokens import TokenSplit
+from distmoe.data.corpora import JoinedSplits
+from distmoe.data.manifest import Manifest, read_manifest
+from distmoe.data.tokens import TokenSplit, unigram_entropy
 
 
 def stream(folder: Path, split: str) -> NDArray[np.int64]:
@@ -59,7 +61,8 @@ def test_unigram_entropy(prepared: Path) -> None:
     tokens = stream(prepared, "validation").tolist()
     shares = [tokens.count(token) / len(tokens) for token in set(tokens)]
     wanted = -sum(share * math.log(share) for share in shares)
-    assert TokenSplit(prepared, "validation").unigram_entropy() == pytest.approx(wanted, rel=1e-12)
+    found = unigram_entropy(TokenSplit(prepared, "validation").token_shares())
+    assert found == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".idx"])
@@ -104,3 +107,21 @@ def test_a_damaged_shard_is_named_with_its_place(prepared: Path, tmp_path: Path)
     place = f"{second.name}.bin is damaged: at byte {2 * data.itemsize}, token 2, it has the id"
     with pytest.raises(ValueError, match=place):
         split.read(first - 1, 5)
+
+
+def test_joined_splits_are_one_after_the_other(
+    prepared: Path, corpus: Path, run_prepare: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    run_prepare(corpus / "a.jsonl", tmp_path / "part")
+    splits = [TokenSplit(folder, "train") for folder in (prepared, tmp_path / "part", prepared)]
+    joined = JoinedSplits(splits)
+    want = [split.sample(n, 16) for split in splits for n in range(split.num_samples(16))]
+    assert joined.num_samples(16) == len(want)
+    for index, sample in enumerate(want):
+        assert (joined.sample(index, 16) == sample).all()
+    for index in (-1, len(want)):
+        with pytest.raises(IndexError):
+            joined.sample(index, 16)
+    run_prepare(corpus, tmp_path / "other", tokenizer=None, vocab_size=280)
+    with pytest.raises(ValueError, match=r"data.mix has .* which have different tokenizers"):
+        JoinedSplits([splits[0], TokenSplit(tmp_path / "other", "train")])

@@ -28,7 +28,7 @@ from distmoe.config import (
     RoundingConfig,
     TrainConfig,
 )
-from distmoe.data.batches import Batch, rank_positions
+from distmoe.data.batches import Batch, mask_documents, rank_positions
 from distmoe.engines import Engine, make_engine
 from distmoe.mesh import build_mesh
 from distmoe.moe import layer as layer_room
@@ -37,6 +37,8 @@ from distmoe.routing.routers import Scores
 from distmoe.train.step import train_step
 
 V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 10
+# Ends a document, where these are told apart.
+END = 0
 CPU = torch.device("cpu")
 TOKENS = torch.randint(
     0, V, (2 * STEPS, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
@@ -70,7 +72,7 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
         moe=replace(moe, **changes.get("moe", {})),
         parallel=ParallelConfig(engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep),
         deepspeed=DeepSpeedConfig(**changes.get("deepspeed", {})),
-        data=DataConfig(seq_len=S),
+        data=DataConfig(seq_len=S, document_mask=changes.get("document_mask", False)),
         # Below the norm of every step, so that clipping is always active.
         optim=OptimConfig(lr=1e-3, clip_norm=0.05),
         train=TrainConfig(
@@ -82,11 +84,14 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
     )
 
 
-def own_batches(step: int, rank: int, world: int, micro: int) -> list[Batch]:
+def own_batches(
+    step: int, rank: int, world: int, micro: int, *, masked: bool = False
+) -> list[Batch]:
     rows = TOKENS[step][
         torch.from_numpy(rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world))
     ]
-    return [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows]
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows]
+    return [mask_documents(batch, eod_id=END) for batch in batches] if masked else batches
 
 
 def logical(engine: Engine, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -132,7 +137,13 @@ def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
             engine.step = look  # type: ignore[method-assign]
         outcome = train_step(
             engine,
-            own_batches(step, rank, world, config.train.micro_batch_size),
+            own_batches(
+                step,
+                rank,
+                world,
+                config.train.micro_batch_size,
+                masked=config.data.document_mask,
+            ),
             lr=config.optim.lr,
             moe=config.moe,
             device=CPU,
@@ -296,6 +307,15 @@ def test_activation_checkpoint_changes_nothing(
 ) -> None:
     results = run(world, ep, LAW[world, ep], activation_checkpoint=mode)
     assert_equal_runs(results[0], oracle)
+
+
+def test_parity_law_inside_of_documents(oracle: dict[str, Any]) -> None:
+    """Ranks have different numbers of documents, and of tokens with a loss."""
+    want = run(1, 1, LAW[1, 1], engine="single", steps=3, document_mask=True)[0]
+    assert relative(want["losses"], oracle["losses"][:3]) > 1e-4
+    results = run(2, 2, LAW[2, 2], steps=3, activation_checkpoint="full", document_mask=True)
+    for result in results:
+        assert_equal_runs(result, want)
 
 
 def test_recomputation_never_routes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,15 @@ def test_flops_by_hand(config: Config) -> None:
     assert flops.model == matmuls + square // 2
 
 
+def test_flops_inside_of_documents_by_hand(config: Config) -> None:
+    # Documents of 4 and 12 tokens in a sequence of 16: (16 + 144) / 16.
+    flops = flops_per_token(config, document_tokens=10.0)
+    whole = flops_per_token(config)
+    assert flops.palm == whole.palm
+    assert whole.model - flops.model == 3 * (3 * 2 * 2 * (16 - 10) * 8) // 2
+    assert flops_per_token(config, document_tokens=16.0) == whole
+
+
 def test_flops_are_what_torch_counts(config: Config) -> None:
     """Every product of a forward and a backward; the rest of 6 per parameter is the norms', which
     multiply no matrices."""

@@ -82,7 +82,7 @@ def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:
 
 def test_a_line_has_the_layers_by_block(record: Make) -> None:
     line = record(1).line()
-    assert set(line) == NAMES | {"layers"}
+    assert set(line) == NAMES | {"layers", "corpora"}
     assert [layer["layer"] for layer in line["layers"]] == [1, 2]
     assert all(set(layer) == LOAD_NAMES | {"layer"} for layer in line["layers"])
     assert [layer["pairs_dropped"] for layer in line["layers"]] == [1, 2]

@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distmoe.metrics.record import GROUPS, LAYER_FIGURES, OF_SOME_DEVICES, StepRecord
+from distmoe.metrics.record import (
+    GROUPS,
+    LAYER_FIGURES,
+    OF_SOME_DEVICES,
+    CorpusProgress,
+    StepRecord,
+)
 from distmoe.metrics.writers import LAYOUT, JsonlWriter, TensorBoardWriter
 
 Make = Callable[..., StepRecord]
@@ -88,10 +94,10 @@ def events(path: Path) -> EventAccumulator:
 
 def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
-    writer.write(record(1))
+    writer.write(record(1, corpora=(CorpusProgress("data/a", 7, 0.25),)))
     writer.expert_load(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
     writer.layers(record(1))
-    writer.validation(1, 1.5)
+    writer.validation(1, 1.5, {"data/a": 1.25})
     writer.close()
     read = events(tmp_path)
     tags = read.Tags()
@@ -99,7 +105,14 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     # Of a device without a known peak, which counts no joules.
     names = {name for name in names if name.partition("/")[2] not in OF_SOME_DEVICES}
     layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
-    assert set(tags["scalars"]) == names | layers | {"validation/loss"}
+    assert set(tags["scalars"]) == names | layers | {
+        "validation/loss",
+        "validation_loss/data/a",
+        "corpora_samples/data/a",
+        "corpora_epochs/data/a",
+    }
+    assert read.Scalars("corpora_epochs/data/a")[0].value == 0.25
+    assert read.Scalars("validation_loss/data/a")[0].value == 1.25
     assert read.Scalars("layers_pairs_added/layer_02")[0].value == 4
     assert tags["images"] == ["experts/load_layer_01_to_02_by_expert"]
     assert tags["histograms"] == ["experts/load_layer_01", "experts/load_layer_02"]

@@ -1,0 +1,84 @@
+"""The data of a run as one rank reads them: batches of a step, held-out batches, what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distmoe.config import Config, corpora
+from distmoe.data.batches import Batch, Batches, validation_batches
+from distmoe.data.corpora import JoinedSplits
+from distmoe.data.mixture import MixtureSampler
+from distmoe.data.sampler import GlobalBatchSampler
+from distmoe.data.tokens import TokenSplit, unigram_entropy
+
+
+class RunData:
+    """Opened from a resolved and checked config; close it. ``unigram_entropy``: of the held-out
+    tokens, corpora weighted as in the mix."""
+
+    def __init__(self, config: Config, *, rank: int, world: int) -> None:
+        self._config, self._rank, self._world = config, rank, world
+        self.corpora = corpora(config.data)
+        splits = [TokenSplit(corpus.path, "train") for corpus in self.corpora]
+        self._held_out = [TokenSplit(corpus.path, "validation") for corpus in self.corpora]
+        weighted = [
+            corpus.weight * split.token_shares()
+            for corpus, split in zip(self.corpora, self._held_out, strict=True)
+        ]
+        self.unigram_entropy = unigram_entropy(sum(weighted[1:], start=weighted[0]))
+        self._num_samples = [split.num_samples(config.data.seq_len) for split in splits]
+        self._sampler = self._make_sampler()
+        self._batches = Batches(
+            splits[0] if len(splits) == 1 else JoinedSplits(splits),
+            self._sampler,
+            seq_len=config.data.seq_len,
+            rank=rank,
+            world=world,
+            micro_batch_size=config.train.micro_batch_size,
+            document_mask=config.data.document_mask,
+        )
+
+    def _make_sampler(self) -> GlobalBatchSampler | MixtureSampler:
+        size, seed = self._config.train.global_batch_size, self._config.run.seed
+        if len(self.corpora) == 1:
+            return GlobalBatchSampler(self._num_samples[0], size, seed)
+        shares = [corpus.share for corpus in self.corpora]
+        return MixtureSampler(self._num_samples, shares, global_batch_size=size, seed=seed)
+
+    def step(self, step: int) -> list[Batch]:
+        """The micro-batches of this rank in global batch ``step``, counted from 0."""
+        return self._batches.step(step)
+
+    def taken(self, steps: int) -> Iterator[tuple[str, int, float]]:
+        """Of each corpus its folder, and how many samples and epochs of it the first ``steps``
+        global batches hold."""
+        taken = self._sampler.taken(steps)
+        for corpus, samples, there in zip(self.corpora, taken, self._num_samples, strict=True):
+            yield corpus.path, samples, samples / there
+
+    def held_out(self) -> Iterator[tuple[str, float, list[list[Batch]]]]:
+        """Of each corpus its folder, its weight, and this rank's share of its first
+        train.validation_batches global batches of held-out samples."""
+        config = self._config
+        for corpus, split in zip(self.corpora, self._held_out, strict=True):
+            batches = validation_batches(
+                split,
+                config.train.validation_batches,
+                global_batch_size=config.train.global_batch_size,
+                seq_len=config.data.seq_len,
+                rank=self._rank,
+                world=self._world,
+                micro_batch_size=config.train.micro_batch_size,
+                document_mask=config.data.document_mask,
+            )
+            yield corpus.path, corpus.weight, list(batches)
+
+    def describe(self) -> str:
+        """The corpora and their shares, in a few words."""
+        if len(self.corpora) == 1:
+            return self.corpora[0].path
+        return ", ".join(f"{corpus.path} {corpus.weight:.4g}" for corpus in self.corpora)
+
+    def close(self) -> None:
+        """Stop the reading thread."""
+        self._batches.close()
