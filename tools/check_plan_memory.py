@@ -40,6 +40,21 @@ COMMON: dict[str, Any] = {
     "parallel.ranks_per_node": 2,
     "train.steps": 3,
 }
+ZERO: dict[str, Any] = {
+    "model.vocab_size": 4096,
+    "model.hidden_size": 512,
+    "model.n_layers": 4,
+    "model.n_dense_layers": 1,
+    "model.n_heads": 8,
+    "model.n_kv_heads": 4,
+    "moe.num_experts": 16,
+    "moe.top_k": 4,
+    "moe.intermediate_size": 256,
+    "parallel.engine": "deepspeed",
+    "deepspeed.bucket_elements": 4_000_000,
+    "data.seq_len": 512,
+    "train.global_batch_size": 4,
+}
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     # Many wide experts, few tokens: weights, their gradients and their reduction.
     "experts": (
@@ -148,46 +163,8 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
             "train.activation_checkpoint": "selective",
         },
     ),
-    "ZeRO 2": (
-        2,
-        {
-            "model.vocab_size": 4096,
-            "model.hidden_size": 512,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
-            "model.n_kv_heads": 4,
-            "moe.num_experts": 16,
-            "moe.top_k": 4,
-            "moe.intermediate_size": 256,
-            "parallel.engine": "deepspeed",
-            "parallel.ep": 2,
-            "deepspeed.zero_stage": 2,
-            "deepspeed.bucket_elements": 4_000_000,
-            "data.seq_len": 512,
-            "train.global_batch_size": 4,
-        },
-    ),
-    "ZeRO 3": (
-        2,
-        {
-            "model.vocab_size": 4096,
-            "model.hidden_size": 512,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
-            "model.n_kv_heads": 4,
-            "moe.num_experts": 16,
-            "moe.top_k": 4,
-            "moe.intermediate_size": 256,
-            "parallel.engine": "deepspeed",
-            "parallel.ep": 1,
-            "deepspeed.zero_stage": 3,
-            "deepspeed.bucket_elements": 4_000_000,
-            "data.seq_len": 512,
-            "train.global_batch_size": 4,
-        },
-    ),
+    "ZeRO 2": (2, {**ZERO, "deepspeed.zero_stage": 2, "parallel.ep": 2}),
+    "ZeRO 3": (2, {**ZERO, "deepspeed.zero_stage": 3, "parallel.ep": 1}),
 }
 
 
@@ -281,9 +258,8 @@ def print_row(row: dict[str, Any]) -> None:
     parts = ("parameters", "gradients", "optimizer", "activations", "buffers")
     told = ", ".join(f"{part} {predicted[part] / MIB:,.0f}" for part in parts)
     phases = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in storages["phases"].items())
-    print(
-        f"{row['name']}: predicted {predicted['tensors'] / MIB:,.0f} MiB at {predicted['moment']}"
-    )
+    total = predicted["tensors"] / MIB
+    print(f"{row['name']}: predicted {total:,.0f} MiB at {predicted['moment']}")
     print(f"  {told}")
     print(f"  resident {resident['peak'] / MIB:,.0f}, error {row['error']:+.1%}")
     print(f"  storages {storages['peak'] / MIB:,.0f} ({phases}), {row['error_of_storages']:+.1%}")
