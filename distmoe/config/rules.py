@@ -9,8 +9,8 @@ from pathlib import Path
 
 from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
+from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.schema import Config
-from distmoe.config.steps import parse_steps
 
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
@@ -306,6 +306,17 @@ def _deepspeed(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule()
+def _compile(config: Config, world: int) -> Iterator[str]:
+    if config.train.compile != "none" and config.parallel.engine == "deepspeed":
+        yield _wrong(
+            config,
+            "train.compile",
+            "be none with parallel.engine 'deepspeed', whose hooks gather and free parameters "
+            "inside of what would be compiled",
+        )
+
+
 @_rule("train.global_batch_size", "train.micro_batch_size")
 def _global_batch(config: Config, world: int) -> Iterator[str]:
     train = config.train
@@ -340,14 +351,8 @@ def _decay(config: Config, world: int) -> Iterator[str]:
 
 
 @_rule("train.steps")
-def _trace_steps(config: Config, world: int) -> Iterator[str]:
-    try:
-        fits = parse_steps(config.train.trace_steps).stop <= config.train.steps + 1
-    except ValueError:
-        fits = False
-    if not fits:
-        last = f"train.steps ({config.train.steps})"
-        yield _wrong(config, "train.trace_steps", f"be empty or FIRST-LAST within 1..{last}")
+def _profiling(config: Config, world: int) -> Iterator[str]:
+    yield from profiling_problems(config, world)
 
 
 @_rule()

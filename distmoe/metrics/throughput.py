@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 WARM_UP_STEPS = 3
 
 # Parts of a run that are in no step's time.
-BETWEEN_STEPS = ("validation", "checkpoint", "routing trace")
+BETWEEN_STEPS = ("validation", "checkpoint", "routing trace", "profile")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from distmoe.model.transformer import IGNORE, LossSums
 from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.layer import MoE
 from distmoe.moe.stats import MoEStats
+from distmoe.named_range import named_range
 from distmoe.train.culprit import Witness
 
 
@@ -76,7 +77,8 @@ def train_step(
         dist.all_reduce(sums, group=group)
     loss, load_balance_loss, z_loss = sums.tolist()
     ended = time.perf_counter()
-    result = _update(engine, moe_layers, finite=math.isfinite(loss), lr=lr, group=group)
+    with named_range("optimizer"):
+        result = _update(engine, moe_layers, finite=math.isfinite(loss), lr=lr, group=group)
     if device.type == "cuda":
         # The figures of the step wait for the device in any case; here its time is the update's.
         torch.cuda.synchronize(device)
@@ -129,13 +131,15 @@ def _forward_backward(
     witness = Witness(engine.model)
     with witness.watching():
         for batch in batches:
-            out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
+            with named_range("forward"):
+                out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
             witness.forward(out)
             token_loss = out.token_loss / valid_tokens
             balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
             z = _mean([losses.z for losses in out.layers], len(batches), device)
             router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
-            engine.backward(token_loss + len(out.layers) * router_loss)
+            with named_range("backward"):
+                engine.backward(token_loss + len(out.layers) * router_loss)
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
             layers.append([layer.stats for layer in moe_layers])
     return sums, layers, witness

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.reporter import Reporter
+from distmoe.named_range import named_range
 from distmoe.planner.machine_profile import find_profile
 from distmoe.planner.schedule_policy import ResolvedSchedule, resolve_schedule
 from distmoe.registry import SCHEDULES
@@ -28,6 +30,7 @@ from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
+from distmoe.train.profiling import Profiling
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.start import common_facts
 from distmoe.train.step import train_step, validation_loss
@@ -79,6 +82,8 @@ class Trainer:
         self.config, self.why_schedule = with_schedule(config, runtime)
         config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
+        self.profiling = Profiling(config, runtime)
+        resources.callback(self.profiling.close)
         self.engine = make_engine(config, mesh, runtime.device)
         resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
@@ -138,6 +143,8 @@ class Trainer:
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
             ("state", self._state(resumed_from)),
         ]
+        if config.train.compile != "none":
+            facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
@@ -165,7 +172,9 @@ class Trainer:
         stopped = ""
         clock.begin()
         while self.done < config.train.steps and not stopped:
-            self._step()
+            with self.profiling.step(self.done + 1):
+                self._step()
+            self._tell_profiles(self.profiling.end)
             last = self.done == config.train.steps
             if self._is_due(config.train.validate_every) and not last:
                 self._validate()
@@ -187,6 +196,7 @@ class Trainer:
         """Save, validate, summarise; ``stopped``: by what. What `run` gives."""
         config, clock = self.config, self.reporter.clock
         self._tell_trace(self.communication.end_trace(self.done))
+        self._tell_profiles(self.profiling.finish)
         with clock.part("checkpoint"):
             self.checkpoints.finish(self.done)
         self._tell(self.checkpoints.news())
@@ -216,7 +226,7 @@ class Trainer:
 
     def _step(self) -> None:
         config, clock = self.config, self.reporter.clock
-        with clock.part("data"):
+        with clock.part("data"), named_range("data"):
             batches = self.batches.step(self.done)
         lr = self._lr()
         self.communication.begin(self.done + 1)
@@ -264,6 +274,11 @@ class Trainer:
     def _tell_trace(self, trace: Path | None) -> None:
         if trace is not None:
             self._tell([f"trace: {trace}, and beside it those of the other ranks"])
+
+    def _tell_profiles(self, written: Callable[[int], list[str]]) -> None:
+        if self.profiling.is_on:
+            with self.reporter.clock.part("profile"):
+                self._tell(written(self.done))
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:

@@ -256,6 +256,27 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
             "train.trace_steps is 5..7; it must be empty or FIRST-LAST within 1..train.steps (200)",
         ),
         (
+            "--train.profile=0-3",
+            1,
+            "train.profile is 0-3; it must be empty or FIRST-LAST within 1..train.steps (200)",
+        ),
+        (
+            "--train.profile_ranks=0,2",
+            2,
+            "train.profile_ranks is 0,2; it must be all, or ranks below the number of ranks (2) "
+            "with commas between",
+        ),
+        (
+            "--train.memory_snapshot=3 --run.device=cpu",
+            1,
+            "train.memory_snapshot is 3; it must be empty on the device cpu, whose allocator",
+        ),
+        (
+            "--train.compile=dense --parallel.engine=deepspeed",
+            2,
+            "train.compile is dense; it must be none with parallel.engine 'deepspeed', whose ",
+        ),
+        (
             "--checkpoint.resume=no/such/folder",
             1,
             "checkpoint.resume is no/such/folder; it must be auto, never or the folder of a "
