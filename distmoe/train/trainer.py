@@ -33,7 +33,7 @@ from distmoe.train.communication import Communication
 from distmoe.train.profiling import Profiling
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.start import common_facts
-from distmoe.train.step import train_step, validation_loss
+from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
 SIGNAL = "a signal"
@@ -225,50 +225,56 @@ class Trainer:
         return every > 0 and self.done % every == 0
 
     def _step(self) -> None:
-        config, clock = self.config, self.reporter.clock
+        clock = self.reporter.clock
         with clock.part("data"), named_range("data"):
             batches = self.batches.step(self.done)
         lr = self._lr()
         self.communication.begin(self.done + 1)
-        training = clock.part("training")
-        with training, self.recorder.recording(), self.communication.explained():
-            outcome = train_step(
-                self.engine,
-                batches,
-                lr=lr,
-                moe=config.moe,
-                device=self.runtime.device,
-                group=self.runtime.group,
-            )
+        outcome = self._train(batches, lr)
         lap = clock.lap()
         self.done += 1
         communication, trace = self.communication.end(self.done)
         if self.recorder.steps_left:
             with clock.part("routing trace"):
                 self.recorder.write(self.done)
-        self.skipped_in_a_row = (
-            (*self.skipped_in_a_row, outcome.not_finite) if outcome.skipped else ()
-        )
         record, freq_LE = collect_step(
             outcome,
-            config,
+            self.config,
             self.runtime,
             step=self.done,
             lr=lr,
             lap=lap,
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
-            bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
+            bytes_per_value=compute_dtype(self.config, self.runtime.device).itemsize,
             peak=self.reporter.peak,
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
         self._tell(self.checkpoints.news())
-        if len(self.skipped_in_a_row) > config.train.max_skipped_steps:
+        self._count_skipped(outcome)
+
+    def _train(self, batches: list[Batch], lr: float) -> StepOutcome:
+        training = self.reporter.clock.part("training")
+        with training, self.recorder.recording(), self.communication.explained():
+            return train_step(
+                self.engine,
+                batches,
+                lr=lr,
+                moe=self.config.moe,
+                device=self.runtime.device,
+                group=self.runtime.group,
+            )
+
+    def _count_skipped(self, outcome: StepOutcome) -> None:
+        """RuntimeError after too many steps in a row without an update."""
+        skipped = (*self.skipped_in_a_row, outcome.not_finite) if outcome.skipped else ()
+        self.skipped_in_a_row = skipped
+        most = self.config.train.max_skipped_steps
+        if len(skipped) > most:
             raise RuntimeError(
-                f"{len(self.skipped_in_a_row)} steps in a row had a loss or gradient that is not "
-                f"finite, first of all: {self.skipped_in_a_row[0]}; "
-                f"train.max_skipped_steps is {config.train.max_skipped_steps}"
+                f"{len(skipped)} steps in a row had a loss or gradient that is not finite, first "
+                f"of all: {skipped[0]}; train.max_skipped_steps is {most}"
             )
 
     def _tell_trace(self, trace: Path | None) -> None:
