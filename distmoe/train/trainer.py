@@ -6,14 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
 
 from distmoe import runtime as runtime_room
 from distmoe.config import Config, RankInfo
-from distmoe.config.keys import with_values
 from distmoe.config.load import to_toml
 from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.sampler import GlobalBatchSampler
@@ -23,10 +18,9 @@ from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.reporter import Reporter
 from distmoe.named_range import named_range
-from distmoe.planner.machine_profile import find_profile
-from distmoe.planner.schedule_policy import ResolvedSchedule, resolve_schedule
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
@@ -326,44 +320,3 @@ class Trainer:
         self.reporter.validation(
             self.done, loss, self.unigram_entropy, seconds=time.perf_counter() - begun
         )
-
-
-def with_schedule(config: Config, runtime: Runtime) -> tuple[Config, str]:
-    """``config`` with what is auto of moe.dispatch for these ranks and links, and why."""
-    name = torch.cuda.get_device_name() if runtime.device.type == "cuda" else ""
-    ranks = runtime.ranks
-    per_node = config.parallel.ranks_per_node or ranks.local_world
-    profile = find_profile(config.parallel.profile, name)
-    found = resolve_schedule(
-        config,
-        ranks.world,
-        per_node,
-        profile,
-        # The order of its transfers over several communicators has not been tried on NCCL.
-        relays=runtime.device.type != "cuda",
-    )
-    level, order, steps, why = _agreed(runtime, per_node, found)
-    settings = {
-        "moe.dispatch.level": level,
-        "moe.dispatch.order": order,
-        "moe.dispatch.steps": steps,
-        "parallel.ranks_per_node": per_node,
-    }
-    return with_values(config, settings), why
-
-
-def _agreed(runtime: Runtime, per_node: int, found: ResolvedSchedule) -> ResolvedSchedule:
-    """What rank 0 found: ranks that wait for other steps would wait for ever. RuntimeError where
-    machines have different numbers of ranks."""
-    if runtime.group is None:
-        return found
-    all_found: list[Any] = [None] * runtime.ranks.world
-    dist.all_gather_object(all_found, (per_node, found), group=runtime.group)
-    numbers = sorted({number for number, _ in all_found})
-    if len(numbers) > 1:
-        raise RuntimeError(
-            f"parallel.ranks_per_node is {numbers} on different ranks; it must be the same on all: "
-            "start as many ranks on every machine, or set it"
-        )
-    agreed: ResolvedSchedule = all_found[0][1]
-    return agreed
