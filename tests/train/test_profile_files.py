@@ -139,6 +139,7 @@ def test_tables() -> None:
         (cost.host_ms for cost in operators), reverse=True
     )
     assert {cost.name: cost.calls for cost in operators}["aten::mm"] == 2
+    assert not any("attention" in cost.name for cost in operators)
     assert [(cost.name, cost.calls) for cost in range_costs(events)] == [("attention", 2)]
     title, heading, first, *_ = table("operators", operators, most=3)
     assert (title, heading.split()) == ("operators", ["host", "ms", "share", "calls"])
