@@ -14,6 +14,8 @@ from torch.autograd.profiler_util import FunctionEventAvg
 OF_A_LAYER = re.compile(r"^layer \d+: ")
 OF_A_MODULE = re.compile(r" \(.*\)$")
 STEP_MARK = "ProfilerStep#"
+# What torch calls all steps together.
+ALL_STEPS = "ProfilerStep*"
 
 MS = 1e3
 NAME_WIDTH = 60
@@ -45,13 +47,13 @@ def operator_costs(events: Iterable[FunctionEventAvg]) -> list[Cost]:
 
 
 def range_costs(events: Iterable[FunctionEventAvg]) -> list[Cost]:
-    """The time inside of every named range, summed over layers; the longest first."""
+    """The time inside of every named range, summed over layers; the steps, then the longest."""
     host: defaultdict[str, float] = defaultdict(float)
     device: defaultdict[str, float] = defaultdict(float)
     calls: defaultdict[str, int] = defaultdict(int)
     for event in events:
         key = str(event.key)
-        if not event.is_user_annotation or key.startswith(STEP_MARK):
+        if not event.is_user_annotation:
             continue
         name = OF_A_MODULE.sub("", OF_A_LAYER.sub("", key))
         if event.device_type == DeviceType.CPU:
@@ -60,13 +62,24 @@ def range_costs(events: Iterable[FunctionEventAvg]) -> list[Cost]:
         else:
             device[name] += event.device_time_total / MS
     costs = [Cost(name, host[name], device[name], calls[name]) for name in host]
-    return sorted(costs, key=lambda cost: cost.host_ms, reverse=True)
+    return sorted(costs, key=lambda cost: (cost.name == ALL_STEPS, cost.host_ms), reverse=True)
 
 
-def table(title: str, costs: Sequence[Cost], *, most: int) -> list[str]:
-    """Title, column names, and the first ``most`` of ``costs``; shares are of the sum of all."""
-    on_device = any(cost.device_ms for cost in costs)
-    total = sum(cost.device_ms if on_device else cost.host_ms for cost in costs)
+def together(costs: Sequence[Cost]) -> Cost:
+    """The sum of costs that do not contain each other."""
+    return Cost(
+        "all",
+        sum(cost.host_ms for cost in costs),
+        sum(cost.device_ms for cost in costs),
+        sum(cost.calls for cost in costs),
+    )
+
+
+def table(title: str, costs: Sequence[Cost], *, whole: Cost, most: int) -> list[str]:
+    """Title, column names, and the first ``most`` of ``costs``; shares are of ``whole``, by the
+    device's time where it has worked."""
+    on_device = whole.device_ms > 0
+    total = whole.device_ms if on_device else whole.host_ms
     heading = f"{'':{NAME_WIDTH}}  {'host ms':>10}"
     heading += f"  {'device ms':>10}" if on_device else ""
     lines = [f"{heading}  {'share':>6}  {'calls':>8}"]

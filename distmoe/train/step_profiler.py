@@ -9,7 +9,13 @@ from pathlib import Path
 from torch import profiler
 
 from distmoe.named_range import named_range
-from distmoe.train.operator_table import STEP_MARK, operator_costs, range_costs, table
+from distmoe.train.operator_table import (
+    STEP_MARK,
+    operator_costs,
+    range_costs,
+    table,
+    together,
+)
 
 # Lines of the tables on the console, and in the file.
 SHORT, LONG = 10, 40
@@ -61,15 +67,17 @@ class StepProfiler:
         events = recorded.key_averages()
         title = f"operators of steps {first}-{step} on rank {self._rank}, by their own time"
         operators, ranges = operator_costs(events), range_costs(events)
+        own, steps = together(operators), ranges[0]
+        nested = "named ranges, with all inside, over the steps; ranges lie in each other"
         parts = [
-            *table(title, operators, most=LONG),
+            *table(title, operators, whole=own, most=LONG),
             "",
-            *table("named ranges, with all inside; ranges lie in each other", ranges, most=LONG),
+            *table(nested, ranges, whole=steps, most=LONG),
             "",
             events.table(sort_by="self_cpu_time_total"),
         ]
         (self._folder / f"{name}.operators.txt").write_text("\n".join(parts))
-        return table(title, operators, most=SHORT)
+        return table(title, operators, whole=own, most=SHORT)
 
     def close(self) -> str:
         """End without files. What is lost, in words; nothing if nothing was recorded."""

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from distmoe.config import Config, ConfigError, RankInfo, RunConfig, TrainConfig
 from distmoe.named_range import is_profiling, named_range
 from distmoe.runtime import Runtime
-from distmoe.train.operator_table import operator_costs, range_costs, table
+from distmoe.train.operator_table import operator_costs, range_costs, table, together
 from distmoe.train.profiling import Profiling
 
 CPU = torch.device("cpu")
@@ -129,21 +129,26 @@ def test_a_name_costs_nothing_while_nobody_profiles() -> None:
 
 
 def test_tables() -> None:
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile() as profile, named_range("ProfilerStep#1"):
         for layer in range(2):
             with named_range("attention", layer=f"layer {layer}"):
                 torch.ones(64, 64) @ torch.ones(64, 64)
     events = profile.key_averages()
-    operators = operator_costs(events)
+    operators, ranges = operator_costs(events), range_costs(events)
     assert [cost.host_ms for cost in operators] == sorted(
         (cost.host_ms for cost in operators), reverse=True
     )
     assert {cost.name: cost.calls for cost in operators}["aten::mm"] == 2
     assert not any("attention" in cost.name for cost in operators)
-    assert [(cost.name, cost.calls) for cost in range_costs(events)] == [("attention", 2)]
-    title, heading, first, *_ = table("operators", operators, most=3)
+    assert [(cost.name, cost.calls) for cost in ranges] == [("ProfilerStep*", 1), ("attention", 2)]
+    whole = together(operators)
+    title, heading, first, *others = table("operators", operators, whole=whole, most=3)
     assert (title, heading.split()) == ("operators", ["host", "ms", "share", "calls"])
     assert first.startswith(operators[0].name)
+    assert len(others) == 2
+    shares = [100 * cost.host_ms / whole.host_ms for cost in operators]
+    assert sum(shares) == pytest.approx(100)
+    assert f"{shares[0]:.1f}%" in first
 
 
 # What follows stands in for a GPU: the calls of torch.cuda.memory are recorded, not made.
