@@ -306,14 +306,15 @@ def _deepspeed(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@_rule()
+@_rule("deepspeed.zero_stage")
 def _compile(config: Config, world: int) -> Iterator[str]:
-    if config.train.compile != "none" and config.parallel.engine == "deepspeed":
+    by_hooks = config.parallel.engine == "deepspeed" and config.deepspeed.zero_stage == 3
+    if config.train.compile != "none" and by_hooks:
         yield _wrong(
             config,
             "train.compile",
-            "be none with parallel.engine 'deepspeed', whose hooks gather and free parameters "
-            "inside of what would be compiled",
+            "be none with deepspeed.zero_stage 3, whose hooks gather and free parameters inside of "
+            "what would be compiled",
         )
 
 

@@ -263,7 +263,7 @@ class TrainConfig:
     """selective: attention and dense MLPs are computed again in the backward.
     full: the experts too. Routing is never repeated."""
     compile: Literal["none", "dense"] = "none"
-    """dense: torch.compile of attention, norms, dense MLPs and the loss; not with deepspeed."""
+    """dense: torch.compile of attention, norms, dense MLPs and the loss; not with ZeRO 3."""
     loss_chunk_tokens: int = 8192
     """Tokens whose logits exist at one time."""
     max_skipped_steps: int = 10

@@ -201,9 +201,9 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "train.steps - optim.warmup_steps (180)",
         ),
         (
-            "--train.compile=dense --parallel.engine=deepspeed",
+            "--train.compile=dense --parallel.engine=deepspeed --deepspeed.zero_stage=3",
             2,
-            "train.compile is dense; it must be none with parallel.engine 'deepspeed', whose ",
+            "train.compile is dense; it must be none with deepspeed.zero_stage 3, whose hooks ",
         ),
         (
             "--checkpoint.resume=no/such/folder",
