@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from distmoe.config import ModelConfig
-from distmoe.model.causal_attention import Attend
+from distmoe.model.causal_attention import AttentionMask, attend
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rotate
 
@@ -31,13 +31,13 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(q_size, eps=config.norm_eps)
             self.k_norm = RMSNorm(k_size, eps=config.norm_eps)
 
-    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
         """[B, S, H] -> [B, S, H]; cos and sin are [S, D/2]."""
         B, S, _ = x_BSH.shape
         q_BASD = self._heads(self.q_proj(x_BSH), self.q_norm)
         k_BASD = self._heads(self.k_proj(x_BSH), self.k_norm)
         v_BASD = self._heads(self.v_proj(x_BSH), None)
-        y_BASD = attend(rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin), v_BASD)
+        y_BASD = attend(rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin), v_BASD, mask)
         out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
         return out_BSH
 

@@ -8,7 +8,6 @@ positions need not restart: a score depends on the distance of q and k only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -16,63 +15,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q [B, A, S, D], k and v [B, A / any factor, S, D] -> y [B, A, S, D]."""
+AttentionMask = Any
+"""None: causal over the whole sequence. A bool tensor [B, 1, S, S]: what is seen. A BlockMask: the
+same by blocks, for FlexAttention."""
 
 
-def attend_causally(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor) -> Tensor:
-    """Attention of every position to itself and all before it."""
-    return F.scaled_dot_product_attention(q_BASD, k_BASD, v_BASD, is_causal=True, enable_gqa=True)
-
-
-def attention_over(start_BS: Tensor | None) -> Attend:
-    """The attention of one batch, for all layers: over whole sequences, or inside of documents.
-
-    On CUDA inside of documents by FlexAttention, which skips blocks of other documents and stores
-    no mask of S x S.
-    """
+def document_mask(start_BS: Tensor | None) -> AttentionMask:
+    """What a batch may attend to, for all layers: None over whole sequences, else inside of
+    documents. On CUDA as a BlockMask: FlexAttention skips blocks of other documents, and stores no
+    mask of S x S."""
     if start_BS is None:
-        return attend_causally
-    if start_BS.device.type == "cuda":
-        return _with_block_mask(start_BS, _compiled_flex_attention())
-    return _with_dense_mask(start_BS)
+        return None
+    return block_mask(start_BS) if start_BS.device.type == "cuda" else dense_mask(start_BS)
 
 
-def _with_dense_mask(start_BS: Tensor) -> Attend:
+def dense_mask(start_BS: Tensor) -> Tensor:
+    """[B, 1, S, S], true where a query (third axis) sees a key."""
     position_S = torch.arange(start_BS.shape[1], device=start_BS.device)
-    after_start_BSS = position_S >= start_BS[:, :, None]
-    mask_B1SS = (after_start_BSS & (position_S <= position_S[:, None]))[:, None]
-
-    def attend(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(
-            q_BASD, k_BASD, v_BASD, attn_mask=mask_B1SS, enable_gqa=True
-        )
-
-    return attend
+    # A key's document is the query's if it does not lie before its begin.
+    inside_BSS = position_S >= start_BS[:, :, None]
+    return (inside_BSS & (position_S <= position_S[:, None]))[:, None]
 
 
-def _with_block_mask(start_BS: Tensor, flex_attention: Any) -> Attend:
+def block_mask(start_BS: Tensor) -> AttentionMask:
+    """The same as a BlockMask."""
+    # It brings torch's compiler with it.
     from torch.nn.attention.flex_attention import create_block_mask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (start_BS[b, q] <= k) & (k <= q)
 
     B, S = start_BS.shape
-    block_mask = create_block_mask(visible, B, None, S, S, device=start_BS.device)
+    return create_block_mask(visible, B, None, S, S, device=start_BS.device)
 
-    def attend(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor) -> Tensor:
-        y_BASD: Tensor = flex_attention(
-            q_BASD, k_BASD, v_BASD, block_mask=block_mask, enable_gqa=True
+
+def attend(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor, mask: AttentionMask) -> Tensor:
+    """q [B, A, S, D], k and v [B, A / any factor, S, D] -> y [B, A, S, D]."""
+    if mask is None or isinstance(mask, Tensor):
+        return F.scaled_dot_product_attention(
+            q_BASD, k_BASD, v_BASD, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
-        return y_BASD
-
-    return attend
+    flex_attention = _flex_attention(compiled=q_BASD.is_cuda and not torch.compiler.is_compiling())
+    y_BASD: Tensor = flex_attention(q_BASD, k_BASD, v_BASD, block_mask=mask, enable_gqa=True)
+    return y_BASD
 
 
 @cache
-def _compiled_flex_attention() -> Any:
-    # Imported when needed: it brings torch's compiler with it. Not compiled, it would form all
-    # scores.
+def _flex_attention(*, compiled: bool) -> Any:
+    """Compiled by itself, unless it is a part of something that is: else it forms all scores. On a
+    CPU torch has no backward of it, compiled or not."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return torch.compile(flex_attention) if compiled else flex_attention

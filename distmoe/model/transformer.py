@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from distmoe.config import Config
 from distmoe.model.block import Block
-from distmoe.model.causal_attention import attention_over
+from distmoe.model.causal_attention import document_mask
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
 from distmoe.moe.layer import MoE, MoELosses, node_groups_for
+from distmoe.named_range import named_range
 
 # Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
 IGNORE = -100
@@ -96,29 +97,32 @@ class Transformer(nn.Module):
         cos, sin = rope_tables(
             tokens_BS.shape[1], model.head_dim, theta=model.rope_theta, device=x_BSH.device
         )
-        attend = attention_over(start_BS)
+        mask = document_mask(start_BS)
         layers = []
         for block in self.blocks:
-            x_BSH, losses = block(x_BSH, cos, sin, attend)
+            x_BSH, losses = block(x_BSH, cos, sin, mask)
             if losses is not None:
                 layers.append(losses)
         x_BSH = self.final_norm(x_BSH)
         if labels_BS is None:
             logits_BSV: Tensor = self.head(x_BSH)
             return logits_BSV
-        return LossSums(self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten()), layers)
+        with named_range("loss"):
+            token_loss = self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten())
+        return LossSums(token_loss, layers)
 
     def _token_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
         """Sum of cross entropies; the logits of ``loss_chunk_tokens`` tokens exist at one time."""
         chunk = self.config.train.loss_chunk_tokens
         if len(x_TH) <= chunk:
-            return self._chunk_loss(x_TH, label_T)
+            return self.chunk_loss(x_TH, label_T)
         parts = [
-            checkpoint(self._chunk_loss, x, label, use_reentrant=False)
+            checkpoint(self.chunk_loss, x, label, use_reentrant=False)
             for x, label in zip(torch.split(x_TH, chunk), torch.split(label_T, chunk), strict=True)
         ]
         return torch.stack(parts).sum()
 
-    def _chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+    def chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+        """Sum of the cross entropies of some tokens."""
         logits_TV = self.head(x_TH).float()
         return F.cross_entropy(logits_TV, label_T, ignore_index=IGNORE, reduction="sum")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from distmoe.config import Config
+from distmoe.moe.schedule import auto_schedule
 from distmoe.planner.row_volumes import RankLayout, RowVolumes
-from distmoe.planner.schedule_policy import unmeasured_level
 from distmoe.registry import ROUNDING_RULES
 
 
@@ -69,7 +69,11 @@ def _ranks_of_a_node(config: Config) -> int:
 
 def _level(config: Config, layout: RankLayout) -> str:
     """moe.dispatch.level, or what auto is without a profile; GPUs do not relay."""
-    level = config.moe.dispatch.level
-    if level == "auto":
-        return unmeasured_level(layout, relays=config.run.device == "cpu")
-    return "rank" if level == "node" and layout.num_nodes in (1, layout.num_ranks) else level
+    return auto_schedule(
+        config.moe.dispatch.level,
+        config.moe.dispatch.order,
+        config.moe.dispatch.steps,
+        num_ranks=layout.num_ranks,
+        ranks_per_node=layout.per_node,
+        relays=config.run.device == "cpu",
+    ).level

@@ -13,10 +13,10 @@ from torch import Tensor
 from distmoe.config import Config, DataConfig, ModelConfig, MoEConfig, RoundingConfig, TrainConfig
 from distmoe.data.batches import Batch, mask_documents
 from distmoe.model.causal_attention import (
-    _with_block_mask,
-    _with_dense_mask,
-    attend_causally,
-    attention_over,
+    attend,
+    block_mask,
+    dense_mask,
+    document_mask,
 )
 from distmoe.model.init import initialize
 from distmoe.model.transformer import IGNORE, Transformer
@@ -114,7 +114,7 @@ def attention_inputs(*, grad: bool) -> list[Tensor]:
 def test_attention_is_what_a_loop_computes(packed: Batch) -> None:
     inputs = attention_inputs(grad=True)
     assert packed.start_BS is not None
-    want, got = by_loop(*inputs, packed.start_BS), attention_over(packed.start_BS)(*inputs)
+    want, got = by_loop(*inputs, packed.start_BS), attend(*inputs, dense_mask(packed.start_BS))
     torch.testing.assert_close(got, want)
     dy = torch.randn(want.shape, generator=torch.Generator().manual_seed(3))
     for one, other in zip(
@@ -126,18 +126,16 @@ def test_attention_is_what_a_loop_computes(packed: Batch) -> None:
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_is_what_a_loop_computes(packed: Batch) -> None:
     """What CUDA runs compiled. On a CPU torch has no backward of it."""
-    from torch.nn.attention.flex_attention import flex_attention
-
     inputs = attention_inputs(grad=False)
     assert packed.start_BS is not None
-    got = _with_block_mask(packed.start_BS, flex_attention)(*inputs)
+    got = attend(*inputs, block_mask(packed.start_BS))
     torch.testing.assert_close(got, by_loop(*inputs, packed.start_BS))
 
 
-def test_the_attention_of_a_device() -> None:
-    assert attention_over(None) is attend_causally
+def test_the_mask_of_a_device() -> None:
+    assert document_mask(None) is None
     start_BS = torch.zeros((1, S), dtype=torch.int64)
-    assert attention_over(start_BS).__qualname__ == _with_dense_mask(start_BS).__qualname__
+    assert torch.equal(document_mask(start_BS), torch.ones(1, 1, S, S, dtype=torch.bool).tril())
 
 
 def build(config: Config, rank: int = 0, ep: int = 1) -> Transformer:
