@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive
+from distmoe.arguments import Parser, positive
+from distmoe.checkpoint.find import find_checkpoints
 from distmoe.checkpoint.load_model import load_model
 from distmoe.checkpoint.manifest import damage, read_manifest
 from distmoe.config import Config, corpora

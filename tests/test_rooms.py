@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "distmoe"
 ORDER = (
-    ("registry", "config"),
+    ("registry", "arguments", "config"),
     ("kernels",),
     ("mesh", "runtime", "named_range", "comm"),
     ("routing",),

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive, positive_size
+from distmoe.arguments import Parser, positive, positive_number
 from distmoe.checkpoint.consolidate import consolidate
+from distmoe.checkpoint.find import find_checkpoints
 from distmoe.checkpoint.inspect import inspect
 from distmoe.checkpoint.layouts import layouts, run_config
 from distmoe.checkpoint.manifest import damage, read_manifest
@@ -120,7 +121,7 @@ def _build_parser() -> argparse.ArgumentParser:
     own.add_argument("--optimizer", action="store_true", help="with AdamW's moments")
     own.add_argument(
         "--max-gib",
-        type=positive_size,
+        type=positive_number,
         default=5.0,
         metavar="N",
         help="largest file, and memory that is used (default %(default)s)",

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from distmoe.checkpoint.arguments import Parser, find_checkpoints, positive_size
+from distmoe.arguments import Parser, positive_number
+from distmoe.checkpoint.find import find_checkpoints
 from distmoe.registry import ARCHITECTURES
 
 GIB = 1 << 30
@@ -88,7 +89,7 @@ def _build_parser() -> argparse.ArgumentParser:
     )
     own.add_argument(
         "--max-gib",
-        type=positive_size,
+        type=positive_number,
         default=5.0,
         metavar="N",
         help="largest file (default %(default)s)",

@@ -6,10 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from distmoe.arguments import Parser
 from distmoe.config import Config
 from distmoe.data.builtin import BUILTINS
 from distmoe.data.inspect import inspect_folder, print_folder, print_json
@@ -26,13 +26,6 @@ EXAMPLES = """examples:
   distmoe data inspect data/web data/code
   distmoe data inspect mixed.toml --samples 3
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,7 +98,7 @@ def add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _build_parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="distmoe data", epilog=EXAMPLES, formatter_class=raw)
+    parser = Parser(prog="distmoe data", epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare_help = "turn text into tokenized shards; the same command goes on after a stop"
     add_prepare_arguments(

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
+from distmoe.arguments import Parser, positive_number
 from distmoe.metrics.report.run_files import NoStepsError, ReportError, Run, read_run
 from distmoe.metrics.report.tables import as_csv, as_json, as_markdown, print_report
 
@@ -23,13 +23,6 @@ EXAMPLES = """examples:
 
 # A table that is not on a terminal has room for its labels and for each run.
 LABEL_WIDTH, RUN_WIDTH = 48, 60
-
-
-class _Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -99,7 +92,7 @@ def _watch(arguments: argparse.Namespace) -> None:
 
 
 def _build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="distmoe report",
         description="Figures of one or more runs, side by side, from the files in their folders.",
         epilog=EXAMPLES,
@@ -116,7 +109,7 @@ def _build_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{kind}", type=_file, metavar="FILE", help=text)
     parser.add_argument(
         "--watch",
-        type=_seconds,
+        type=positive_number,
         nargs="?",
         const=5.0,
         metavar="SECONDS",
@@ -132,16 +125,6 @@ def _file(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"'{text}': there is no folder '{path.parent}'")
     return path
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
-    return seconds
 
 
 if __name__ == "__main__":

@@ -1,19 +1,10 @@
-"""Arguments of commands that take checkpoints."""
+"""The checkpoints that a path on the command line means."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from distmoe.checkpoint.store import COMPLETE, step_of
-
-
-class Parser(argparse.ArgumentParser):
-    """An error is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def find_checkpoints(directory: Path, argument: str = "DIR") -> list[Path]:
@@ -30,19 +21,3 @@ def find_checkpoints(directory: Path, argument: str = "DIR") -> list[Path]:
             f"{argument} is '{directory}'; it must be a checkpoint or a run that has one"
         )
     return found
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be an integer, at least 1")
-    return int(text)
-
-
-def positive_size(text: str) -> float:
-    try:
-        size = float(text)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
-    return size
