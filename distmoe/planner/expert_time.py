@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -28,6 +29,21 @@ class PassTimes:
     seconds_LP: FloatArray
     busy_LP: FloatArray
     link_s: Mapping[str, float]
+
+    @cached_property
+    def slowest_L(self) -> list[float]:
+        """Seconds of the busiest rank."""
+        return [float(seconds) for seconds in self.seconds_LP.max(1)]
+
+    @cached_property
+    def mean_L(self) -> list[float]:
+        """Seconds of the mean rank."""
+        return [float(seconds) for seconds in self.seconds_LP.mean(1)]
+
+    @cached_property
+    def mean_busy_L(self) -> list[float]:
+        """Without its waits for messages."""
+        return [float(seconds) for seconds in self.busy_LP.mean(1)]
 
 
 @dataclass(frozen=True)

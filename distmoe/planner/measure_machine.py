@@ -1,4 +1,4 @@
-"""Everything that `distmoe doctor comm` measures: links, all-gather, copies, expert products."""
+"""Everything that `distmoe doctor comm` measures: links, all-gather, copies, products."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.planner.kernel_bench.environment import environment
 from distmoe.planner.machine_profile import Link, Origin, Profile
-from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
+from distmoe.planner.measure_device import (
+    device_memory,
+    measure_attention,
+    measure_copy,
+    measure_dense,
+    measure_gemm,
+    measure_launch,
+)
 from distmoe.planner.measure_links import LinkFigures, measure_all_gather, measure_links
 from distmoe.runtime import Runtime
 
@@ -23,9 +30,9 @@ DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 @dataclass(frozen=True)
 class MachineFigures:
-    """``own``, ``launch_s``: medians over ranks; ``gemm_flops`` of every rank in dtype ``dtype`` by
-    ``kernel``. ``all_gather_s`` of ``all_gather_bytes`` from each rank. ``where``: device and
-    versions."""
+    """``own``, ``launch_s``, ``dense_flops`` and ``attention_flops``: medians over ranks;
+    ``gemm_flops`` of every rank in dtype ``dtype`` by ``kernel``. ``memory_bytes`` of a rank, the
+    least. ``where``: device and versions."""
 
     ranks: int
     ranks_per_node: int
@@ -37,6 +44,9 @@ class MachineFigures:
     kernel: str
     dtype: str
     gemm_flops: list[float]
+    dense_flops: float
+    attention_flops: float
+    memory_bytes: int
     launch_s: float
     date: str
     where: dict[str, object]
@@ -56,6 +66,10 @@ class MachineFigures:
                 f"{self.kernel} kernels",
                 versions={name: known[name] for name in ("distmoe", "torch") if known.get(name)},
             ),
+            dense_flops={self.dtype: self.dense_flops},
+            attention_flops={self.dtype: self.attention_flops} if self.attention_flops else {},
+            memory_bytes=self.memory_bytes,
+            ranks_per_node=self.ranks_per_node,
         )
 
     def as_json(self) -> dict[str, object]:
@@ -80,24 +94,32 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
         device=device,
         dtype=dtype,
     )
-    mine = [own.latency_s, own.bytes_per_s, launch_s, gemm_flops]
+    dense = measure_dense(config.model, tokens=tokens, device=device, dtype=dtype)
+    attention = measure_attention(
+        config.model, seq_len=config.data.seq_len, device=device, dtype=dtype
+    )
+    memory = device_memory(device, ranks_per_node=ranks_per_node)
+    mine = [own.latency_s, own.bytes_per_s, launch_s, dense, attention, gemm_flops, memory]
     all_ranks = exchange.all_gather(
         torch.tensor(mine, dtype=torch.float64, device=device), kind="figures"
     ).tolist()
     columns = list(zip(*all_ranks, strict=True))
-    own_latency, own_rate, launch_s = (statistics.median(column) for column in columns[:3])
+    middle = [statistics.median(column) for column in columns[:5]]
     return MachineFigures(
         ranks=exchange.size,
         ranks_per_node=ranks_per_node,
         exchange=type(exchange).__name__,
-        own=Link(own_latency, own_rate),
+        own=Link(middle[0], middle[1]),
         links=links,
         all_gather_bytes=4 * (moe.num_experts + 1),
         all_gather_s=all_gather_s,
         kernel=backend_for(moe.kernel, device),
         dtype=DTYPE_NAMES[dtype],
-        gemm_flops=list(columns[3]),
-        launch_s=launch_s,
+        gemm_flops=list(columns[5]),
+        dense_flops=middle[3],
+        attention_flops=middle[4],
+        memory_bytes=int(min(columns[6])),
+        launch_s=middle[2],
         date=datetime.now(UTC).date().isoformat(),
         where=environment(device),
     )

@@ -117,12 +117,12 @@ class _Run:
         needs are back from the busiest: those of ``needed``, whose weight gradients come later;
         by default of ``passes``. Collectives like ``beside`` share the link that limits them."""
         begin = float(self.clock_P.max())
-        own_P, back_P = passes.seconds_LP[layer], (needed or passes).seconds_LP[layer]
-        end_P = begin + np.maximum(own_P, back_P.max())
-        busy, own = float(passes.busy_LP[layer].mean()), float(own_P.mean())
+        back = (needed or passes).slowest_L[layer]
+        end_P = begin + np.maximum(passes.seconds_LP[layer], back)
+        busy, own = passes.mean_busy_L[layer], passes.mean_L[layer]
         self.busy_s += busy
         self.exposed_s += max(0.0, own - busy)
-        self.straggler_s += float(end_P.mean()) - own - float(self.clock_P.mean())
+        self.straggler_s += _mean(end_P) - own - _mean(self.clock_P)
         link = "remote" if beside.remote_s >= beside.node_s else "node"
         self._collectives_free = max(self._collectives_free, begin) + passes.link_s.get(link, 0.0)
         self.clock_P = end_P
@@ -134,3 +134,7 @@ class _Run:
         """A collective begins when all ranks are there and the one before is over."""
         begin = max(self._collectives_free, float(self.clock_P.max()))
         self._collectives_free = begin + transfer.seconds
+
+
+def _mean(clock_P: FloatArray) -> float:
+    return float(clock_P.sum()) / len(clock_P)

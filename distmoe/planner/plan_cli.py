@@ -113,8 +113,8 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     hardware, train = request.hardware, request.config.train
     tokens = train.global_batch_size * request.config.data.seq_len
     console.print(
-        f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a node; "
-        f"{tokens:,} tokens a step; busiest expert {request.skew:g} times the mean",
+        f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a "
+        f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean",
         soft_wrap=True,
     )
     source = hardware.profile.origin.note or "a measured profile"

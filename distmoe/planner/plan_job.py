@@ -145,8 +145,10 @@ class Planner:
         least_s = least_seconds(config, self.world, stages)
         if exchange.times is not None:
             passes = (exchange.times.forward, exchange.times.backward)
-            rows = config.train.global_batch_size // self.world // config.train.micro_batch_size
-            least_s += rows * sum(float(p.seconds_LP.max(1).sum()) for p in passes)
+            micro_batches = (
+                config.train.global_batch_size // self.world // config.train.micro_batch_size
+            )
+            least_s += micro_batches * sum(sum(one.slowest_L) for one in passes)
         return _Sketch(
             config=config,
             stages=stages,

@@ -40,7 +40,7 @@ def remedies(planner: Planner, pinned: Collection[str]) -> list[Remedy]:
     """The smallest layout, the smallest that keeps its state in host memory, and the smallest on
     more ranks, until one fits; those that are possible."""
     smallest = {key: value for key, value in SMALLEST.items() if key not in pinned}
-    found = []
+    found: list[Remedy] = []
     for factor in FACTORS:
         world = planner.world * factor
         found += _least(planner, world, smallest, pinned)

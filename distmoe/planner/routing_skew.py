@@ -19,6 +19,7 @@ from distmoe.registry import ROUNDING_RULES
 
 HALVINGS = 40
 WIDEST = 8.0
+DRAWN_LAYERS = 8
 
 
 def rank_loads(
@@ -27,15 +28,18 @@ def rank_loads(
     """[num_layers, ep]: pairs that a rank runs, padding of tiles among them, over the mean pairs
     of a rank under top-k. ``tokens`` of each rank; ``skew``: the busiest expert over the mean, in
     the mean over layers, at least 1. A forced `balanced` router has even experts."""
+    # Layers beyond these repeat them.
+    drawn = min(num_layers, DRAWN_LAYERS)
     rng = np.random.default_rng(seed)
     forced = moe.router == "balanced"
-    popularity_LE = _popularity(num_layers, moe.num_experts, 1.0 if forced else skew, seed)
+    popularity_LE = _popularity(drawn, moe.num_experts, 1.0 if forced else skew, seed)
     pairs_LE = popularity_LE * tokens * ep * moe.top_k / moe.num_experts
     if not forced:
         pairs_LE = rng.poisson(pairs_LE).astype(np.float64)
     pairs_LE = np.minimum(pairs_LE.round(), tokens * ep)
     run_LE = np.stack([_run(freq_E, moe.rounding, tokens, ep) for freq_E in pairs_LE])
-    return np.asarray(run_LE.reshape(num_layers, ep, -1).sum(2) / (tokens * moe.top_k))
+    load_LP = run_LE.reshape(drawn, ep, -1).sum(2) / (tokens * moe.top_k)
+    return np.resize(load_LP, (num_layers, ep))
 
 
 @cache
