@@ -1,0 +1,342 @@
+"""What `distmoe plan` predicts for jobs whose throughput others have published, and by how much it
+is off.
+
+python tools/check_plan_published.py
+python tools/check_plan_published.py --json docs/benchmarks/plan-published.json
+
+One model predicts all rows. What is known of a row is its settings: shape, ranks, micro-batch,
+recomputation, the published rate of other kernels than ours. Where a job was cut in a way that we do
+not have (tensor and pipeline parallelism), it is our fastest layout on the same machines. Ends with
+2 on a wrong argument, 1 if a row is off by more than --most and does not say why, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from distmoe.config import Config, resolve
+from distmoe.config.keys import with_values
+from distmoe.metrics.flops import flops_per_token
+from distmoe.planner.hardware import Hardware, find_hardware
+from distmoe.planner.plan_job import Layout, Planner
+
+SKEW = 1.5
+"""Of the rows whose routing was not forced."""
+DENSE_ONLY = {"moe.num_experts": 1, "moe.top_k": 1, "moe.rounding.rule": "none"}
+SONICMOE_7B = {
+    "model.vocab_size": 50304,
+    "model.hidden_size": 1536,
+    "model.n_layers": 44,
+    "model.n_dense_layers": 0,
+    "model.n_heads": 12,
+    "model.n_kv_heads": 4,
+    "moe.num_experts": 128,
+    "moe.top_k": 8,
+    "moe.intermediate_size": 256,
+    "moe.rounding.rule": "none",
+    "data.seq_len": 4096,
+    "train.micro_batch_size": 4,
+    "parallel.dp_shard": 8,
+}
+LLAMA3_8B = DENSE_ONLY | {
+    "model.vocab_size": 128256,
+    "model.hidden_size": 4096,
+    "model.n_layers": 32,
+    "model.n_dense_layers": 32,
+    "model.n_heads": 32,
+    "model.n_kv_heads": 8,
+    "model.intermediate_size": 14336,
+    "model.qk_norm": False,
+    "data.seq_len": 8192,
+    "train.micro_batch_size": 1,
+    "train.activation_checkpoint": "selective",
+}
+QWEN3_30B = {
+    "model.vocab_size": 151936,
+    "model.hidden_size": 2048,
+    "model.n_layers": 48,
+    "model.n_dense_layers": 0,
+    "model.n_heads": 32,
+    "model.n_kv_heads": 4,
+    "model.head_dim": 128,
+    "moe.num_experts": 128,
+    "moe.top_k": 8,
+    "moe.intermediate_size": 768,
+    "moe.rounding.rule": "none",
+    "moe.router": "balanced",
+    "data.seq_len": 4096,
+    "train.global_batch_size": 1024,
+    "train.micro_batch_size": 1,
+}
+MIXTRAL_8X22B = {
+    "model.vocab_size": 32768,
+    "model.hidden_size": 6144,
+    "model.n_layers": 56,
+    "model.n_dense_layers": 0,
+    "model.n_heads": 48,
+    "model.n_kv_heads": 8,
+    "model.qk_norm": False,
+    "moe.num_experts": 8,
+    "moe.top_k": 2,
+    "moe.intermediate_size": 16384,
+    "moe.rounding.rule": "none",
+    "data.seq_len": 4096,
+    "train.global_batch_size": 256,
+    "moe.router": "balanced",
+}
+QWEN2_57B = {
+    "model.vocab_size": 151936,
+    "model.hidden_size": 3584,
+    "model.n_layers": 28,
+    "model.n_dense_layers": 0,
+    "model.n_heads": 28,
+    "model.n_kv_heads": 4,
+    "model.qk_norm": False,
+    "moe.num_experts": 64,
+    "moe.top_k": 8,
+    "moe.intermediate_size": 2560,
+    "moe.shared_intermediate_size": 20480,
+    "moe.rounding.rule": "none",
+    "data.seq_len": 4096,
+    "train.global_batch_size": 256,
+    "moe.router": "balanced",
+}
+DEEPSEEK_16B = {
+    "model.vocab_size": 102400,
+    "model.hidden_size": 2048,
+    "model.n_layers": 27,
+    "model.n_dense_layers": 1,
+    "model.intermediate_size": 10944,
+    "model.n_heads": 16,
+    "model.n_kv_heads": 16,
+    "model.head_dim": 160,
+    "model.qk_norm": False,
+    "moe.num_experts": 64,
+    "moe.top_k": 6,
+    "moe.intermediate_size": 1408,
+    "moe.shared_intermediate_size": 2816,
+    "moe.rounding.rule": "none",
+    "moe.router": "balanced",
+    "data.seq_len": 4096,
+    "train.micro_batch_size": 4,
+    "train.activation_checkpoint": "selective",
+    "parallel.ep": 32,
+}
+
+
+H100_PEAK = 989e12
+DAY_S = 86400
+
+
+@dataclass(frozen=True)
+class Row:
+    """``published``: tokens/s of a GPU. ``machine`` as --hardware. ``search``: predict our fastest
+    layout; else the ``settings`` as they are. ``expert_flops``: of kernels that are not ours.
+    ``known``: of the job, and what is assumed. ``why``: what explains a large error."""
+
+    name: str
+    source: str
+    gpus: int
+    published: float
+    settings: dict[str, Any]
+    known: str
+    why: str = ""
+    machine: str = "h100"
+    expert_flops: float = 0.0
+    search: bool = False
+
+
+def _sonicmoe(gpus: int) -> dict[str, Any]:
+    """Four micro-batches a step."""
+    replicas = {"parallel.dp_replicate": gpus // 8, "train.global_batch_size": 16 * gpus}
+    return SONICMOE_7B | replicas
+
+
+def _tokens_at(mfu: float, settings: dict[str, Any], gpus: int) -> float:
+    """Tokens/s of a GPU at a published share of its peak, by our count of the model's FLOPs."""
+    return mfu * H100_PEAK / flops_per_token(resolve(_config(settings), gpus)).model
+
+
+def _config(settings: dict[str, Any]) -> Config:
+    return with_values(Config(), {"train.dtype": "bf16", "run.device": "cuda"} | settings)
+
+
+QWEN3_COPIES = {
+    "parallel.ep": 16,
+    "moe.dispatch.level": "copies",
+    "moe.dispatch.order": "tokens",
+    "moe.dispatch.steps": 1,
+    "moe.dispatch.overlap": False,
+}
+ROWS = (
+    Row(
+        "SonicMoE 7B",
+        "arXiv 2512.14080",
+        64,
+        213e9 / DAY_S / 64,
+        _sonicmoe(64),
+        "ZeRO-3 in the node, replicas; 44 layers, 4 x 4096 tokens, no recomputation are our guess",
+    ),
+    Row(
+        "ScatterMoE 7B",
+        "arXiv 2512.14080",
+        96,
+        225e9 / DAY_S / 96,
+        _sonicmoe(96),
+        "the same; experts at the 209 TFLOP/s of the paper's figure 14",
+        expert_flops=209e12,
+    ),
+    Row(
+        "Llama 3 8B, eager",
+        "torchtitan, 2024-12",
+        8,
+        5762,
+        LLAMA3_8B | {"train.global_batch_size": 8},
+        "dense, 8192 tokens; they compute every second product again, we all of a block",
+    ),
+    Row(
+        "Llama 3 8B, eager",
+        "torchtitan, 2024-12",
+        128,
+        5605,
+        LLAMA3_8B | {"train.global_batch_size": 128},
+        "the same",
+    ),
+    Row(
+        "Qwen3-30B-A3B",
+        "Megatron-Bridge, 2026-08",
+        16,
+        1024 * 4096 / 16 / 20.15,
+        QWEN3_30B | {"parallel.ep": 16},
+        "1 x 4096 tokens, EP 16 with overlap, forced balance; recomputation not stated, here none",
+    ),
+    Row(
+        "Qwen3-30B-A3B, all-to-all",
+        "Megatron-Bridge, 2026-05",
+        16,
+        1024 * 4096 / 16 / 41.25,
+        QWEN3_30B | QWEN3_COPIES,
+        "the same with a copy of a row for every expert, without overlap",
+    ),
+    Row(
+        "Mixtral 8x22B",
+        "arXiv 2504.14960",
+        128,
+        _tokens_at(0.493, MIXTRAL_8X22B, 128),
+        MIXTRAL_8X22B,
+        "49.3 % MFU with tensor and pipeline parallelism; batch of 256 assumed",
+        search=True,
+    ),
+    Row(
+        "Qwen2-57B-A14B",
+        "arXiv 2504.14960",
+        64,
+        _tokens_at(0.390, QWEN2_57B, 64),
+        QWEN2_57B,
+        "39.0 % MFU with tensor and pipeline parallelism; batch of 256 assumed",
+        search=True,
+    ),
+    Row(
+        "DeepSeek 16B",
+        "torchtitan #3434",
+        32,
+        9775,
+        DEEPSEEK_16B | {"train.global_batch_size": 128},
+        "EP 32 with overlap, forced balance; latent attention as 16 heads of 160, 4 x 4096 tokens",
+    ),
+    Row(
+        "Qwen3-30B-A3B",
+        "mlc-ai/pith-train #79",
+        8,
+        19450,
+        QWEN3_30B | {"parallel.ep": 1, "train.global_batch_size": 64},
+        "torchtitan without EP; 1 x 4096 tokens assumed",
+        machine="b200",
+    ),
+    Row(
+        "Qwen3-30B-A3B",
+        "mlc-ai/pith-train #79",
+        8,
+        20000,
+        QWEN3_30B | {"parallel.ep": 4, "train.global_batch_size": 64},
+        "PithTrain, EP 4, forced balance; 1 x 4096 tokens assumed",
+        machine="b200",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """``error``: of the prediction, over what was published."""
+
+    row: Row
+    predicted: float
+    memory_gib: float
+    error: float
+
+
+def predict(row: Row) -> Found:
+    """The row by `distmoe plan`'s model."""
+    hardware = find_hardware(row.machine)
+    if row.expert_flops:
+        rates = {"bf16": row.expert_flops}
+        dense = {"bf16": hardware.dense_flops("bf16")}
+        profile = replace(hardware.profile, gemm_flops=rates, dense_flops=dense)
+        hardware = replace(hardware, profile=profile, speed=None)
+    layout = _layout(row, hardware)
+    rate = layout.time.tokens_per_s_per_rank
+    return Found(row, rate, layout.memory.total / 2**30, rate / row.published - 1)
+
+
+def _layout(row: Row, hardware: Hardware) -> Layout:
+    planner = Planner(_config(row.settings), row.gpus, hardware, skew=SKEW)
+    if not row.search:
+        return planner.layout(planner.config)
+    return planner.plan(pinned=("data.seq_len",), top=1, misfits=0).best[0]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
+    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("--most", type=float, default=0.25, help="error without a reason (0.25)")
+    arguments = parser.parse_args(argv)
+    found = [predict(row) for row in ROWS]
+    _show(found)
+    if arguments.json:
+        rows = [asdict(one) for one in found]
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return int(any(abs(one.error) > arguments.most and not one.row.why for one in found))
+
+
+def _show(found: Sequence[Found]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in ("job", "GPUs", "published", "predicted", "error", "GiB", "known and assumed"):
+        table.add_column(name, justify="left" if name in ("job", "known and assumed") else "right")
+    for one in found:
+        row = one.row
+        table.add_row(
+            f"{row.name}\n{row.source}",
+            f"{row.gpus} {row.machine}",
+            f"{row.published:,.0f}",
+            f"{one.predicted:,.0f}",
+            f"{one.error:+.0%}",
+            f"{one.memory_gib:.0f}",
+            row.known + (f"\n{row.why}" if row.why else ""),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
