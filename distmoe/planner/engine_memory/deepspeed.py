@@ -1,8 +1,9 @@
-"""`DeepSpeedZeroEngine`: flat partitions of parameter groups by ZeRO 1, 2 or 3 (DeepSpeed 0.19.8).
+"""`DeepSpeedZeroEngine`: partitions of parameter groups by ZeRO 1, 2 or 3 of DeepSpeed 0.19.8.
 
-Groups are dense weights that decay, those that do not, and experts. Each is one flat tensor, padded
-to a multiple of twice its ranks: all of them for dense weights, those with the same experts for
-experts.
+Groups are dense weights that decay, those that do not, and experts. With stages 1 and 2 each is one
+flat tensor, padded to a multiple of twice its ranks: all of them for dense weights, those with the
+same experts for experts. Stage 3 cuts every parameter by itself, and frees a gathered one only when
+it is not due again among the next max_live elements.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 from math import prod
 
 from distmoe.planner.engine_memory import FP32, Held, Job
-from distmoe.planner.parameter_shapes import elements
+from distmoe.planner.parameter_shapes import Shape, elements
 from distmoe.planner.step_moments import Moment, Stage
+
+# DeepSpeed's stage3_max_live_parameters and stage3_max_reuse_distance, which are not set.
+MAX_LIVE = 1_000_000_000
 
 
 class DeepSpeedMemory:
@@ -19,59 +23,97 @@ class DeepSpeedMemory:
 
     def __init__(self, job: Job) -> None:
         self.job, self.b = job, job.itemsize
-        self.stage = job.config.deepspeed.zero_stage
-        self.offloads = job.on_gpu and job.config.deepspeed.offload_optimizer == "cpu"
-        units, ep = job.units, job.config.parallel.ep
-        decayed = units.dense_elements - units.plain
-        self.flat = [
-            _padded(decayed, job.world),
-            _padded(units.plain, job.world),
-            _padded(units.expert_elements, job.world // ep),
-        ]
-        ranks = (job.world, job.world, job.world // ep)
-        self.partition = [flat // n for flat, n in zip(self.flat, ranks, strict=True)]
-        whole = sum(self.partition) if self.stage == 3 else sum(self.flat)
-        if job.on_gpu and job.config.deepspeed.offload_parameters == "cpu":
-            whole = 0
-        master = 0 if self.offloads else FP32 * sum(self.partition)
-        self.parameters = self.b * whole + master
-        self.optimizer = 2 * master
+        self.options = job.config.deepspeed
+        self.stage = self.options.zero_stage
+        self.whole = job.units.dense_elements + job.units.expert_elements
+        self.flat, self.partition = self._partitions()
+        self._offloads = job.on_gpu and self.options.offload_optimizer == "cpu"
+        masters = sum(self.partition)
+        if self._offloads or (self.stage == 3 and self.b == FP32):
+            # In fp32 the partitions of stage 3 are the masters.
+            masters = 0
+        self.parameters = self._resident_parameters() + FP32 * masters
+        self.optimizer = 0 if self._offloads else 2 * FP32 * sum(self.partition)
+
+    def _partitions(self) -> tuple[list[int], list[int]]:
+        """Elements of every group, and of a rank's part of it, padding included."""
+        units, world = self.job.units, self.job.world
+        same_experts = world // self.job.config.parallel.ep
+        if self.stage == 3:
+            dense = _cut(units.root, world)
+            dense += units.num_dense * _cut(units.dense_block, world)
+            dense += units.num_moe * _cut(units.moe_block, world)
+            # The small group is a part of it that nothing here depends on.
+            partition = [dense, 0, units.num_moe * _cut(units.experts, same_experts)]
+            return [world * dense, 0, same_experts * partition[2]], partition
+        ranks = (world, world, same_experts)
+        sizes = (units.dense_elements - units.plain, units.plain, units.expert_elements)
+        flat = [_padded(size, n) for size, n in zip(sizes, ranks, strict=True)]
+        return flat, [size // n for size, n in zip(flat, ranks, strict=True)]
+
+    def _resident_parameters(self) -> int:
+        """In the compute dtype, between their uses."""
+        if self.stage < 3:
+            return self.b * sum(self.flat)
+        if self.job.on_gpu and self.options.offload_parameters == "cpu":
+            return 0
+        return self.b * sum(self.partition)
 
     def held(self, moment: Moment) -> Held:
-        buffers = self._gathered(moment)
+        gradients = self._gradients(moment)
         if moment.stage is Stage.STEP:
-            # The gradients of a group in one piece, and the root of the second moment.
-            buffers += 0 if self.offloads else 2 * FP32 * max(self.partition)
-        else:
-            overlap = 2 if self.job.config.deepspeed.overlap_comm else 1
-            buffers += FP32 * self.job.config.deepspeed.bucket_elements * overlap
-        return Held(self._gradients(), buffers)
+            return Held(gradients, self._optimizer_step())
+        return Held(gradients, self._gathered() + self._reduction() + self._whole(moment))
 
-    def _gradients(self) -> int:
-        if self.stage == 1:
-            return FP32 * sum(self.flat)
-        return 0 if self.offloads else FP32 * sum(self.partition)
-
-    def _gathered(self, moment: Moment) -> int:
-        """Whole gradients of the block, and with stage 3 its parameters and what is fetched
-        ahead."""
-        units = self.job.units
-        if moment.stage is Stage.STEP:
-            return 0
-        if moment.block < 0 or moment.stage is Stage.LOSS:
-            block = elements(units.root[:1])
-        elif self.job.has_experts(moment.block):
-            block = elements(units.moe_block) + elements(units.experts)
-        else:
-            block = elements(units.dense_block)
-        whole = self.b * block
-        if moment.stage is Stage.EXPERT_WEIGHTS:
-            whole = self.b * max(map(prod, units.experts))
+    def _gradients(self, moment: Moment) -> int:
         if self.stage == 3:
-            whole += self.b * (block + self.job.config.deepspeed.bucket_elements)
-        return whole
+            # One buffer from beginning to end.
+            return 0 if self._offloads else FP32 * sum(self.partition)
+        if moment.stage is Stage.LOSS and not self.job.accumulates:
+            return 0
+        if self.stage == 1 and moment.stage is not Stage.STEP:
+            return FP32 * sum(self.flat)
+        return 0 if self._offloads else FP32 * sum(self.partition)
+
+    def _gathered(self) -> int:
+        """Whole parameters of stage 3."""
+        return self.b * min(self.whole, MAX_LIVE) if self.stage == 3 else 0
+
+    def _reduction(self) -> int:
+        """The bucket, and a copy of what is in it that is summed in fp32."""
+        bucket = self.options.bucket_elements
+        filled = min(bucket, self.whole)
+        itemsize = self.b if self.stage == 2 else FP32
+        copied = FP32 * filled if self.stage == 3 or itemsize != FP32 else 0
+        return itemsize * bucket * (2 if self.options.overlap_comm else 1) + copied
+
+    def _whole(self, moment: Moment) -> int:
+        """Gradients that autograd has just made."""
+        units = self.job.units
+        if moment.stage is Stage.EXPERT_WEIGHTS:
+            return self.b * elements(units.experts)
+        if moment.stage is Stage.LOSS:
+            return 0
+        if moment.block < 0:
+            return self.b * prod(units.root[0])
+        kind = units.moe_block if self.job.has_experts(moment.block) else units.dense_block
+        return self.b * max(map(prod, kind))
+
+    def _optimizer_step(self) -> int:
+        """A group's gradients in one piece, and the root of its second moment; on a CPU also what
+        that is divided into. Offloaded, nothing of it is on the GPU."""
+        if self._offloads:
+            return 0
+        fused = self.options.offload_optimizer != "none"
+        roots = 0 if fused else (1 if self.job.on_gpu else 2)
+        return FP32 * (1 + roots) * max(self.partition)
 
 
 def _padded(size: int, ranks: int) -> int:
     """To a multiple of twice the ranks."""
     return -(-size // (2 * ranks)) * 2 * ranks
+
+
+def _cut(shapes: tuple[Shape, ...], ranks: int) -> int:
+    """A rank's part of tensors that are cut one by one."""
+    return sum(-(-prod(shape) // ranks) for shape in shapes)
