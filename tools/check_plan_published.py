@@ -256,7 +256,7 @@ ROWS = (
         19450,
         QWEN3_30B | {"parallel.engine": "fsdp2", "parallel.ep": 1},
         "torchtitan without EP",
-        "a B200 was assumed to reach what an H100 does, and SonicMoE's kernels, which they have not",
+        "a B200 is assumed to reach what an H100 does, with kernels that they have not",
         machine="b200",
     ),
     Row(
