@@ -49,7 +49,8 @@ class Misfit:
 
 @dataclass(frozen=True)
 class Plan:
-    """``best``: those that fit, the fastest first. ``misfits``: the fastest that do not.
+    """``best``: those that fit, the fastest first. ``misfits``: the fastest that do not, of those
+    that are faster than all that do, and apart from how parameters are sharded one of each.
     ``as_written``: the layout of the config itself, None if that is impossible, and then why.
     ``tried``, ``fitting``: how many layouts."""
 
@@ -103,13 +104,16 @@ class Planner:
             )
         ]
         fitting = [sketch for sketch in sketches if self.fits(sketch.memory)]
-        others = [sketch for sketch in sketches if not self.fits(sketch.memory)]
+        best = self._fastest(fitting, top)
+        too_large = [sketch for sketch in sketches if not self.fits(sketch.memory)]
+        others = self._fastest(one_of_each(too_large), misfits)
         impossible = problems_of(self.config, self.world, self.hardware.ranks_per_node)
         return Plan(
-            best=self._fastest(fitting, top),
+            best=best,
             misfits=[
                 Misfit(layout, nearest_change(layout.config, fitting))
-                for layout in self._fastest(others, misfits)
+                for layout in others
+                if not best or layout.time.seconds < best[0].time.seconds
             ],
             as_written=None if impossible else self.layout(self.config),
             impossible=impossible,
@@ -222,6 +226,17 @@ class Planner:
             num_layers=num_layers,
             skew=self._skew,
         )
+
+
+def one_of_each(sketches: Sequence[_Sketch]) -> list[_Sketch]:
+    """The fastest of those that differ only in the ranks that share parameters."""
+    found: dict[tuple[object, ...], _Sketch] = {}
+    for sketch in sketches:
+        parallel, train = sketch.config.parallel, sketch.config.train
+        kind = (parallel.engine, parallel.ep, train.micro_batch_size, train.activation_checkpoint)
+        if kind not in found or sketch.least_s < found[kind].least_s:
+            found[kind] = sketch
+    return list(found.values())
 
 
 def nearest_change(config: Config, fitting: Sequence[_Sketch]) -> dict[str, Any]:

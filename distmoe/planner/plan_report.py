@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distmoe.config import Config
+from distmoe.config.keys import value_of
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layouts import FREE, differing
 from distmoe.planner.plan_job import Layout, Plan
@@ -19,7 +20,7 @@ from distmoe.planner.remedies import Remedy
 
 GIB = 2**30
 DISPATCH = ("moe.dispatch.level", "moe.dispatch.order", "moe.dispatch.steps")
-LEAST_SHARE = 0.005
+LEAST_SHARE = 0.01
 """Parts of a step below it are not printed."""
 COLUMNS = (
     "#",
@@ -36,6 +37,7 @@ COLUMNS = (
     "exchange",
 )
 LEFT = ("engine", "recompute", "exchange")
+LETTERS = "abcdefghij"
 
 
 def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
@@ -44,16 +46,18 @@ def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
     if plan.as_written is not None:
         rows.append(("file", plan.as_written))
     if rows:
-        console.print(_table(rows, "Fastest layouts, and that of the file"))
+        title = "Fastest layouts, and that of the file" if plan.best else "The layout of the file"
+        console.print(_table(rows, title))
     for problem in plan.impossible:
         console.print(f"as it is, the file is impossible here: {problem}", soft_wrap=True)
     if plan.misfits:
+        need = "Faster, but they need" if plan.best else "The fastest, which need"
         have = f"{hardware.memory_bytes / GIB:.1f} GiB"
-        rows = [("-", misfit.layout) for misfit in plan.misfits]
-        console.print(_table(rows, f"Faster or not, but they need more than the {have} of a GPU"))
-        for misfit in plan.misfits:
+        rows = list(zip(LETTERS, (misfit.layout for misfit in plan.misfits), strict=False))
+        console.print(_table(rows, f"\n{need} more than the {have} of a GPU"))
+        for letter, misfit in zip(LETTERS, plan.misfits, strict=False):
             if misfit.changes:
-                console.print(f"  fits with: {_said(misfit.changes)}", soft_wrap=True)
+                console.print(f"   {letter} fits with {_said(misfit.changes)}", soft_wrap=True)
     if plan.best:
         _print_best(plan.best[0], console)
 
@@ -160,7 +164,7 @@ def as_json(plan: Plan, hardware: Hardware, *, world: int, skew: float) -> dict[
     def figures(layout: Layout) -> dict[str, Any]:
         time = layout.time
         return {
-            "settings": differing(Config(), layout.config, (*FREE, *DISPATCH)),
+            "settings": {key: value_of(layout.config, key) for key in (*FREE, *DISPATCH)},
             "memory_bytes": asdict(layout.memory) | {"total": layout.memory.total},
             "step_seconds": time.seconds,
             "parts_seconds": dict(time.parts_s),

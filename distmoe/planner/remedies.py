@@ -23,7 +23,7 @@ OFFLOAD = {
     "deepspeed.offload_optimizer": "cpu",
     "deepspeed.offload_parameters": "cpu",
 }
-FACTORS = (1, 2, 4, 8, 16)
+FACTORS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ def remedies(planner: Planner, pinned: Collection[str]) -> list[Remedy]:
     """The smallest layout, the smallest that keeps its state in host memory, and the smallest on
     more ranks, until one fits; those that are possible."""
     smallest = {key: value for key, value in SMALLEST.items() if key not in pinned}
-    found: list[Remedy] = []
+    found = list(_least(planner, planner.world, smallest, pinned))
+    if not OFFLOAD.keys() & set(pinned):
+        found += _least(planner, planner.world, smallest | OFFLOAD, pinned)
     for factor in FACTORS:
-        world = planner.world * factor
-        found += _least(planner, world, smallest, pinned)
-        if factor == 1 and not OFFLOAD.keys() & set(pinned):
-            found += _least(planner, world, smallest | OFFLOAD, pinned)
-        if found and found[-1].fits:
+        more = list(_least(planner, planner.world * factor, smallest, pinned))
+        found += more
+        if any(remedy.fits for remedy in more):
             break
     return found
 
