@@ -1,9 +1,9 @@
 """How uneven the ranks of an ep group are: experts of different popularity, and what rounding makes
 of their counts.
 
-The popularity of a layer's experts is log-normal, as wide as the busiest expert over the mean
-says. The pairs of an expert are Poisson around it. The config's own rounding rule turns them into
-the pairs that run; without one tiles are padded.
+The popularity of a layer's experts is log-normal, as wide as the busiest expert over the mean says.
+Pairs are drawn from it. The config's own rounding rule turns them into the pairs that run; without
+one tiles are padded.
 """
 
 from __future__ import annotations
@@ -33,10 +33,9 @@ def rank_loads(
     rng = np.random.default_rng(seed)
     forced = moe.router == "balanced"
     popularity_LE = _popularity(drawn, moe.num_experts, 1.0 if forced else skew, seed)
-    pairs_LE = popularity_LE * tokens * ep * moe.top_k / moe.num_experts
-    if not forced:
-        pairs_LE = rng.poisson(pairs_LE).astype(np.float64)
-    pairs_LE = np.minimum(pairs_LE.round(), tokens * ep)
+    pairs, share_LE = tokens * ep * moe.top_k, popularity_LE / moe.num_experts
+    pairs_LE = pairs * share_LE if forced else rng.multinomial(pairs, share_LE)
+    pairs_LE = np.minimum(pairs_LE.round(), tokens * ep).astype(np.float64)
     run_LE = np.stack([_run(freq_E, moe.rounding, tokens, ep) for freq_E in pairs_LE])
     load_LP = run_LE.reshape(drawn, ep, -1).sum(2) / (tokens * moe.top_k)
     return np.resize(load_LP, (num_layers, ep))

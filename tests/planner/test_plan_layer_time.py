@@ -37,9 +37,7 @@ def test_products_are_the_flops_of_the_model() -> None:
     forward, backward = total(CONFIG)
     assert forward.dense_flops == 2 * TOKENS * dense
     assert backward.dense_flops == 4 * TOKENS * dense
-    attention = TOKENS * (
-        flops_per_token(CONFIG).model - 6 * (counts.active - counts.embedding)
-    )
+    attention = TOKENS * (flops_per_token(CONFIG).model - 6 * (counts.active - counts.embedding))
     assert forward.attention_flops == attention / 3
     # The scores once more.
     assert backward.attention_flops == 2.5 * attention / 3

@@ -1,0 +1,186 @@
+"""Layouts of a job: which are possible, which fit, which is fastest, what would make one fit."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from distmoe.config import Config, ModelConfig, MoEConfig, ParallelConfig, TrainConfig, check
+from distmoe.config.keys import value_of, with_values
+from distmoe.planner.hardware import Hardware, find_hardware
+from distmoe.planner.job_memory import predict_memory
+from distmoe.planner.job_stages import job_stages
+from distmoe.planner.job_time import WAITS
+from distmoe.planner.layouts import FREE, differing, layouts
+from distmoe.planner.plan_job import Plan, Planner
+from distmoe.planner.remedies import remedies
+
+GIB = 2**30
+CONFIG = Config(
+    model=ModelConfig(vocab_size=50304, hidden_size=1024, n_layers=8, n_heads=8, n_kv_heads=4),
+    moe=MoEConfig(intermediate_size=512, num_experts=32, top_k=4),
+    train=TrainConfig(global_batch_size=64, dtype="bf16"),
+)
+CONFIG = with_values(CONFIG, {"data.seq_len": 4096, "run.device": "cuda"})
+WORLD = 16
+# Two thirds of the layouts fit.
+TIGHT = 9
+
+
+def hardware(memory_gib: float = 80) -> Hardware:
+    return find_hardware("h100", memory_gib=memory_gib)
+
+
+def planned(memory_gib: float, *, pinned: Iterable[str] = (), config: Config = CONFIG) -> Plan:
+    planner = Planner(config, WORLD, hardware(memory_gib), skew=1.5)
+    return planner.plan(pinned=set(pinned), top=5)
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return planned(TIGHT)
+
+
+def test_every_layout_is_possible_and_no_two_are_the_same() -> None:
+    found = list(layouts(CONFIG, WORLD, ranks_per_node=8, pinned=()))
+    assert len({tuple(value_of(one, key) for key in FREE) for one in found}) == len(found) > 100
+    for one in found[::7]:
+        check(one, WORLD, with_data=False)
+    assert {one.parallel.engine for one in found} == {"fsdp2", "deepspeed"}
+    assert {one.parallel.ep for one in found} == {1, 2, 4, 8, 16}
+    assert {one.train.micro_batch_size for one in found} == {1, 2, 4}
+    (alone,) = {one.parallel.engine for one in layouts(CONFIG, 1, ranks_per_node=1, pinned=())}
+    assert alone == "single"
+
+
+def test_given_settings_stay() -> None:
+    given = with_values(CONFIG, {"parallel.ep": 4, "parallel.dp_shard": 8})
+    pinned = {"parallel.ep", "parallel.dp_shard", "train.activation_checkpoint"}
+    found = list(layouts(given, WORLD, ranks_per_node=8, pinned=pinned))
+    assert found
+    for one in found:
+        parallel = one.parallel
+        assert (parallel.ep, parallel.dp_shard, parallel.dp_replicate) == (4, 8, 2)
+        assert one.train.activation_checkpoint == "none"
+
+
+def test_ranking_is_that_of_all_layouts_simulated_one_by_one(plan: Plan) -> None:
+    planner = Planner(CONFIG, WORLD, hardware(TIGHT), skew=1.5)
+    every = [planner.layout(one) for one in layouts(CONFIG, WORLD, ranks_per_node=8, pinned=())]
+    fitting = [one for one in every if one.memory.total <= TIGHT * GIB]
+    assert (plan.tried, plan.fitting) == (len(every), len(fitting))
+    times = sorted(one.time.seconds for one in fitting)
+    assert [one.time.seconds for one in plan.best] == pytest.approx(times[:5])
+
+
+def test_parts_add_up_and_nothing_is_faster_than_its_peak(plan: Plan) -> None:
+    for layout in plan.best:
+        time = layout.time
+        assert sum(time.parts_s.values()) == pytest.approx(time.seconds)
+        assert set(WAITS) < set(time.parts_s)
+        assert time.mfu is not None
+        assert 0.05 < time.mfu < 0.7
+        tokens = CONFIG.train.global_batch_size * CONFIG.data.seq_len
+        assert time.tokens_per_s_per_rank == tokens / time.seconds / WORLD
+
+
+def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
+    assert plan.misfits
+    for misfit in plan.misfits:
+        assert misfit.layout.memory.total > TIGHT * GIB
+        assert misfit.layout.time.seconds < plan.best[0].time.seconds
+        changed = with_values(misfit.layout.config, misfit.changes)
+        check(changed, WORLD, with_data=False)
+        assert predict_memory(changed, WORLD).total < TIGHT * GIB
+    assert all(misfit.changes for misfit in plan.misfits)
+
+
+def test_where_nothing_fits_more_ranks_or_host_memory_do() -> None:
+    config = with_values(CONFIG, {"train.global_batch_size": 1024})
+    # A little less than the smallest layout needs.
+    planner = Planner(config, WORLD, hardware(4.5), skew=1.5)
+    plan = planner.plan(pinned=set(), top=3)
+    assert not plan.best
+    assert plan.fitting == 0
+    assert all(not misfit.changes for misfit in plan.misfits)
+    smallest, offloaded, more = remedies(planner, set())
+    assert (smallest.world, smallest.fits) == (WORLD, False)
+    assert offloaded.values["deepspeed.offload_optimizer"] == "cpu"
+    assert (more.world, more.fits) == (2 * WORLD, True)
+    assert more.bytes < 4.5 * GIB < smallest.bytes
+    # An engine that was given cannot be another.
+    assert remedies(planner, {"parallel.engine"}) == [smallest, more]
+
+
+def test_the_files_own_layout_is_there_or_why_it_is_not(plan: Plan) -> None:
+    assert plan.as_written is not None
+    assert not differing(plan.as_written.config, CONFIG, ("parallel.ep", "parallel.dp_replicate"))
+    odd = planned(TIGHT, config=with_values(CONFIG, {"parallel.ep": 3}))
+    assert odd.as_written is None
+    assert any("num_experts is 32; it must be a multiple" in text for text in odd.impossible)
+    assert odd.best
+
+
+def test_given_dispatch_is_kept() -> None:
+    given = with_values(CONFIG, {"moe.dispatch.level": "copies", "parallel.ep": 8})
+    plan = planned(80, pinned={"moe.dispatch.level", "parallel.ep"}, config=given)
+    assert {layout.config.moe.dispatch.level for layout in plan.best} == {"copies"}
+    free = planned(80, pinned={"parallel.ep"}, config=given)
+    assert free.best[0].config.moe.dispatch.level == "rank"
+    assert free.best[0].time.seconds < plan.best[0].time.seconds
+
+
+def test_a_model_without_experts() -> None:
+    dense = replace(CONFIG, model=replace(CONFIG.model, n_dense_layers=8))
+    best = planned(80, config=dense).best[0]
+    assert best.config.parallel.ep == 1
+    assert best.time.parts_s["experts"] == best.time.parts_s["exchange"] == 0
+
+
+def seconds_of(**settings: object) -> float:
+    values = {key.replace("__", "."): value for key, value in settings.items()}
+    planner = Planner(CONFIG, WORLD, hardware(), skew=1.5)
+    return planner.layout(with_values(CONFIG, values)).time.seconds
+
+
+def test_what_costs_time() -> None:
+    plain = seconds_of()
+    assert seconds_of(train__activation_checkpoint="full") > plain
+    assert seconds_of(train__micro_batch_size=1) > plain
+    assert seconds_of(moe__dispatch__overlap=False, parallel__ep=8) > seconds_of(parallel__ep=8)
+    zero = {"parallel__engine": "deepspeed", "deepspeed__zero_stage": 2}
+    assert seconds_of(**zero) > seconds_of(**zero, deepspeed__overlap_comm=True)
+    # Stage 1 reduces once a step.
+    small = {"train__micro_batch_size": 1, "parallel__engine": "deepspeed"}
+    assert seconds_of(**small, deepspeed__zero_stage=1) < seconds_of(
+        **small, deepspeed__zero_stage=2
+    )
+
+
+def test_stages_carry_the_traffic_of_the_engine() -> None:
+    def stages(**values: object) -> tuple[float, float, float, float]:
+        config = with_values(CONFIG, {k.replace("__", "."): v for k, v in values.items()})
+        found = next(
+            one
+            for one in layouts(config, WORLD, ranks_per_node=8, pinned=FREE)
+            if one.parallel.dp_replicate == 1
+        )
+        jobs = job_stages(found, hardware(), dtype="bf16")
+        block = jobs.stages[-2]
+        seconds = (block.gather, block.gather_again, block.reduce)
+        return (*(one.seconds for one in seconds), jobs.once_s)
+
+    engine = {"parallel__engine": "fsdp2", "parallel__dp_shard": 16, "train__micro_batch_size": 1}
+    gather, again, reduce, once = stages(**engine)
+    assert gather == again > 0
+    # fp32 after bf16.
+    assert reduce == pytest.approx(2 * gather, rel=0.2)
+    assert once == 0
+    kept = stages(**engine, parallel__reshard_after_forward=False)
+    assert kept == (gather, 0, reduce, 0)
+    zero = engine | {"parallel__engine": "deepspeed"}
+    assert stages(**zero, deepspeed__zero_stage=3) == (gather, again, reduce, 0)
+    late = stages(**zero, deepspeed__zero_stage=1)
+    assert late[:3] == (0, 0, 0)
+    assert late[3] > 8 * (gather + reduce)
+    assert ParallelConfig().reshard_after_forward
