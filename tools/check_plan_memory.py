@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import platform
 import socket
 import subprocess
@@ -23,8 +22,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distmoe.config import Config, resolve, to_toml
+from distmoe.config import Config, RankInfo, resolve, to_toml
 from distmoe.config.keys import with_values
+from distmoe.launch.env import worker_environment
 from distmoe.planner.command_line import command_line
 from distmoe.planner.job_memory import predict_memory
 
@@ -77,7 +77,7 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
             "moe.intermediate_size": 256,
             "parallel.engine": "fsdp2",
             "parallel.ep": 1,
-            "data.seq_len": 8192,
+            "data.seq_len": 4096,
             "train.global_batch_size": 2,
             "train.loss_chunk_tokens": 1024,
         },
@@ -209,11 +209,15 @@ def run_ranks(config: Config, world: int, *, storages: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file, out = Path(folder, "config.toml"), Path(folder, "out.json")
         file.write_text(to_toml(config))
-        command = [sys.executable, str(RANK), str(file), str(out), "--world", str(world)]
-        command += ["--port", str(free_port()), *(["--storages"] if storages else [])]
+        command = [sys.executable, str(RANK), str(file), str(out)]
+        command += ["--storages"] if storages else []
+        port = free_port()
+        places = [
+            RankInfo(rank, world, rank, world, "127.0.0.1", port, "local") for rank in range(world)
+        ]
         ranks = [
-            subprocess.Popen([*command, "--rank", str(rank)], env={**os.environ, **GIVES_BACK})
-            for rank in range(world)
+            subprocess.Popen(command, env={**worker_environment(place, threads=1), **GIVES_BACK})
+            for place in places
         ]
         codes = [rank.wait() for rank in ranks]
         if any(codes):

@@ -29,11 +29,12 @@ from distmoe.config import Config, RankInfo, load_config
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult, make_engine
+from distmoe.launch.env import rank_info
 from distmoe.mesh import build_mesh
 from distmoe.runtime import Runtime
 from distmoe.train.step import train_step
 
-STEPS = 3
+STEPS = 2
 LISTED = 16
 SMALL = {
     "model.vocab_size": 256,
@@ -134,16 +135,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--world", type=int, required=True)
-    parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--storages", action="store_true", help="count storages, not the process")
     arguments = parser.parse_args()
     config = load_config(arguments.config)
-    ranks = RankInfo(
-        arguments.rank, arguments.world, arguments.rank, arguments.world, "127.0.0.1",
-        arguments.port, "local",
-    )  # fmt: skip
+    ranks = rank_info()
     with running(config, ranks) as runtime:
         # Loads what a first step loads.
         train(with_values(config, SMALL), runtime, STEPS)

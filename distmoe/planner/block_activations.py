@@ -34,34 +34,36 @@ class Part:
 @dataclass(frozen=True)
 class BlockActivations:
     """Of one block. ``x``: its input. ``kept``: from forward to backward, all or what is not
-    recomputed. ``before_mlp``: of the first half, while the second is in its backward."""
+    recomputed. While a half is in its backward, ``under_mlp`` and ``under_attention`` are what the
+    block holds beside that half: what the other one kept, and inputs of recomputed halves."""
 
     x: int
     kept: int
-    before_mlp: int
+    under_mlp: int
+    under_attention: int
     attention: Part
     mlp: Part
 
     def at(self, stage: Stage) -> int:
         """While the block is in its backward: what is kept or recomputed, what the stage adds, and
         the gradient of the residual stream."""
-        second = self.x + self.before_mlp
         match stage:
             case Stage.MLP | Stage.EXPERTS:
-                return second + self.mlp.kept + self.mlp.widest
+                return self.x + self.under_mlp + self.mlp.kept + self.mlp.widest
             case Stage.EXPERT_WEIGHTS:
-                return second + self.mlp.kept + self.mlp.late
+                return self.x + self.under_mlp + self.mlp.kept + self.mlp.late
             case Stage.REDUCE_EXPERTS:
-                return second + self.mlp.left
+                return self.x + self.under_mlp + self.mlp.left
             case Stage.ATTENTION:
-                return 2 * self.x + self.attention.kept + self.attention.widest
+                kept = self.under_attention + self.attention.kept
+                return self.x + kept + self.attention.widest
             case _:
                 return 2 * self.x
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of one rank's micro-batch. ``fused``: kernels of the GPU, which keep less."""
+    """Of one rank's micro-batch. ``ep``: P. ``fused``: kernels of the GPU, which keep less."""
 
     T: int
     H: int
@@ -69,6 +71,7 @@ class _Sizes:
     KV: int
     A: int
     b: int
+    ep: int
     fused: bool
 
 
@@ -82,6 +85,7 @@ def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str
         KV=model.n_kv_heads * model.head_dim,
         A=model.n_heads,
         b=itemsize,
+        ep=config.parallel.ep,
         fused=config.run.device != "cpu",
     )
     attention = _attention(sizes, config)
@@ -97,14 +101,17 @@ def _block(
     s: _Sizes, attention: Part, mlp: Part, config: Config, *, recomputes_mlp: bool
 ) -> BlockActivations:
     x = s.b * s.T * s.H
-    kept, before_mlp = attention.kept + mlp.kept, attention.kept
+    # In fp32 the input that a recomputed norm keeps is the one that was saved.
+    saved = 0 if s.b == FP32 else x
+    kept, under_mlp, under_attention = attention.kept + mlp.kept, attention.kept, 0
     mode = config.train.activation_checkpoint
     if mode == "full":
-        kept, before_mlp = x, x + attention.kept
+        kept, under_mlp, under_attention = x, saved + attention.kept, saved
     elif mode == "selective":
         # The inputs of both halves.
-        kept, before_mlp = x + (x if recomputes_mlp else mlp.kept), 2 * x
-    return BlockActivations(x, kept, before_mlp, attention, mlp)
+        kept = x + (x if recomputes_mlp else mlp.kept)
+        under_mlp, under_attention = x + (saved if recomputes_mlp else 0), saved
+    return BlockActivations(x, kept, under_mlp, under_attention, attention, mlp)
 
 
 def _norm(s: _Sizes, width: int) -> int:
@@ -114,26 +121,28 @@ def _norm(s: _Sizes, width: int) -> int:
 
 
 def _attention(s: _Sizes, config: Config) -> Part:
-    """Norm, its result, normed queries and keys, and what the attention kernel keeps: q, k, v, its
-    result and a sum for every row of scores."""
+    """Norm, its result, normed queries and keys, what the attention kernel keeps (q, k, v, its
+    result, which lies head by head, and a sum for every row of scores), and the result again, token
+    by token, for the output projection."""
     rows = s.b * s.T
     kept = _norm(s, s.H) + rows * s.H
     if config.model.qk_norm:
         kept += _norm(s, s.Q + s.KV)
     if config.model.clip_qkv:
         kept += rows * (s.Q + 2 * s.KV)
-    kept += rows * (2 * s.Q + 2 * s.KV) + FP32 * s.T * s.A
-    # Gradients of q, k, v and of the result, and of the fp32 values from which q was turned.
-    widest = rows * (2 * s.Q + 2 * s.KV + 2 * s.H) + 2 * FP32 * s.T * s.Q
-    return Part(kept, widest)
+    kept += rows * (3 * s.Q + 2 * s.KV) + FP32 * s.T * s.A
+    # Gradients of q, k and v; or, when what the kernel kept is gone, q's in fp32 and its two turns.
+    gradients = rows * (s.Q + 2 * s.KV)
+    turned = 3 * FP32 * s.T * s.Q - rows * 2 * s.Q
+    return Part(kept, max(gradients, turned))
 
 
 def _dense_mlp(s: _Sizes, width: int) -> Part:
     """Norm, its result, gate and up, silu(gate), and the product."""
     rows = s.b * s.T
     kept = _norm(s, s.H) + rows * s.H + 4 * rows * width
-    widest = rows * (4 * width + 3 * s.H)
-    return Part(kept, widest)
+    # Gradients of the product and of what it is made of, when the product is gone.
+    return Part(kept, 2 * rows * width)
 
 
 def _experts(s: _Sizes, config: Config, *, skew: float) -> Part:
@@ -165,14 +174,15 @@ def _widest(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
     forward = s.b * L * shape.I + row * (L + R)
     # dz, a_scaled and dx of every pair, dx of every row; dy of every row that has arrived.
     backward = s.b * L * (shape.G + shape.I) + row * (L + R + found.received)
-    return max(forward, backward) + _row_sum(s, found) + _travelling(s, found) + 2 * row * s.T
+    plain = 0 if s.fused else max(_row_sum(s, found), _one_expert(s, shape))
+    return max(forward, backward) + plain + _travelling(s, found) + row * s.T
 
 
 def _late(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
     """While weight gradients are made: dx of the pairs is gone."""
     row, L, R = s.b * s.H, found.pairs, found.received or s.T
     backward = s.b * L * (shape.G + shape.I) + row * (R + found.received)
-    return backward + _travelling(s, found) + 2 * row * s.T
+    return backward + _travelling(s, found) + row * s.T
 
 
 def _travelling(s: _Sizes, found: ExchangeRows) -> int:
@@ -182,8 +192,13 @@ def _travelling(s: _Sizes, found: ExchangeRows) -> int:
 
 
 def _row_sum(s: _Sizes, found: ExchangeRows) -> int:
-    """Plain products sum the rows of a token in fp32, from a copy of their pairs."""
-    if s.fused:
-        return 0
+    """Without the fused kernels the pairs of a row are summed in fp32, from a copy of them."""
     copies = FP32 if s.b == FP32 else s.b + FP32
     return s.H * (found.pairs * copies + FP32 * (found.received or s.T))
+
+
+def _one_expert(s: _Sizes, shape: ActivationShape) -> int:
+    """Without the fused kernels the activation's derivative is made of nine arrays, in fp32, over
+    the pairs of an expert and I, beside a copy of the expert's rows."""
+    pairs = shape.pairs * s.ep // shape.E
+    return pairs * (9 * FP32 * shape.I + s.b * s.H)

@@ -135,6 +135,7 @@ def _kept(job: Job, block: int, blocks: dict[str, BlockActivations]) -> int:
 
 
 def _name(moment: Moment) -> str:
+    what = str(moment.stage.value)
     if moment.stage in (Stage.LOSS, Stage.REDUCE_ROOT, Stage.STEP):
-        return moment.stage.value
-    return f"block {moment.block}: {moment.stage.value}"
+        return what
+    return f"block {moment.block}: {what}"

@@ -7,7 +7,7 @@ ranks on several nodes send a token to a node once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from distmoe.config import Config, resolve
 from distmoe.kernels.moe_mlp.activations import activation_called
@@ -126,7 +126,7 @@ def _without_profile(
     )
 
 
-def unmeasured_level(layout: RankLayout, *, relays: bool) -> str:
+def unmeasured_level(layout: RankLayout, *, relays: bool) -> Literal["rank", "node"]:
     """What level auto is where nothing is known of the links."""
     several_nodes = layout.num_nodes > 1 and layout.per_node > 1
     return "node" if relays and several_nodes else "rank"

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from distmoe.config import Config
-from distmoe.planner.parameter_shapes import ModelUnits
-from distmoe.planner.step_moments import Moment
+from distmoe.planner.parameter_shapes import ModelUnits, elements
+from distmoe.planner.step_moments import Moment, Stage
 
 FP32 = 4
 
@@ -45,6 +45,23 @@ class Job:
     @property
     def num_blocks(self) -> int:
         return self.units.num_dense + self.units.num_moe
+
+    def finished(self, moment: Moment) -> int:
+        """Elements of one rank's weights that have their gradients in the first micro-batch: those
+        of the blocks after this one, of its experts after their turn, and the head's."""
+        units = self.units
+        if moment.stage is Stage.LOSS:
+            return 0
+        if moment.block < 0:
+            return units.dense_elements + units.expert_elements
+        dense = max(units.num_dense - moment.block - 1, 0)
+        moe = self.num_blocks - max(moment.block + 1, units.num_dense)
+        done = elements(units.root[:1]) + dense * elements(units.dense_block)
+        done += moe * elements((*units.moe_block, *units.experts))
+        after_experts = moment.stage in (Stage.ATTENTION, Stage.REDUCE_BLOCK)
+        if after_experts and self.has_experts(moment.block):
+            done += elements(units.experts)
+        return done
 
     def has_experts(self, block: int) -> bool:
         """Whether the second half of the block is experts."""

@@ -28,26 +28,24 @@ class DeepSpeedMemory:
         self.whole = job.units.dense_elements + job.units.expert_elements
         self.flat, self.partition = self._partitions()
         self._offloads = job.on_gpu and self.options.offload_optimizer == "cpu"
-        masters = sum(self.partition)
-        if self._offloads or (self.stage == 3 and self.b == FP32):
-            # In fp32 the partitions of stage 3 are the masters.
-            masters = 0
+        masters = 0 if self._offloads else sum(self.partition)
         self.parameters = self._resident_parameters() + FP32 * masters
         self.optimizer = 0 if self._offloads else 2 * FP32 * sum(self.partition)
 
     def _partitions(self) -> tuple[list[int], list[int]]:
-        """Elements of every group, and of a rank's part of it, padding included."""
+        """Elements of every group, and of a rank's part of it, padding included, in the order in
+        which they are updated."""
         units, world = self.job.units, self.job.world
         same_experts = world // self.job.config.parallel.ep
         if self.stage == 3:
             dense = _cut(units.root, world)
             dense += units.num_dense * _cut(units.dense_block, world)
             dense += units.num_moe * _cut(units.moe_block, world)
-            # The small group is a part of it that nothing here depends on.
-            partition = [dense, 0, units.num_moe * _cut(units.experts, same_experts)]
-            return [world * dense, 0, same_experts * partition[2]], partition
+            # The group that does not decay is small, and counted with the other one.
+            partition = [0, dense, units.num_moe * _cut(units.experts, same_experts)]
+            return [0, world * dense, same_experts * partition[2]], partition
         ranks = (world, world, same_experts)
-        sizes = (units.dense_elements - units.plain, units.plain, units.expert_elements)
+        sizes = (units.plain, units.dense_elements - units.plain, units.expert_elements)
         flat = [_padded(size, n) for size, n in zip(sizes, ranks, strict=True)]
         return flat, [size // n for size, n in zip(flat, ranks, strict=True)]
 
@@ -69,11 +67,12 @@ class DeepSpeedMemory:
         if self.stage == 3:
             # One buffer from beginning to end.
             return 0 if self._offloads else FP32 * sum(self.partition)
-        if moment.stage is Stage.LOSS and not self.job.accumulates:
-            return 0
+        done = self.whole if self.job.accumulates else self.job.finished(moment)
         if self.stage == 1 and moment.stage is not Stage.STEP:
-            return FP32 * sum(self.flat)
-        return 0 if self._offloads else FP32 * sum(self.partition)
+            return FP32 * done
+        # The partition's buffer is made when the first bucket is full.
+        begun = done > self.options.bucket_elements or moment.block < 0
+        return FP32 * sum(self.partition) if begun and not self._offloads else 0
 
     def _gathered(self) -> int:
         """Whole parameters of stage 3."""
@@ -100,13 +99,20 @@ class DeepSpeedMemory:
         return self.b * max(map(prod, kind))
 
     def _optimizer_step(self) -> int:
-        """A group's gradients in one piece, and the root of its second moment; on a CPU also what
-        that is divided into. Offloaded, nothing of it is on the GPU."""
+        """A group's gradients in one piece, in place of them with stages 1 and 2; then the root of
+        its second moment, and on a CPU also what that is divided into. Groups that are updated
+        have no gradients any more. Offloaded, nothing of it is on the GPU."""
         if self._offloads:
             return 0
         fused = self.options.offload_optimizer != "none"
         roots = 0 if fused else (1 if self.job.on_gpu else 2)
-        return FP32 * (1 + roots) * max(self.partition)
+        if self.stage == 3:
+            return FP32 * (1 + roots) * max(self.partition)
+        updated, most = 0, 0
+        for size in self.partition:
+            most = max(most, max(1, roots) * size - updated)
+            updated += size
+        return FP32 * most
 
 
 def _padded(size: int, ranks: int) -> int:

@@ -20,23 +20,8 @@ class SingleMemory:
         self.optimizer = 2 * FP32 * self.whole
 
     def held(self, moment: Moment) -> Held:
-        return Held(self._gradients(moment), self._buffers(moment))
-
-    def _gradients(self, moment: Moment) -> int:
-        """Of the units whose backward is over, and of the head."""
-        units, block = self.job.units, moment.block
-        if self.job.accumulates or block < 0:
-            return FP32 * self.whole
-        if moment.stage is Stage.LOSS:
-            return 0
-        moe = self.job.num_blocks - max(block + 1, units.num_dense)
-        dense = max(units.num_dense - block - 1, 0)
-        done = elements(units.root[:1])
-        done += moe * elements((*units.moe_block, *units.experts))
-        done += dense * elements(units.dense_block)
-        if self.job.has_experts(block) and moment.stage is Stage.ATTENTION:
-            done += elements(units.experts)
-        return FP32 * done
+        done = self.whole if self.job.accumulates else self.job.finished(moment)
+        return Held(FP32 * done, self._buffers(moment))
 
     def _buffers(self, moment: Moment) -> int:
         units, b, stage = self.job.units, self.job.itemsize, moment.stage
