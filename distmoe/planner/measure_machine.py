@@ -31,8 +31,9 @@ DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 @dataclass(frozen=True)
 class MachineFigures:
     """``own``, ``launch_s``, ``dense_flops`` and ``attention_flops``: medians over ranks;
-    ``gemm_flops`` of every rank in dtype ``dtype`` by ``kernel``. ``memory_bytes`` of a rank, the
-    least. ``where``: device and versions."""
+    ``gemm_flops`` of every rank in dtype ``dtype`` by ``kernel``. ``all_gather_s`` of
+    ``all_gather_bytes`` from each rank. ``memory_bytes`` of a rank, the least of all. ``where``:
+    device and versions."""
 
     ranks: int
     ranks_per_node: int
@@ -104,22 +105,22 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
         torch.tensor(mine, dtype=torch.float64, device=device), kind="figures"
     ).tolist()
     columns = list(zip(*all_ranks, strict=True))
-    middle = [statistics.median(column) for column in columns[:5]]
+    latency, copied, launch, dense, attention = map(statistics.median, columns[:5])
     return MachineFigures(
         ranks=exchange.size,
         ranks_per_node=ranks_per_node,
         exchange=type(exchange).__name__,
-        own=Link(middle[0], middle[1]),
+        own=Link(latency, copied),
         links=links,
         all_gather_bytes=4 * (moe.num_experts + 1),
         all_gather_s=all_gather_s,
         kernel=backend_for(moe.kernel, device),
         dtype=DTYPE_NAMES[dtype],
         gemm_flops=list(columns[5]),
-        dense_flops=middle[3],
-        attention_flops=middle[4],
+        dense_flops=dense,
+        attention_flops=attention,
         memory_bytes=int(min(columns[6])),
-        launch_s=middle[2],
+        launch_s=launch,
         date=datetime.now(UTC).date().isoformat(),
         where=environment(device),
     )
