@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import sys
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from distmoe import runtime as runtime_room
 from distmoe.config import Config, RankInfo, load_config
@@ -31,11 +27,11 @@ from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult, make_engine
 from distmoe.launch.env import rank_info
 from distmoe.mesh import build_mesh
+from distmoe.planner.live_storages import LiveStorages
 from distmoe.runtime import Runtime
 from distmoe.train.step import train_step
 
 STEPS = 2
-LISTED = 16
 SMALL = {
     "model.vocab_size": 256,
     "model.hidden_size": 64,
@@ -48,68 +44,10 @@ SMALL = {
 }
 
 
-class Storages(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The storages that operators made and that live. Sizes are read anew at every operator that
-    makes one: FSDP frees and refills storages without an operator."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.phase = ""
-        self.peak: dict[str, int] = {}
-        self.at_peak: dict[str, dict[str, int]] = {}
-        self._live: dict[int, tuple[weakref.ref[Any], str]] = {}
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        made = [self._note(leaf, func) for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if any(made):
-            self.read()
-        return result
-
-    def _note(self, tensor: Tensor, func: Any) -> bool:
-        """Whether the storage is new. Of a DTensor this rank's part."""
-        tensor = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-        if tensor.device.type == "meta":
-            return False
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        known = self._live.get(key)
-        if known is not None and known[0]() is not None:
-            return False
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self._live[key] = (weakref.ref(storage), f"{func} {dtype} {list(tensor.shape)}")
-        return True
-
-    def read(self) -> int:
-        """Bytes that live now; notes a new peak of the phase."""
-        now, sizes = 0, []
-        for key, (reference, label) in list(self._live.items()):
-            storage = reference()
-            if storage is None:
-                del self._live[key]
-                continue
-            sizes.append((label, storage.nbytes()))
-            now += sizes[-1][1]
-        if now > self.peak.get(self.phase, 0):
-            self.peak[self.phase] = now
-            self.at_peak[self.phase] = _largest(sizes)
-        return now
-
-
-def _largest(sizes: list[tuple[str, int]]) -> dict[str, int]:
-    """Bytes by what made the storages, the largest first."""
-    total: dict[str, int] = {}
-    for label, size in sizes:
-        total[label] = total.get(label, 0) + size
-    return dict(sorted(total.items(), key=lambda item: -item[1])[:LISTED])
-
-
 class Phases:
     """An engine that tells ``storages`` which phase of a step it is."""
 
-    def __init__(self, engine: Engine, storages: Storages) -> None:
+    def __init__(self, engine: Engine, storages: LiveStorages) -> None:
         self._engine, self._storages = engine, storages
         self.model = engine.model
         self.kept: int = 0
@@ -265,7 +203,7 @@ class DeviceMeter:
 
 def of_storages(config: Config, runtime: Runtime) -> dict[str, Any]:
     """Storages by phase of a step, and the largest of them at each peak."""
-    storages = Storages()
+    storages = LiveStorages()
     with storages:
         storages.phase = "building"
         engine = build(config, runtime)
