@@ -59,6 +59,7 @@ def test_json_has_every_figure(printed: str, files: Path) -> None:
     assert sum(best["parts_seconds"].values()) == pytest.approx(best["step_seconds"])
     memory = best["memory_bytes"]
     parts = ("parameters", "gradients", "optimizer", "activations", "buffers", "margin")
+    assert min(memory[name] for name in parts) >= 0
     assert sum(memory[name] for name in parts) == memory["total"] < figures["device_memory_bytes"]
     assert set(FREE) < set(best["settings"])
 

@@ -87,6 +87,7 @@ def test_what_is_missing_is_named_or_given(tmp_path: Path) -> None:
         find_hardware(str(file), memory_gib=2)
     found = find_hardware(str(file), memory_gib=2.5, ranks_per_node=4)
     assert (found.memory_bytes, found.ranks_per_node) == (5 * 2**29, 4)
+    assert find_hardware("h100", memory_gib=40).memory_bytes == 40 * 2**30
     with pytest.raises(ConfigError, match="--hardware is 'h300'; it must be one of h100, h200, b"):
         find_hardware("h300")
     file.write_text("links = 3")
