@@ -54,7 +54,19 @@ class Collectives:
     ranks_per_node: int
 
     def gather(self, group: RankGroup, num_bytes: float) -> Transfer:
-        """An all-gather of a tensor of ``num_bytes`` in all, or its reduce-scatter."""
+        """An all-gather of a tensor of ``num_bytes`` in all."""
+        return self._ring(group, num_bytes, self.profile.collective_share.get("gather", 1.0))
+
+    def reduce(self, group: RankGroup, num_bytes: float) -> Transfer:
+        """Its reduce-scatter."""
+        return self._ring(group, num_bytes, self.profile.collective_share.get("reduce", 1.0))
+
+    def all_reduce(self, group: RankGroup, num_bytes: float) -> Transfer:
+        """Reduce-scatter and all-gather."""
+        return self.reduce(group, num_bytes) + self.gather(group, num_bytes)
+
+    def _ring(self, group: RankGroup, num_bytes: float, share: float) -> Transfer:
+        """``share``: what the transport reaches of the links."""
         if group.size == 1 or not num_bytes:
             return Transfer()
         latency = node_s = remote_s = 0.0
@@ -68,9 +80,4 @@ class Collectives:
             latency += (group.num_nodes - 1) * link.latency_s
             missing = num_bytes * (group.num_nodes - 1) / group.num_nodes
             remote_s = missing / (rate * group.per_node)
-        return Transfer(latency + max(node_s, remote_s), node_s, remote_s)
-
-    def all_reduce(self, group: RankGroup, num_bytes: float) -> Transfer:
-        """Reduce-scatter and all-gather."""
-        once = self.gather(group, num_bytes)
-        return once + once
+        return Transfer((latency + max(node_s, remote_s)) / share, node_s / share, remote_s / share)

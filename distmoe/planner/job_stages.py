@@ -131,8 +131,8 @@ class _Builder:
         return dense + self._links.gather(self._experts, size.experts * self._itemsize)
 
     def _reduce(self, size: _Parameters) -> Transfer:
-        dense = self._links.gather(self._dense, size.dense * GRADIENT_BYTES)
-        experts = self._links.gather(self._experts, size.experts * GRADIENT_BYTES)
+        dense = self._links.reduce(self._dense, size.dense * GRADIENT_BYTES)
+        experts = self._links.reduce(self._experts, size.experts * GRADIENT_BYTES)
         replicas = self._links.all_reduce(self._replicas, self._held(size) * GRADIENT_BYTES)
         return dense + experts + replicas
 

@@ -14,6 +14,7 @@ from distmoe.planner.roofline import DEVICE_SPEEDS, DeviceSpeed
 
 LINKS = ("own", "node", "remote")
 DTYPES = ("bf16", "fp32")
+COLLECTIVES = ("gather", "reduce")
 H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 
 
@@ -60,7 +61,8 @@ class Profile:
     products by dtype. ``host_latency_s``: seconds of a launch.
 
     What only `distmoe plan` needs, and older files do not have: FLOP/s of the products of a block
-    (``dense_flops``) and of causal attention (``attention_flops``) by dtype, bytes of a rank's
+    (``dense_flops``) and of causal attention (``attention_flops``) by dtype, what "gather" and
+    "reduce" of parameters reach over a ring on the links (``collective_share``), bytes of a rank's
     device, ranks on a node; empty or 0: not known.
     """
 
@@ -70,6 +72,7 @@ class Profile:
     origin: Origin = Origin()
     dense_flops: Mapping[str, float] = field(default_factory=dict)
     attention_flops: Mapping[str, float] = field(default_factory=dict)
+    collective_share: Mapping[str, float] = field(default_factory=dict)
     memory_bytes: int = 0
     ranks_per_node: int = 0
 
@@ -154,21 +157,28 @@ class _Reader:
             raise self._wrong("links.own", "missing", "be there")
         return Profile(
             links={name: self._link(name, links) for name in links},
-            gemm_flops=self._flops("gemm_flops", tables),
+            gemm_flops=self._rates("gemm_flops", tables, DTYPES),
             host_latency_s=self._not_negative("host_latency_s", tables),
             origin=self._origin(tables),
-            dense_flops=self._flops("dense_flops", {"dense_flops": {}, **tables}),
-            attention_flops=self._flops("attention_flops", {"attention_flops": {}, **tables}),
+            dense_flops=self._rates("dense_flops", {"dense_flops": {}, **tables}, DTYPES),
+            attention_flops=self._rates(
+                "attention_flops", {"attention_flops": {}, **tables}, DTYPES
+            ),
+            collective_share=self._rates(
+                "collective_share", {"collective_share": {}, **tables}, COLLECTIVES
+            ),
             memory_bytes=int(self._not_negative("memory_bytes", {"memory_bytes": 0, **tables})),
             ranks_per_node=int(
                 self._not_negative("ranks_per_node", {"ranks_per_node": 0, **tables})
             ),
         )
 
-    def _flops(self, section: str, tables: Mapping[str, Any]) -> dict[str, float]:
-        """Rates by dtype."""
+    def _rates(
+        self, section: str, tables: Mapping[str, Any], known: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Positive numbers by ``known`` names."""
         table = self._table(section, tables)
-        self._check_keys(section, table, DTYPES)
+        self._check_keys(section, table, known)
         return {name: self._positive(f"{section}.{name}", table) for name in table}
 
     def _link(self, name: str, links: Mapping[str, Any]) -> Link:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import torch
@@ -14,6 +14,7 @@ from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.planner.kernel_bench.environment import environment
 from distmoe.planner.machine_profile import Link, Origin, Profile
+from distmoe.planner.measure_collectives import measure_collectives, shares_of_a_ring
 from distmoe.planner.measure_device import (
     device_memory,
     measure_attention,
@@ -32,8 +33,8 @@ DTYPE_NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 class MachineFigures:
     """``own``, ``launch_s``, ``dense_flops`` and ``attention_flops``: medians over ranks;
     ``gemm_flops`` of every rank in dtype ``dtype`` by ``kernel``. ``all_gather_s`` of
-    ``all_gather_bytes`` from each rank. ``memory_bytes`` of a rank, the least of all. ``where``:
-    device and versions."""
+    ``all_gather_bytes`` from each rank. ``collective_s``: of `measure_collectives`, on rank 0; none
+    for one rank. ``memory_bytes`` of a rank, the least of all. ``where``: device and versions."""
 
     ranks: int
     ranks_per_node: int
@@ -47,6 +48,7 @@ class MachineFigures:
     gemm_flops: list[float]
     dense_flops: float
     attention_flops: float
+    collective_s: dict[str, float]
     memory_bytes: int
     launch_s: float
     date: str
@@ -54,6 +56,13 @@ class MachineFigures:
 
     def profile(self) -> Profile:
         """What the cost model reads."""
+        found = self._without_collectives()
+        shares = shares_of_a_ring(
+            self.collective_s, found, ranks=self.ranks, ranks_per_node=self.ranks_per_node
+        )
+        return replace(found, collective_share=shares)
+
+    def _without_collectives(self) -> Profile:
         versions = self.where["versions"]
         known = versions if isinstance(versions, dict) else {}
         return Profile(
@@ -99,6 +108,7 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
     attention = measure_attention(
         config.model, seq_len=config.data.seq_len, device=device, dtype=dtype
     )
+    collective_s = measure_collectives(runtime.group, device=device) if runtime.group else {}
     memory = device_memory(device, ranks_per_node=ranks_per_node)
     mine = [own.latency_s, own.bytes_per_s, launch_s, dense, attention, gemm_flops, memory]
     all_ranks = exchange.all_gather(
@@ -119,6 +129,7 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
         gemm_flops=list(columns[5]),
         dense_flops=dense,
         attention_flops=attention,
+        collective_s=collective_s,
         memory_bytes=int(min(columns[6])),
         launch_s=launch,
         date=datetime.now(UTC).date().isoformat(),

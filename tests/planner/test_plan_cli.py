@@ -18,6 +18,7 @@ from distmoe.planner.machine_profile import PRESETS, save_profile
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = str(CONFIGS / "models/olmoe_1b_7b.toml")
 JOB = [FILE, "--gpus", "8", "--hardware", "h100", "--top", "3"]
+SETTINGS = ["--optim.lr", "1e-4", "--parallel.ep", "4"]
 
 
 def plan(*argv: str) -> int:
@@ -34,7 +35,7 @@ def printed(files: Path) -> str:
     """Of one job, with both files written."""
     written = ["--json", str(files / "plan.json"), "--write", str(files / "best.toml")]
     with redirect_stdout(io.StringIO()) as text:
-        assert plan(*JOB, "--optim.lr", "1e-4", *written) == 0
+        assert plan(*JOB, *SETTINGS, *written) == 0
     return text.getvalue()
 
 

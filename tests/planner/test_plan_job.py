@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from distmoe.config import Config, ModelConfig, MoEConfig, ParallelConfig, TrainConfig, check
+from distmoe.config import Config, ModelConfig, MoEConfig, TrainConfig, check
 from distmoe.config.keys import value_of, with_values
+from distmoe.planner.collective_time import Collectives, RankGroup
 from distmoe.planner.hardware import Hardware, find_hardware
 from distmoe.planner.job_memory import predict_memory
 from distmoe.planner.job_stages import job_stages
@@ -92,24 +94,49 @@ def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
         changed = with_values(misfit.layout.config, misfit.changes)
         check(changed, WORLD, with_data=False)
         assert predict_memory(changed, WORLD).total < TIGHT * GIB
-    assert all(misfit.changes for misfit in plan.misfits)
+        others = [differing(misfit.layout.config, one) for one in _fitting(TIGHT)]
+        assert _number(misfit.changes) == min(map(_number, others)) > 0
+
+
+def _fitting(memory_gib: float) -> list[Config]:
+    every = layouts(CONFIG, WORLD, ranks_per_node=8, pinned=())
+    return [one for one in every if predict_memory(one, WORLD).total < memory_gib * GIB]
+
+
+def _number(changes: dict[str, Any]) -> int:
+    """dp_shard follows from dp_replicate."""
+    return len(changes.keys() - {"parallel.dp_shard"})
+
+
+def test_layouts_that_do_not_fit_are_shown_if_that_is_a_loss(plan: Plan) -> None:
+    every = Planner(CONFIG, WORLD, hardware(TIGHT), skew=1.5).plan(pinned=(), top=1, misfits=99)
+    assert 3 < len(every.misfits) < plan.tried - plan.fitting
+    assert all(m.layout.time.seconds < every.best[0].time.seconds for m in every.misfits)
+    cut = ("parallel.ep", "train.micro_batch_size", "train.activation_checkpoint")
+    kinds = [
+        tuple(value_of(m.layout.config, key) for key in ("parallel.engine", *cut))
+        for m in every.misfits
+    ]
+    assert len(set(kinds)) == len(kinds)
 
 
 def test_where_nothing_fits_more_ranks_or_host_memory_do() -> None:
     config = with_values(CONFIG, {"train.global_batch_size": 1024})
-    # A little less than the smallest layout needs.
-    planner = Planner(config, WORLD, hardware(4.5), skew=1.5)
+    never = remedies(Planner(config, WORLD, hardware(0.1), skew=1.5), {"parallel.engine"})
+    assert [remedy.world for remedy in never] == [16, 32, 64, 128, 256]
+    assert not any(remedy.fits for remedy in never)
+    # Enough for 64 ranks, not for 32.
+    enough = (never[1].bytes + never[2].bytes) / 2 / GIB
+    planner = Planner(config, WORLD, hardware(enough), skew=1.5)
     plan = planner.plan(pinned=set(), top=3)
     assert not plan.best
     assert plan.fitting == 0
     assert all(not misfit.changes for misfit in plan.misfits)
-    smallest, offloaded, more = remedies(planner, set())
-    assert (smallest.world, smallest.fits) == (WORLD, False)
-    assert offloaded.values["deepspeed.offload_optimizer"] == "cpu"
-    assert (more.world, more.fits) == (2 * WORLD, True)
-    assert more.bytes < 4.5 * GIB < smallest.bytes
+    found = remedies(planner, set())
+    assert [(one.world, one.fits) for one in found[2:]] == [(32, False), (64, True)]
+    assert found[1].values["deepspeed.offload_optimizer"] == "cpu"
     # An engine that was given cannot be another.
-    assert remedies(planner, {"parallel.engine"}) == [smallest, more]
+    assert remedies(planner, {"parallel.engine"}) == [found[0], *found[2:]]
 
 
 def test_the_files_own_layout_is_there_or_why_it_is_not(plan: Plan) -> None:
@@ -172,9 +199,16 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
 
     engine = {"parallel__engine": "fsdp2", "parallel__dp_shard": 16, "train__micro_batch_size": 1}
     gather, again, reduce, once = stages(**engine)
-    assert gather == again > 0
-    # fp32 after bf16.
-    assert reduce == pytest.approx(2 * gather, rel=0.2)
+    dense = 2 * 1024 * 128 * (8 + 4) + 2 * 128 + 2 * 1024 + 32 * 1024
+    experts = 32 * 3 * 1024 * 512
+    links, group = Collectives(hardware().profile, 8), RankGroup(16, 8)
+
+    def sent(itemsize: int) -> float:
+        parts = (links.gather(group, itemsize * size) for size in (dense, experts))
+        return sum(part.seconds for part in parts)
+
+    assert gather == again == pytest.approx(sent(2))
+    assert reduce == pytest.approx(sent(4))
     assert once == 0
     kept = stages(**engine, parallel__reshard_after_forward=False)
     assert kept == (gather, 0, reduce, 0)
@@ -182,5 +216,16 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
     assert stages(**zero, deepspeed__zero_stage=3) == (gather, again, reduce, 0)
     late = stages(**zero, deepspeed__zero_stage=1)
     assert late[:3] == (0, 0, 0)
-    assert late[3] > 8 * (gather + reduce)
-    assert ParallelConfig().reshard_after_forward
+    # Seven blocks with experts, one without, embedding and head.
+    assert late[3] > 7 * (gather + reduce)
+    # Replicas reduce their shards once more.
+    pairs = engine | {"parallel__dp_shard": 8}
+    shards = 4 * (dense + experts) / 8
+    inside = Collectives(hardware().profile, 8)
+    eight = sum(inside.gather(RankGroup(8, 8), 4 * size).seconds for size in (dense, experts))
+    config = with_values(CONFIG, {k.replace("__", "."): v for k, v in pairs.items()})
+    config = with_values(config, {"parallel.dp_replicate": 2})
+    (found,) = layouts(config, WORLD, ranks_per_node=8, pinned=FREE)
+    over_nodes = inside.all_reduce(RankGroup(2, 1), shards).seconds
+    block = job_stages(found, hardware(), dtype="bf16").stages[-2]
+    assert block.reduce.seconds == pytest.approx(eight + over_nodes)

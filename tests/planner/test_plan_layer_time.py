@@ -9,6 +9,7 @@ from distmoe.metrics.flops import flops_per_token, parameter_counts
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
 from distmoe.planner.layer_time import OP_S, Rates, Work, model_passes
 from distmoe.planner.machine_profile import Link, Profile
+from distmoe.planner.measure_collectives import TENSOR_BYTES, shares_of_a_ring
 
 CONFIG = resolve(
     replace(
@@ -90,6 +91,18 @@ def test_collective_over_nodes_uses_the_links_of_all_members() -> None:
     assert collectives.gather(alone, 800.0).remote_s == 20.0
     shared = replace(LINKS, links=dict(LINKS.links) | {"remote": Link(2.0, 10.0, shared=True)})
     assert Collectives(shared, 4).gather(group, 800.0).remote_s == 40.0
+
+
+def test_a_transport_may_reach_a_share_of_the_links() -> None:
+    slow = replace(LINKS, collective_share={"reduce": 0.25})
+    collectives, group = Collectives(slow, 4), RankGroup(4, 4)
+    ring = collectives.gather(group, 400.0)
+    assert collectives.reduce(group, 400.0) == Transfer(4 * ring.seconds, 4 * ring.node_s)
+    assert collectives.all_reduce(group, 400.0).seconds == 5 * ring.seconds
+    measured = {"gather": 1e9, "reduce": 1e-9}
+    shares = shares_of_a_ring(measured, slow, ranks=4, ranks_per_node=4)
+    assert shares["gather"] == collectives.gather(group, TENSOR_BYTES).seconds / 1e9
+    assert shares["reduce"] == 1
 
 
 def test_one_rank_and_nothing_take_no_time() -> None:
