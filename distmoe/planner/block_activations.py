@@ -192,9 +192,10 @@ def _travelling(s: _Sizes, found: ExchangeRows) -> int:
 
 
 def _row_sum(s: _Sizes, found: ExchangeRows) -> int:
-    """Without the fused kernels the pairs of a row are summed in fp32, from a copy of them."""
+    """Without the fused kernels the pairs of a row are summed in fp32, from a copy of them; of a
+    block at a time, which is about the rows of one rank."""
     copies = FP32 if s.b == FP32 else s.b + FP32
-    return s.H * (found.pairs * copies + FP32 * (found.received or s.T))
+    return s.H * (found.pairs * copies + FP32 * (found.received or s.T)) // s.ep
 
 
 def _one_expert(s: _Sizes, shape: ActivationShape) -> int:

@@ -134,11 +134,17 @@ def test_recomputing_more_keeps_less() -> None:
     assert kept[0].activations > kept[1].activations > kept[2].activations
 
 
-def test_parts_add_up() -> None:
-    memory = predict_memory(config_of(8, run__device="cuda"), 8, device_context=1000)
+@pytest.mark.parametrize("engine", ["fsdp2", "deepspeed"])
+def test_parts_add_up(engine: str) -> None:
+    # The logits are the most that there is, and no gradient is there yet.
+    config = config_of(
+        8, run__device="cuda", model__vocab_size=50_000, data__seq_len=4096, parallel__engine=engine
+    )
+    memory = predict_memory(config, 8, device_context=1000)
     parts = {k: v for k, v in asdict(memory).items() if k != "moment"}
     assert memory.total == sum(parts.values())
-    assert memory.margin > 1000
+    assert (memory.moment, memory.gradients) == ("loss", 0)
+    assert memory.margin - predict_memory(config, 8, device_context=0).margin == 1000
     assert predict_memory(config_of(8), 8).margin == 0
 
 

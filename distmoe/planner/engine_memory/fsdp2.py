@@ -44,6 +44,8 @@ class Fsdp2Memory:
         """fp32 shards of the blocks that are reduced; the root's come last."""
         if self.job.accumulates or moment.stage is Stage.STEP:
             return FP32 * self.shard
+        if moment.stage is Stage.LOSS:
+            return 0
         units = self.job.units
         done = max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
         moe = max(self.job.num_blocks - max(moment.block + 1, units.num_dense), 0)
