@@ -92,30 +92,16 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
     moe, device = config.moe, runtime.device
     exchange = make_exchange(runtime.group, moe.dispatch.exchange)
     dtype = compute_dtype(config, device)
-    tokens = config.train.micro_batch_size * config.data.seq_len
     links = measure_links(exchange, ranks_per_node=ranks_per_node, device=device)
     all_gather_s = measure_all_gather(exchange, moe.num_experts + 1, device=device)
-    own = measure_copy(device)
-    launch_s = measure_launch(moe, device=device, dtype=dtype)
-    gemm_flops = measure_gemm(
-        moe,
-        num_experts=max(1, moe.num_experts // config.parallel.ep),
-        pairs=tokens * moe.top_k,
-        device=device,
-        dtype=dtype,
-    )
-    dense = measure_dense(config.model, tokens=tokens, device=device, dtype=dtype)
-    attention = measure_attention(
-        config.model, seq_len=config.data.seq_len, device=device, dtype=dtype
-    )
     collective_s = measure_collectives(runtime.group, device=device) if runtime.group else {}
-    memory = device_memory(device, ranks_per_node=ranks_per_node)
-    mine = [own.latency_s, own.bytes_per_s, launch_s, dense, attention, gemm_flops, memory]
+    mine = _of_this_device(config, device, dtype)
+    mine.append(device_memory(device, ranks_per_node=ranks_per_node))
     all_ranks = exchange.all_gather(
         torch.tensor(mine, dtype=torch.float64, device=device), kind="figures"
     ).tolist()
-    columns = list(zip(*all_ranks, strict=True))
-    latency, copied, launch, dense, attention = map(statistics.median, columns[:5])
+    *speeds, gemm_flops, memory = zip(*all_ranks, strict=True)
+    latency, copied, launch, dense, attention = map(statistics.median, speeds)
     return MachineFigures(
         ranks=exchange.size,
         ranks_per_node=ranks_per_node,
@@ -126,12 +112,30 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
         all_gather_s=all_gather_s,
         kernel=backend_for(moe.kernel, device),
         dtype=DTYPE_NAMES[dtype],
-        gemm_flops=list(columns[5]),
+        gemm_flops=list(gemm_flops),
         dense_flops=dense,
         attention_flops=attention,
         collective_s=collective_s,
-        memory_bytes=int(min(columns[6])),
+        memory_bytes=int(min(memory)),
         launch_s=launch,
         date=datetime.now(UTC).date().isoformat(),
         where=environment(device),
     )
+
+
+def _of_this_device(config: Config, device: torch.device, dtype: torch.dtype) -> list[float]:
+    """Latency and rate of a copy, a launch, and FLOP/s of blocks, attention and experts."""
+    moe, model = config.moe, config.model
+    tokens = config.train.micro_batch_size * config.data.seq_len
+    own = measure_copy(device)
+    launch_s = measure_launch(moe, device=device, dtype=dtype)
+    expert_flops = measure_gemm(
+        moe,
+        num_experts=max(1, moe.num_experts // config.parallel.ep),
+        pairs=tokens * moe.top_k,
+        device=device,
+        dtype=dtype,
+    )
+    dense = measure_dense(model, tokens=tokens, device=device, dtype=dtype)
+    attention = measure_attention(model, seq_len=config.data.seq_len, device=device, dtype=dtype)
+    return [own.latency_s, own.bytes_per_s, launch_s, dense, attention, expert_flops]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distmoe.config import Config, ModelConfig, MoEConfig, TrainConfig, check
+from distmoe.config import Config, ModelConfig, MoEConfig, TrainConfig, check, resolve
 from distmoe.config.keys import value_of, with_values
 from distmoe.planner.collective_time import Collectives, RankGroup
 from distmoe.planner.hardware import Hardware, find_hardware
@@ -25,6 +25,9 @@ CONFIG = Config(
 )
 CONFIG = with_values(CONFIG, {"data.seq_len": 4096, "run.device": "cuda"})
 WORLD = 16
+# Elements of a block: attention, norms and router; and its experts.
+DENSE = 2 * 1024 * 128 * (8 + 4) + 2 * 128 + 2 * 1024 + 32 * 1024
+EXPERTS = 32 * 3 * 1024 * 512
 # Two thirds of the layouts fit.
 TIGHT = 9
 
@@ -199,12 +202,10 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
 
     engine = {"parallel__engine": "fsdp2", "parallel__dp_shard": 16, "train__micro_batch_size": 1}
     gather, again, reduce, once = stages(**engine)
-    dense = 2 * 1024 * 128 * (8 + 4) + 2 * 128 + 2 * 1024 + 32 * 1024
-    experts = 32 * 3 * 1024 * 512
     links, group = Collectives(hardware().profile, 8), RankGroup(16, 8)
 
     def sent(itemsize: int) -> float:
-        parts = (links.gather(group, itemsize * size) for size in (dense, experts))
+        parts = (links.gather(group, itemsize * size) for size in (DENSE, EXPERTS))
         return sum(part.seconds for part in parts)
 
     assert gather == again == pytest.approx(sent(2))
@@ -218,14 +219,14 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
     assert late[:3] == (0, 0, 0)
     # Seven blocks with experts, one without, embedding and head.
     assert late[3] > 7 * (gather + reduce)
-    # Replicas reduce their shards once more.
-    pairs = engine | {"parallel__dp_shard": 8}
-    shards = 4 * (dense + experts) / 8
-    inside = Collectives(hardware().profile, 8)
-    eight = sum(inside.gather(RankGroup(8, 8), 4 * size).seconds for size in (dense, experts))
-    config = with_values(CONFIG, {k.replace("__", "."): v for k, v in pairs.items()})
-    config = with_values(config, {"parallel.dp_replicate": 2})
+
+
+def test_replicas_reduce_their_shards_once_more() -> None:
+    axes = {"parallel.dp_shard": 8, "parallel.dp_replicate": 2, "train.micro_batch_size": 1}
+    config = with_values(CONFIG, axes)
     (found,) = layouts(config, WORLD, ranks_per_node=8, pinned=FREE)
-    over_nodes = inside.all_reduce(RankGroup(2, 1), shards).seconds
-    block = job_stages(found, hardware(), dtype="bf16").stages[-2]
-    assert block.reduce.seconds == pytest.approx(eight + over_nodes)
+    links, size = Collectives(hardware().profile, 8), DENSE + EXPERTS
+    inside = sum(links.reduce(RankGroup(8, 8), 4 * part).seconds for part in (DENSE, EXPERTS))
+    over_nodes = links.all_reduce(RankGroup(2, 1), 4 * size / 8).seconds
+    block = job_stages(resolve(found, WORLD), hardware(), dtype="bf16").stages[-2]
+    assert block.reduce.seconds == pytest.approx(inside + over_nodes)
