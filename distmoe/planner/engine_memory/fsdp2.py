@@ -48,7 +48,7 @@ class Fsdp2Memory:
             return 0
         units = self.job.units
         done = max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
-        moe = self.job.num_blocks - max(moment.block + 1, units.num_dense)
+        moe = max(self.job.num_blocks - max(moment.block + 1, units.num_dense), 0)
         done += moe * (self.sharded.moe_block.shard + self.sharded.experts.shard)
         after_experts = moment.stage in (Stage.ATTENTION, Stage.REDUCE_BLOCK)
         if after_experts and self.job.has_experts(moment.block):
