@@ -11,6 +11,7 @@ from distmoe import __version__
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 from distmoe.config.keys import key_types, nearest, suggestion, value_of
 from distmoe.config.overrides import print_options
+from distmoe.config.own_options import integer_option, split_options
 from distmoe.launch.env import rank_info
 from distmoe.launch.worker import print_problems, run_worker
 
@@ -57,6 +58,7 @@ examples:
   torchrun --nproc-per-node 8 -m distmoe doctor comm configs/eight_gpu.toml --save machine.toml
 """
 
+SWITCHES = ("--debug", "--deepspeed")
 RESUMES = "the same command resumes from the last checkpoint"
 
 
@@ -257,32 +259,18 @@ def _parse(argv: Sequence[str], own: Sequence[str]) -> _Arguments:
     if not argv or argv[0].startswith("-"):
         raise ConfigError("the first argument must be a FILE such as configs/quickstart.toml")
     file, *rest = argv
-    overrides: list[str] = []
-    deepspeed, debug, world, get = False, False, 0, ""
-    while rest:
-        argument = rest.pop(0)
-        option, equals, value = argument.partition("=")
-        if option not in own:
-            overrides.append(argument)
-        elif option == "--debug":
-            debug = True
-        elif option == "--deepspeed":
-            deepspeed = True
-        elif not equals and not rest:
-            raise ConfigError(f"{option} needs a value")
-        elif option == "--resume":
-            overrides += ["--checkpoint.resume", value if equals else rest.pop(0)]
-        elif option == "--get":
-            get = value if equals else rest.pop(0)
-        else:
-            world = _positive(option, value if equals else rest.pop(0))
-    return _Arguments(file, tuple(overrides), debug, world, deepspeed, get)
-
-
-def _positive(option: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
-    return int(text)
+    switches = [option for option in own if option in SWITCHES]
+    options, settings = split_options(rest, own, switches=switches)
+    if "--resume" in options:
+        settings += ["--checkpoint.resume", options["--resume"]]
+    return _Arguments(
+        file,
+        tuple(settings),
+        debug="--debug" in options,
+        world=integer_option(options, "--world", 0, least=1),
+        deepspeed="--deepspeed" in options,
+        get=options.get("--get", ""),
+    )
 
 
 if __name__ == "__main__":

@@ -8,17 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distmoe.config import Config, ConfigError
+from distmoe.config import Config
+from distmoe.config.own_options import integer_option
 
 PYTHON = sys.executable
-
-
-def integer_option(options: Mapping[str, str], name: str, default: int, *, least: int) -> int:
-    """The value of an option or ``default``; ConfigError if it is no integer from ``least`` on."""
-    text = options.get(name, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"{name} is '{text}'; it must be an integer, at least {least}")
-    return int(text)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from types import ModuleType
 
 from distmoe.config import Config, ConfigError, check, load_config, resolve
 from distmoe.config.keys import nearest
+from distmoe.config.own_options import integer_option, split_options
 from distmoe.launch import deepspeed, mpi, slurm, torchrun
-from distmoe.launch.job import Job, integer_option
+from distmoe.launch.job import Job
 from distmoe.launch.worker import print_problems
 
 LAUNCHERS: dict[str, ModuleType] = {
@@ -85,7 +86,9 @@ def _job(launcher: str, argv: Sequence[str]) -> Job:
     if not argv or argv[0].startswith("-"):
         raise ConfigError("the second argument must be a FILE such as configs/quickstart.toml")
     file, *rest = argv
-    options, settings = _split(rest, (*COMMON, *LAUNCHERS[launcher].OPTIONS))
+    options, settings = split_options(
+        rest, (*COMMON, *LAUNCHERS[launcher].OPTIONS), switches=SWITCHES
+    )
     if "--resume" in options:
         settings += ["--checkpoint.resume", options["--resume"]]
     config = load_config(file, settings)
@@ -107,25 +110,6 @@ def _job(launcher: str, argv: Sequence[str]) -> Job:
         launcher_args=tuple(shlex.split(options.get("--launcher-args", ""))),
         threads=config.launch.threads or max(1, len(os.sched_getaffinity(0)) // ranks),
     )
-
-
-def _split(argv: Sequence[str], own: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of the command with their values, and the rest: settings of the run."""
-    options: dict[str, str] = {}
-    settings: list[str] = []
-    rest = list(argv)
-    while rest:
-        argument = rest.pop(0)
-        option, equals, value = argument.partition("=")
-        if option in SWITCHES:
-            options[option] = ""
-        elif option not in own:
-            settings.append(argument)
-        elif not equals and not rest:
-            raise ConfigError(f"{option} needs a value")
-        else:
-            options[option] = value if equals else rest.pop(0)
-    return options, settings
 
 
 def _min_nodes(config: Config, nodes: int, ranks: int, options: dict[str, str]) -> int:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from two_hosts import Hosts, hosts
+from two_hosts import Hosts, hosts, run_arguments
 
 from distmoe.config import load_config
 from distmoe.planner.command_line import command_line
@@ -74,7 +74,7 @@ class FailedError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _arguments(argv)
+    arguments = run_arguments(argv, __doc__ or "", SIZES)
     runs: list[Run] = []
     try:
         with hosts(arguments.mbit) as joined, tempfile.TemporaryDirectory() as folder:
@@ -93,37 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(_record(runs), indent=1) + "\n")
     return 0
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").partition("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        epilog="What follows -- is given to every run.",
-    )
-    parser.add_argument("config", type=Path, help="TOML file of a run")
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=name)
-    parser.add_argument("--json", type=Path, help="file")
-    given = list(sys.argv[1:] if argv is None else argv)
-    split = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:split])
-    arguments.options = given[split + 1 :]
-    for name in SIZES:
-        value = getattr(arguments, name.replace("-", "_"))
-        if value < 1:
-            parser.error(f"--{name} is {value}; it must be at least 1")
-    if not arguments.config.is_file():
-        parser.error(f"config is {arguments.config}; there is no such file")
-    if arguments.ranks % 2:
-        parser.error(f"--ranks is {arguments.ranks}; two hosts need an even number")
-    if arguments.steps <= arguments.warm_up:
-        parser.error(
-            f"--steps is {arguments.steps}; it must be above --warm-up ({arguments.warm_up})"
-        )
-    if os.geteuid() != 0:
-        parser.error("two hosts of its own need root")
-    return arguments
 
 
 def _measure(joined: Hosts, arguments: argparse.Namespace, profile: Path) -> None:

@@ -3,11 +3,12 @@ tool's own, which need root) that are joined by a link of a given rate. Used by 
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -90,3 +91,39 @@ def hosts(mbit: int) -> Iterator[Hosts]:
         yield Hosts(name)
     finally:
         subprocess.run([LINKS, "down", name], check=True)
+
+
+def run_arguments(
+    argv: Sequence[str] | None, description: str, sizes: Mapping[str, int]
+) -> argparse.Namespace:
+    """Of a tool that trains across two hosts: ``config``, the ``sizes`` (ranks, steps and warm-up
+    among them) with these defaults, ``json``, and as ``options`` what follows --. Ends the tool
+    with 2 if they are wrong."""
+    parser = argparse.ArgumentParser(
+        description=description.partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="What follows -- is given to every run.",
+    )
+    parser.add_argument("config", type=Path, help="TOML file of a run")
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    parser.add_argument("--json", type=Path, help="file")
+    given = list(sys.argv[1:] if argv is None else argv)
+    split = given.index("--") if "--" in given else len(given)
+    arguments = parser.parse_args(given[:split])
+    arguments.options = given[split + 1 :]
+    for name in sizes:
+        value = getattr(arguments, name.replace("-", "_"))
+        if value < 1:
+            parser.error(f"--{name} is {value}; it must be at least 1")
+    if not arguments.config.is_file():
+        parser.error(f"config is {arguments.config}; there is no such file")
+    if arguments.ranks % 2:
+        parser.error(f"--ranks is {arguments.ranks}; two hosts need an even number")
+    if arguments.steps <= arguments.warm_up:
+        parser.error(
+            f"--steps is {arguments.steps}; it must be above --warm-up ({arguments.warm_up})"
+        )
+    if os.geteuid() != 0:
+        parser.error("two hosts of its own need root")
+    return arguments

@@ -14,6 +14,12 @@ from rich.console import Console
 
 from distmoe.config import Config, ConfigError, load_config, resolve
 from distmoe.config.overrides import named_keys
+from distmoe.config.own_options import (
+    file_option,
+    integer_option,
+    number_option,
+    split_options,
+)
 from distmoe.config.ranges import out_of_range
 from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
 from distmoe.planner.layouts import FREE, differing, problems_of
@@ -150,10 +156,10 @@ def _request(argv: Sequence[str]) -> _Request:
     """ConfigError names the first argument that is wrong."""
     if not argv or argv[0].startswith("-"):
         raise ConfigError("the first argument must be a FILE such as configs/eight_gpu.toml")
-    own, settings = _split(argv[1:])
+    own, settings = split_options(argv[1:], OWN_OPTIONS)
     file = Path(argv[0])
     config = load_config(file, settings)
-    world = _count("--gpus", own, missing=0)
+    world = integer_option(own, "--gpus", 0, least=1)
     if not world:
         raise ConfigError("--gpus is missing; it must be an integer, at least 1")
     given = own.get("--hardware", config.parallel.profile)
@@ -161,8 +167,8 @@ def _request(argv: Sequence[str]) -> _Request:
         raise ConfigError(f"--hardware is missing; it must be one of {', '.join(KNOWN)} or a FILE")
     hardware = find_hardware(
         given,
-        memory_gib=_number("--memory-gib", own, missing=0.0, least=0.0),
-        ranks_per_node=_count("--ranks-per-node", own, missing=0),
+        memory_gib=number_option(own, "--memory-gib", 0.0, least=0.0),
+        ranks_per_node=integer_option(own, "--ranks-per-node", 0, least=1),
     )
     per_node = min(hardware.ranks_per_node, world)
     if world % per_node:
@@ -177,27 +183,11 @@ def _request(argv: Sequence[str]) -> _Request:
         settings=tuple(settings),
         world=world,
         hardware=replace(hardware, ranks_per_node=per_node),
-        skew=_number("--skew", own, missing=DEFAULT_SKEW, least=1.0),
-        top=_count("--top", own, missing=10),
-        json=_file("--json", own),
-        write=_file("--write", own),
+        skew=number_option(own, "--skew", DEFAULT_SKEW, least=1.0),
+        top=integer_option(own, "--top", 10, least=1),
+        json=file_option(own, "--json"),
+        write=file_option(own, "--write"),
     )
-
-
-def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Options of plan, and settings of a run."""
-    own: dict[str, str] = {}
-    settings: list[str] = []
-    rest = list(argv)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if option not in OWN_OPTIONS:
-            settings.append(f"{option}{equals}{value}")
-            continue
-        if not equals and not rest:
-            raise ConfigError(f"{option} needs a value")
-        own[option] = value if equals else rest.pop(0)
-    return own, settings
 
 
 def _check_sizes(config: Config, world: int) -> None:
@@ -210,33 +200,3 @@ def _check_sizes(config: Config, world: int) -> None:
         )
     if problems:
         raise ConfigError(problems)
-
-
-def _count(option: str, given: dict[str, str], *, missing: int) -> int:
-    if option not in given:
-        return missing
-    text = given[option]
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
-    return int(text)
-
-
-def _number(option: str, given: dict[str, str], *, missing: float, least: float) -> float:
-    if option not in given:
-        return missing
-    try:
-        number = float(given[option])
-    except ValueError:
-        number = float("nan")
-    if not least <= number < float("inf"):
-        raise ConfigError(f"{option} is '{given[option]}'; it must be a number, at least {least:g}")
-    return number
-
-
-def _file(option: str, given: dict[str, str]) -> Path | None:
-    if option not in given:
-        return None
-    path = Path(given[option])
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"{option} is '{path}'; it must be a file in a folder that exists")
-    return path

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import groupby
@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distmoe.config import Config, ConfigError, RankInfo, load_config, resolve
+from distmoe.config.own_options import file_option, integer_option, split_options
 from distmoe.launch.doctor import comm
 from distmoe.launch.doctor.examine import Result, examine
 from distmoe.launch.doctor.finding import Finding, Status
@@ -24,7 +25,6 @@ from distmoe.launch.doctor.probes import COMMAND, ProbeProcess
 from distmoe.launch.doctor.situation import Situation
 from distmoe.launch.doctor.table import THEMES
 from distmoe.launch.env import lone_environment, rank_info, variables, worker_environment
-from distmoe.launch.job import integer_option
 from distmoe.launch.worker import print_problems
 from distmoe.metrics.nvml import all_gpus
 
@@ -92,32 +92,16 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> _Request:
     rest = list(argv)
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    own: dict[str, str] = {}
-    settings: list[str] = []
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if option not in OWN_OPTIONS:
-            settings.append(f"{option}{equals}{value}")
-        elif not equals and not rest:
-            raise ConfigError(f"{option} needs a value")
-        else:
-            own[option] = value if equals else rest.pop(0)
+    own, settings = split_options(rest, OWN_OPTIONS)
     if settings and file is None:
         raise ConfigError(f"'{settings[0]}' is no option without FILE, the TOML file of a run")
-    report = Path(own["--json"]) if "--json" in own else None
-    if report is not None and (report.is_dir() or not report.parent.is_dir()):
-        raise ConfigError(f"--json is '{report}'; it must be a file in a folder that exists")
     return _Request(
         run=(file, *settings) if file else (),
         config=load_config(file, settings) if file else None,
-        world=_count("--world", own),
-        ranks_per_node=_count("--ranks-per-node", own),
-        json=report,
+        world=integer_option(own, "--world", 0, least=1),
+        ranks_per_node=integer_option(own, "--ranks-per-node", 0, least=1),
+        json=file_option(own, "--json"),
     )
-
-
-def _count(option: str, given: Mapping[str, str]) -> int:
-    return integer_option(given, option, 1, least=1) if option in given else 0
 
 
 def _situation(request: _Request) -> tuple[Situation, ProbeProcess]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distmoe.config import Config, ConfigError, RankInfo, apply_overrides, load_config, resolve
+from distmoe.config.own_options import file_option, integer_option, split_options
 from distmoe.config.ranges import out_of_range
 from distmoe.launch.env import rank_info
 from distmoe.launch.local import run_local
@@ -74,42 +75,15 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> _Request:
     rest = list(argv[1:])
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    own: dict[str, str] = {}
-    overrides: list[str] = []
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        if option not in OWN_OPTIONS:
-            overrides.append(f"{option}{equals}{value}")
-            continue
-        if not equals and not rest:
-            raise ConfigError(f"{option} needs a value")
-        own[option] = value if equals else rest.pop(0)
+    own, overrides = split_options(rest, OWN_OPTIONS)
     config = load_config(file, overrides) if file else apply_overrides(Config(), overrides)
     return _Request(
         config=config,
-        nproc=_count("--nproc", own) or config.launch.nproc,
-        ranks_per_node=_count("--ranks-per-node", own),
-        save=_file("--save", own),
-        json=_file("--json", own),
+        nproc=integer_option(own, "--nproc", config.launch.nproc, least=1),
+        ranks_per_node=integer_option(own, "--ranks-per-node", 0, least=1),
+        save=file_option(own, "--save"),
+        json=file_option(own, "--json"),
     )
-
-
-def _count(option: str, given: dict[str, str]) -> int:
-    if option not in given:
-        return 0
-    text = given[option]
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
-    return int(text)
-
-
-def _file(option: str, given: dict[str, str]) -> Path | None:
-    if option not in given:
-        return None
-    path = Path(given[option])
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"{option} is '{path}'; it must be a file in a folder that exists")
-    return path
 
 
 def _check(config: Config, world: int, ranks_per_node: int) -> None:
