@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from pages import ROOT
+from pages import ROOT, blocks
 
 from distmoe.data.cli import main as data_main
 from distmoe.planner.machine_profile import PRESETS, save_profile
@@ -44,6 +44,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "runs/balance/config.toml": "",
         "runs/none/config.toml": "",
         "runs/trace/config.toml": "",
+        "layer.py": blocks(ROOT / "docs/layer.md", "python")[0].text,
     }
     for name, content in written.items():
         path = folder / name

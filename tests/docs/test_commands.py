@@ -20,6 +20,7 @@ BLOCKS = [block for page in PAGES for block in blocks(page, "sh")]
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 # In the text, options of other people's programs.
 FOREIGN = {"--map-by", "--mpi", "--exclusive", "--rdzv-conf", "--nnodes", "--test-only"}
+FOREIGN |= {"--gpus-per-task", "--batch", "--signal"}
 FOREIGN |= {"--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute", "--routing"}
 FOREIGN |= {option for known in checks.OPTIONS.values() for option in known}
 
@@ -43,7 +44,10 @@ WRONG = {
         "torchrun --nproc-per-node=3 -m distmoe train configs/eight_gpu.toml",
         "parallel.ep is 8",
     ),
-    "torchrun's option": ("torchrun --nproc=3 -m distmoe train configs/tiny.toml", "ambiguous"),
+    "torchrun's option": (
+        "torchrun --nproc=3 -m distmoe train configs/tiny.toml",
+        "ambiguous option",
+    ),
     "srun's option": ("srun --gpus 8 distmoe train configs/tiny.toml", "srun has no --gpus"),
     "another program of a launcher": ("mpiexec -n 2 mpirun", "only distmoe is known"),
     "a launcher's option": (
@@ -105,10 +109,12 @@ def help_text(workshop: Path) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
         for command in COMMANDS:
-            found[f"distmoe {command}"] = said(lambda c=command: distmoe_main([c, "--help"]))
-        for action in ("data prepare", "data inspect", "convert from-hf", "convert to-hf"):
-            words = action.split()
-            found[f"distmoe {action}"] = said(lambda w=words: distmoe_main([*w, "--help"]))
+            text = said(lambda c=command: distmoe_main([c, "--help"]))
+            found[f"distmoe {command}"] = text
+            # Commands of the command, such as inspect of data.
+            for action in "".join(re.findall(r"^usage:.*\{([\w,-]+)\}", text)).split(","):
+                words = [command, action, "--help"]
+                found[f"distmoe {command} {action}"] = said(lambda w=words: distmoe_main(w))
         for tool in sorted(Path("tools").glob("*.py")):
             if "argparse" in tool.read_text():
                 found[f"python {tool}"] = said(lambda t=tool: checks.run_tool([str(t), "--help"]))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from pages import PAGES, Block, blocks, name
+from pages import PAGES, ROOT, Block, blocks, name
+from shell import commands
 
 EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 
@@ -31,3 +33,13 @@ def test_example_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block.text, f"{name(block.page)}:{block.line}", "exec"), {"__name__": "__main__"})
     torch.random.set_rng_state(state)
     assert ("print(" in block.text) == bool(capsys.readouterr().out)
+
+
+@pytest.mark.processes
+def test_layer_on_two_ranks(workshop: Path) -> None:
+    (command,) = commands(blocks(ROOT / "docs/layer.md", "sh")[0])
+    done = subprocess.run(command.words, cwd=workshop, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shape, _, counts = done.stdout.partition(" [")
+    assert shape == "torch.Size([8, 128, 256])"
+    assert all(int(count) % 128 == 0 for count in counts.strip("]\n").split(","))

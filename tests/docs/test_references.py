@@ -14,12 +14,19 @@ from distmoe.config import load_config
 from distmoe.config.keys import key_types, sections
 
 SECTIONS = sorted(section for section in sections() if section and "." not in section)
-SETTING = re.compile(rf"(?:--)?((?:{'|'.join(SECTIONS)})(?:\.\w+)+)")
+SETTING = re.compile(rf"(?<![\w./'-])(?:--)?((?:{'|'.join(SECTIONS)})(?:\.\w+)+)")
 # Names of other things that begin as a section is called.
-NO_SETTINGS = ("deepspeed.moe.", "deepspeed.module_inject.", "deepspeed.launcher.")
+NO_SETTINGS = (
+    "model.embedding.weight",
+    "deepspeed.moe.",
+    "deepspeed.module_inject.",
+    "deepspeed.launcher.",
+)
 SUFFIXES = ("py", "sh", "sbatch", "toml", "json", "md", "png")
 PATH = re.compile(rf"[\w.{{}},*-]+(?:/[\w.{{}},*-]+)+\.(?:{'|'.join(SUFFIXES)})")
 SCRIPT = re.compile(r"\w+\.(?:py|sh|sbatch)")
+# Files of a run, whose names begin as sections are called.
+OF_A_RUN = ("metrics.jsonl", "train.sbatch")
 TEST = re.compile(r"test_\w+")
 # Files of a reader, and what a page leaves open.
 READERS = {"layer.py", "exported/config.json"}
@@ -59,11 +66,9 @@ def test_every_page_is_linked() -> None:
 def test_settings_exist(page: Path) -> None:
     known = {*key_types(), *sections()}
     for word in code_words(page):
-        for found in SETTING.finditer(word.text):
-            if found.start() and word.text[found.start() - 1] not in " -(":
-                continue
-            is_file = PATH.fullmatch(word.text) or SCRIPT.fullmatch(found[1])
-            if is_file or found[1].startswith(NO_SETTINGS):
+        # A switch is --metrics.no-tensorboard, too.
+        for found in SETTING.finditer(word.text.replace(".no-", ".")):
+            if found[1] in OF_A_RUN or found[1].startswith(NO_SETTINGS):
                 continue
             assert found[1] in known, f"{name(page)}:{word.line}: no setting {found[1]}"
 
