@@ -16,11 +16,13 @@ from distmoe.config.keys import key_types
 from distmoe.launch.cli import COMMANDS
 from distmoe.launch.cli import main as distmoe_main
 
-BLOCKS = [block for page in PAGES for block in blocks(page, "sh")]
+# The commands of the tutorial run in order, in test_tutorial.py.
+OTHERS = [page for page in PAGES if page.name != "tutorial.md"]
+BLOCKS = [block for page in OTHERS for block in blocks(page, "sh")]
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 # In the text, options of other people's programs.
 FOREIGN = {"--map-by", "--mpi", "--exclusive", "--rdzv-conf", "--nnodes", "--test-only"}
-FOREIGN |= {"--gpus-per-task", "--batch", "--signal"}
+FOREIGN |= {"--index-url", "--gpus-per-task", "--batch", "--signal"}
 FOREIGN |= {"--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute", "--routing"}
 FOREIGN |= {option for known in checks.OPTIONS.values() for option in known}
 

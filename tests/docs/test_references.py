@@ -110,6 +110,15 @@ def _exists(page: Path, text: str) -> bool:
     return not ours or any(any(home.glob(text)) for home in homes)
 
 
+def test_every_note_of_the_design_names_its_tests() -> None:
+    text = (ROOT / "docs/design.md").read_text().partition("\n## The data path\n")[2]
+    notes = re.split(r"^#+ ", text, flags=re.MULTILINE)
+    assert len(notes) > 20
+    for note in notes:
+        _, _, tests = note.partition("*Tested*:")
+        assert re.search(r"`tests?[/_]", tests), note.partition("\n")[0] or "The data path"
+
+
 WRONG = {
     "a block in no language": ("text\n```\nls\n```\n", ":2: block in ''"),
     "an indented block": ("text\n\n    ls\n", ":3: an indented block"),
