@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         environment = {**os.environ, "DISTMOE": str(TOP)}
         if arguments.install:
             environment["PATH"] = f"{new_environment(folder)}{os.pathsep}{environment['PATH']}"
+            environment.pop("PYTHONPATH", None)
         return run(folder, environment, install=arguments.install)
 
 
