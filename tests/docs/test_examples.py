@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +40,14 @@ def test_example_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.processes
 def test_layer_on_two_ranks(workshop: Path) -> None:
     (command,) = commands(blocks(ROOT / "docs/layer.md", "sh")[0])
-    done = subprocess.run(command.words, cwd=workshop, capture_output=True, text=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command.words,
+        cwd=workshop,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     shape, _, counts = done.stdout.partition(" [")
     assert shape == "torch.Size([8, 128, 256])"

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import checks
 import pytest
+import torch
 from pages import ROOT, Word, blocks
 from shell import lines, split
 
@@ -28,11 +30,13 @@ OTHERS = ("cat", "wc", "tail", "ls")
 
 @pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """What a run changes in its process is put back."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    interrupt = signal.getsignal(signal.SIGINT)
-    yield tmp_path
+    interrupt, threads = signal.getsignal(signal.SIGINT), torch.get_num_threads()
+    with mock.patch.dict(os.environ):
+        yield tmp_path
     signal.signal(signal.SIGINT, interrupt)
+    torch.set_num_threads(threads)
 
 
 def typed() -> Iterator[Word]:
