@@ -36,6 +36,8 @@ commands:
                     models of Hugging Face (Qwen3-MoE, OLMoE, Mixtral) in and out
   generate CHECKPOINT|RUN --prompt TEXT
                     continue a text, for a quick look
+  doctor [FILE] [--world N] [--json FILE] [options]
+                    check this machine, and that the run of FILE fits it
   doctor comm [FILE] [--save PROFILE] [--json FILE] [--ranks-per-node G] [--nproc N] [options]
                     measure links and devices as all ranks of a job
   --version         print the version
@@ -211,7 +213,7 @@ def _generate(argv: Sequence[str]) -> int:
 
 
 def _doctor(argv: Sequence[str]) -> int:
-    from distmoe.launch.doctor import main as doctor_main
+    from distmoe.launch.doctor.cli import main as doctor_main
 
     return doctor_main(argv)
 

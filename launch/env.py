@@ -18,6 +18,9 @@ from distmoe.launch.mpi_address import rank_0_address
 Environment = Mapping[str, str]
 
 LAUNCHER = "DISTMOE_LAUNCHER"
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
+OF_LAUNCHERS = (*OF_TORCHRUN, "SLURM_", "PMI", "OMPI_", "MPI_LOCAL", "HYDI_", "PALS_")
+"""How names of variables begin that launchers set for their ranks."""
 FIRST_JOB_PORT = 20000
 JOB_PORTS = 20000
 
@@ -56,6 +59,17 @@ def worker_environment(ranks: RankInfo, *, threads: int) -> dict[str, str]:
         # The working folder must not shadow installed packages.
         "PYTHONSAFEPATH": "1",
     }
+
+
+def variables() -> dict[str, str]:
+    """All of this process, for those who only look."""
+    return dict(os.environ)
+
+
+def lone_environment() -> dict[str, str]:
+    """The environment of a process that is no rank: this one's, without what launchers add."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    return {**own, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
 
 
 def export_local_rank(ranks: RankInfo) -> None:

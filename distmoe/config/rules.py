@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from distmoe.config.expert_groups import expert_group_problems
@@ -348,6 +349,19 @@ def _trace_steps(config: Config, world: int) -> Iterator[str]:
     if not fits:
         last = f"train.steps ({config.train.steps})"
         yield _wrong(config, "train.trace_steps", f"be empty or FIRST-LAST within 1..{last}")
+
+
+@_rule()
+def _wandb(config: Config, world: int) -> Iterator[str]:
+    project = config.metrics.wandb
+    if not project:
+        return
+    if not project.isprintable() or set(project) & set("/\\#?%:"):
+        yield _wrong(config, "metrics.wandb", "be empty or a name without any of / \\ # ? % :")
+    package = find_spec("wandb")
+    # A folder wandb/ of runs, in the working folder, would pass for a package without files.
+    if package is None or package.origin is None:
+        yield _wrong(config, "metrics.wandb", "be empty where wandb is missing: pip install wandb")
 
 
 @_rule()

@@ -307,6 +307,9 @@ class MetricsConfig:
     """Steps between lines on the console."""
     tensorboard: bool = True
     """Write TensorBoard events to <run.dir>/tensorboard."""
+    wandb: str = ""
+    """Project of Weights & Biases that rank 0 sends the same curves to; a resumed run goes on as
+    the same run there. WANDB_MODE=offline and wandb's other variables count. Empty: none."""
     expert_load_every: int = 50
     """Steps between lines of expert_load.jsonl, and, in TensorBoard, histograms and images of the
     expert load and the figures of each layer."""

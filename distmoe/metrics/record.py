@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ class StepRecord:
     ``forward_backward_seconds`` and ``optimizer_seconds`` are parts of it, on rank 0. ``warm_up``:
     one of the first steps of a start, which the medians leave out. ``tflops_per_rank``: of the
     model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
-    known; ``palm_``: the same with attention's full square. ``not_finite``: of a skipped step,
+    known; ``palm_``: the same with attention's full square. ``energy_joules``: what the devices of
+    all ranks used in ``step_seconds``, and from it ``watts_per_rank`` and ``tokens_per_joule``; nan
+    if one of them does not count. ``not_finite``: of a skipped step,
     what was not finite first, and on which ranks.
     """
 
@@ -50,6 +53,9 @@ class StepRecord:
     palm_tflops_per_rank: float
     mfu: float
     palm_mfu: float
+    energy_joules: float
+    watts_per_rank: float
+    tokens_per_joule: float
     slowest_over_mean: float
     slowest_rank: int
     memory_gib: float
@@ -74,6 +80,16 @@ class StepRecord:
         """The flat record, and ``layers``: a flat load for each MoE layer."""
         layers = [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
         return {**self.flat(), "layers": layers}
+
+    def scalars(self) -> dict[str, float]:
+        """Curves by `group/name`; none for what the device does not have."""
+        flat = self.flat()
+        return {
+            f"{group}/{name}": float(flat[name])
+            for group, names in GROUPS.items()
+            for name in names
+            if name not in OF_SOME_DEVICES or not math.isnan(flat[name])
+        }
 
 
 # TensorBoard group -> fields of the flat record.
@@ -120,7 +136,11 @@ GROUPS = {
         "remote_mib",
     ),
     "memory": ("memory_gib",),
+    "energy": ("energy_joules", "watts_per_rank", "tokens_per_joule"),
 }
+
+# nan on a device without a known peak, or without a counter.
+OF_SOME_DEVICES = ("mfu", "palm_mfu", *GROUPS["energy"])
 
 # Figures that TensorBoard has for every layer: `layers_NAME/layer_01`.
 LAYER_FIGURES = (

@@ -1,4 +1,4 @@
-"""Everything that a run writes down, behind one object: console, JSON lines, TensorBoard."""
+"""Everything that a run writes down, behind one object: console, JSON lines, TensorBoard, W&B."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from distmoe.config import Config
 from distmoe.engines import compute_dtype
 from distmoe.metrics.console import RunConsole
+from distmoe.metrics.device_energy import meter_of
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
 from distmoe.metrics.record import StepRecord
@@ -19,6 +20,7 @@ from distmoe.metrics.starts import ERROR, StartLog
 from distmoe.metrics.summary import Rows, file_rows, loss_rows, model_rows, routing_rows, speed_rows
 from distmoe.metrics.tally import Tally
 from distmoe.metrics.throughput import Clock
+from distmoe.metrics.wandb_writer import WandbWriter
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
 
@@ -38,7 +40,7 @@ class Reporter:
 
     def __init__(self, config: Config, *, rank: int, world: int, resumed_step: int) -> None:
         self.config, self.world = config, world
-        self.clock = Clock()
+        self.clock = Clock(meter_of(_own_device(config)))
         self.console = RunConsole(
             enabled=rank == 0, steps=config.train.steps, first_step=resumed_step
         )
@@ -52,6 +54,7 @@ class Reporter:
         self._loads: JsonlWriter | None = None
         self._starts: StartLog | None = None
         self._tensorboard: TensorBoardWriter | None = None
+        self._wandb: WandbWriter | None = None
         if rank == 0:
             self._open(Path(config.run.dir), resumed_step)
 
@@ -67,6 +70,8 @@ class Reporter:
             self._tensorboard = TensorBoardWriter(folder / "tensorboard", resumed_step=resumed_step)
             for name, text in routing_rows(self.config):
                 self._tensorboard.text(name, text, resumed_step)
+        if self.config.metrics.wandb:
+            self._wandb = WandbWriter(self.config, resumed_step=resumed_step)
 
     def _start_facts(self) -> dict[str, Any]:
         """What the files' readers cannot know from the config."""
@@ -105,6 +110,9 @@ class Reporter:
                 if record.step % metrics.expert_load_every == 0:
                     self._tensorboard.expert_load(record, freq_LE)
                     self._tensorboard.layers(record)
+        if self._wandb is not None:
+            with self._told("wandb"):
+                self._wandb.write(record)
         last = record.step == self.config.train.steps
         if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
             pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
@@ -174,6 +182,9 @@ class Reporter:
         if self._tensorboard is not None:
             with self._told("tensorboard"):
                 self._tensorboard.validation(step, loss)
+        if self._wandb is not None:
+            with self._told("wandb"):
+                self._wandb.validation(step, loss)
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
@@ -209,6 +220,9 @@ class Reporter:
                 self._starts.end(
                     stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
                 )
+        if self._wandb is not None:
+            with self._told("wandb"):
+                self._wandb.end(failed=False)
 
     def close(self) -> None:
         """Close the files; again is harmless. Without `finish` before, the start has failed."""
@@ -216,11 +230,21 @@ class Reporter:
         if self._starts is not None:
             with self._told("starts.jsonl"):
                 self._starts.end(ERROR, seconds=self.clock.elapsed())
+        if self._wandb is not None:
+            with self._told("wandb"):
+                self._wandb.end(failed=True)
         for writer in (self._steps, self._validations, self._loads, self._tensorboard):
             if writer is not None:
                 with self._told("the end of metrics"):
                     writer.close()
         self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
+        self._wandb = None
+
+
+def _own_device(config: Config) -> torch.device:
+    """The one that this rank has been given."""
+    device = pick_device(config.run.device, 0)
+    return torch.device("cuda") if device.type == "cuda" else device
 
 
 def _bf16_peak(config: Config) -> float | None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from distmoe.metrics.energy import EnergyFigures, EnergyTally
+
 # Figures of a step whose median over the steps is a figure of the run.
 MEDIANS = (
     "tokens_per_second_per_rank",
@@ -52,7 +54,8 @@ class RunFigures:
     are no others. ``medians``: over the measured steps, nan for what no step has;
     ``warm_up_speed``: tokens/s/rank, median of the others. ``trained_tokens``: of steps that were
     not skipped. ``slowest_rank``: the one that was so most often. ``routing``: forced if it ever
-    was. ``ranks``: of the last step."""
+    was. ``ranks``: of the last step. ``energy``: of the measured steps; ``joules``: of all steps
+    that have them."""
 
     steps: int
     measured: int
@@ -65,6 +68,8 @@ class RunFigures:
     warm_up_speed: float
     slowest_rank: int
     memory_gib: float
+    energy: EnergyFigures
+    joules: float
 
     @property
     def tokens_per_second(self) -> float:
@@ -102,6 +107,7 @@ class Tally:
         self._values = {name: array("d") for name in MEDIANS}
         self._warm = array("b")
         self._slowest: Counter[int] = Counter()
+        self._energy = EnergyTally()
         self._trained = self._skipped = self._ranks = 0
         self._memory = 0.0
         self._forced = False
@@ -121,6 +127,10 @@ class Tally:
         self._skipped += step["skipped"]
         self._trained += 0 if step["skipped"] else step["tokens"]
         self._ranks = step["ranks"]
+        rank_seconds = step["step_seconds"] * step["ranks"]
+        self._energy.add(
+            joules=step["energy_joules"], tokens=step["tokens"], rank_seconds=rank_seconds
+        )
         self._memory = max(self._memory, step["memory_gib"])
         self._forced |= step["routing"] == "forced"
 
@@ -143,6 +153,8 @@ class Tally:
             warm_up_speed=_median([speed[n] for n, warm in enumerate(self._warm) if warm]),
             slowest_rank=self._slowest.most_common(1)[0][0],
             memory_gib=self._memory,
+            energy=self._energy.figures(used),
+            joules=self._energy.figures(range(len(self))).joules,
         )
 
 

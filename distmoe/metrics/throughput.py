@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from distmoe.metrics.energy import Meter, no_meter
 
 # Steps after a start or resume that warm caches and pools, and are left out of the figures.
 WARM_UP_STEPS = 3
@@ -18,40 +21,50 @@ BETWEEN_STEPS = ("validation", "checkpoint", "routing trace")
 @dataclass(frozen=True)
 class Lap:
     """The time since the step before, in seconds. ``step``: without what lies between steps;
-    ``parts``: of every part of the run. ``warm_up``: one of the first steps of this start."""
+    ``parts``: of every part of the run. ``warm_up``: one of the first steps of this start.
+    ``joules``: of this rank's device in the same time as ``step``, nan if nobody counts them."""
 
     step: float
     parts: dict[str, float]
     warm_up: bool
+    joules: float = math.nan
 
 
 @dataclass
 class Clock:
-    """Seconds by part (data, training, validation, checkpoint), and of every step.
+    """Seconds by part (data, training, validation, checkpoint), and of every step, with the joules
+    of ``meter``.
 
     A step lasts from the end of the one before to its own, so that what a run does for its figures
     counts, and tokens over seconds is what a stopwatch beside it would show; only BETWEEN_STEPS
     is left out.
     """
 
+    meter: Meter = no_meter
     parts: dict[str, float] = field(default_factory=dict)
     laps: int = 0
     started: float = field(default_factory=time.perf_counter)
     _lap_began: float = field(default_factory=time.perf_counter)
     _parts_then: dict[str, float] = field(default_factory=dict)
+    _joules_then: float = math.nan
+    _joules_between: float = 0.0
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Add the time spent inside to ``name``."""
-        begun = time.perf_counter()
+        begun, between = time.perf_counter(), name in BETWEEN_STEPS
+        joules = self.meter() if between else 0.0
         try:
             yield
         finally:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - begun
+            if between:
+                self._joules_between += self.meter() - joules
 
     def begin(self) -> None:
         """The first step begins now."""
         self._lap_began, self._parts_then = time.perf_counter(), dict(self.parts)
+        self._joules_then, self._joules_between = self.meter(), 0.0
 
     def lap(self) -> Lap:
         """A step ends, and the next one begins."""
@@ -59,8 +72,15 @@ class Clock:
         parts = {name: seconds - then.get(name, 0.0) for name, seconds in self.parts.items()}
         between = sum(parts.get(name, 0.0) for name in BETWEEN_STEPS)
         self.laps += 1
-        lap = Lap(now - self._lap_began - between, parts, warm_up=self.laps <= WARM_UP_STEPS)
+        metered = self.meter()
+        lap = Lap(
+            now - self._lap_began - between,
+            parts,
+            warm_up=self.laps <= WARM_UP_STEPS,
+            joules=metered - self._joules_then - self._joules_between,
+        )
         self._lap_began, self._parts_then = now, dict(self.parts)
+        self._joules_then, self._joules_between = metered, 0.0
         return lap
 
     def elapsed(self) -> float:

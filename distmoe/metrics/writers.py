@@ -9,7 +9,7 @@ from typing import Any
 
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
-from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
+from distmoe.metrics.record import LAYER_FIGURES, StepRecord
 
 LAYOUT = {
     "distmoe": {
@@ -68,6 +68,8 @@ LAYOUT = {
             "Multiline",
             ["communication/exposed_share"],
         ],
+        "power of a rank's device, W": ["Multiline", ["energy/watts_per_rank"]],
+        "tokens per joule": ["Multiline", ["energy/tokens_per_joule"]],
     }
 }
 
@@ -127,13 +129,8 @@ class TensorBoardWriter:
 
     def write(self, record: StepRecord) -> None:
         """The scalars of a step."""
-        flat = record.flat()
-        unknown = ("mfu", "palm_mfu") if math.isnan(record.mfu) else ()
-        for group, names in GROUPS.items():
-            for name in names:
-                if name in unknown:
-                    continue
-                self._scalar(f"{group}/{name}", float(flat[name]), record.step)
+        for tag, value in record.scalars().items():
+            self._scalar(tag, value, record.step)
 
     def layers(self, record: StepRecord) -> None:
         """The figures of every MoE layer: a group per figure, a series per layer."""

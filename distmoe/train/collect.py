@@ -55,17 +55,18 @@ def collect_step(
     FLOP/s of a rank's device, None if that is not known."""
     world = runtime.ranks.world
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
-    compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib = _gather(
+    compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
         [
             outcome.compute_seconds,
             communication.exposed_seconds,
             communication.node_bytes,
             communication.remote_bytes,
             peak_memory_gib(runtime.device),
+            lap.joules,
         ],
         runtime,
     )
-    exposed = statistics.fmean(exposed_seconds)
+    exposed, energy = statistics.fmean(exposed_seconds), sum(joules)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     first_moe_block = config.model.n_dense_layers
     speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
@@ -92,6 +93,9 @@ def collect_step(
         palm_tflops_per_rank=speed * flops.palm / TERA,
         mfu=model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
         palm_mfu=model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
+        energy_joules=energy,
+        watts_per_rank=energy / (max(lap.step, 1e-9) * world),
+        tokens_per_joule=outcome.valid_tokens / energy if energy > 0 else math.nan,
         slowest_over_mean=slowest_over_mean(compute_seconds),
         slowest_rank=int(np.argmax(compute_seconds)),
         memory_gib=max(memory_gib),

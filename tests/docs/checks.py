@@ -6,7 +6,7 @@ which may be GPUs, other machines or hours.
 | `distmoe train` | itself, with the ranks of its launcher, up to the start of the work |
 | `distmoe config` | itself |
 | `distmoe launch` | itself, with `--dry-run` |
-| `distmoe doctor` | itself, up to the start of the measurement |
+| `distmoe doctor` | itself, up to the start of the checks or measurements |
 | other commands of distmoe, `python tools/...` | themselves, until the arguments are understood |
 | `torchrun`, `deepspeed` | their own parsers, then the command of distmoe that they would start |
 | `srun`, `mpiexec`, `sbatch` | their options by `OPTIONS`, then the same |
@@ -32,6 +32,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,20 +61,25 @@ OPTIONS = {
 }
 # What follows these is written, and need not be there before.
 WRITTEN = {"--out", "--json", "--picture", "--save", "--html", "--markdown", "--csv", "--run.dir"}
+# Settings that are refused where a package is missing: left out then.
+PACKAGES = {"--metrics.wandb": "wandb"}
 FILE = re.compile(r"[^$:=|]*(/|\.(toml|py|sh|sbatch|jsonl?|txt|html|csv|png)$)[^$:=|]*")
 # The functions with which work begins.
 WORK = (
     "distmoe.launch.cli.run_worker",
     "distmoe.launch.cli._train_here",
-    "distmoe.launch.doctor.run_local",
-    "distmoe.launch.doctor.run_rank",
+    "distmoe.launch.doctor.cli._situation",
+    "distmoe.launch.doctor.comm.run_local",
+    "distmoe.launch.doctor.comm.run_rank",
 )
 
 
 class Understood(BaseException):
     """A program has understood its arguments, and would begin to work."""
 
-    def __init__(self, arguments: argparse.Namespace, rest: Sequence[str]) -> None:
+    def __init__(
+        self, arguments: argparse.Namespace | None = None, rest: Sequence[str] = ()
+    ) -> None:
         super().__init__()
         self.arguments, self.rest = arguments, rest
 
@@ -105,9 +111,14 @@ def files(words: Sequence[str]) -> Iterator[str]:
 
 def distmoe(words: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
     """`distmoe WORDS`, as a rank with ``environment`` or as the user."""
+    words = list(words)
+    for option, package in PACKAGES.items():
+        if option in words and find_spec(package) is None:
+            place = words.index(option)
+            del words[place : place + 2]
     with contextlib.ExitStack() as stack:
         for work in WORK:
-            stack.enter_context(mock.patch(work, return_value=0))
+            stack.enter_context(mock.patch(work, side_effect=Understood()))
         stack.enter_context(mock.patch.dict(os.environ, environment or {}))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         if words[0] not in ("train", "config", "launch", "doctor"):

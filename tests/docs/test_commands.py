@@ -22,7 +22,7 @@ BLOCKS = [block for page in OTHERS for block in blocks(page, "sh")]
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*")
 # In the text, options of other people's programs.
 FOREIGN = {"--map-by", "--mpi", "--exclusive", "--rdzv-conf", "--nnodes", "--test-only"}
-FOREIGN |= {"--index-url", "--gpus-per-task", "--batch", "--signal"}
+FOREIGN |= {"--index-url", "--cpus-per-task", "--gpus-per-task", "--batch", "--signal"}
 FOREIGN |= {"--overlap-moe-expert-parallel-comm", "--delay-wgrad-compute", "--routing"}
 FOREIGN |= {option for known in checks.OPTIONS.values() for option in known}
 

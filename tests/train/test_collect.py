@@ -87,7 +87,7 @@ def run_step(
         Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD),
         step=3,
         lr=0.1,
-        lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False),
+        lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False, joules=10.0 * (rank + 1)),
         checkpoint_seconds=0.0,
         communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
         bytes_per_value=4,
@@ -201,6 +201,10 @@ def test_every_layer_is_what_a_loop_counts(
     # Rank r computed for r + 1 seconds, and needs 8 - r GiB.
     assert (record.slowest_rank, record.memory_gib) == (world - 1, 8.0)
     assert record.slowest_over_mean == pytest.approx(2 * world / (world + 1))
+    # Rank r's device took 10 (r + 1) joules.
+    assert record.energy_joules == 5 * world * (world + 1)
+    assert record.watts_per_rank == 5 * (world + 1)
+    assert record.tokens_per_joule == 100 / record.energy_joules
     # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
     assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
     assert (record.node_mib, record.remote_mib) == (

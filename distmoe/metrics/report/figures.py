@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from distmoe.metrics.energy import JOULES_PER_KWH
 from distmoe.metrics.report.run_files import Run
 from distmoe.metrics.tally import MEDIANS, SECONDS_PER_DAY
 
@@ -40,6 +41,9 @@ def flat_figures(run: Run) -> Flat:
         "warm_up_tokens_per_second_per_rank": figures.warm_up_speed,
         "slowest_rank": figures.slowest_rank,
         "memory_gib": figures.memory_gib,
+        "watts_per_rank": figures.energy.watts_per_rank,
+        "tokens_per_joule": figures.energy.tokens_per_joule,
+        "energy_kwh": figures.joules / JOULES_PER_KWH,
         "pairs_dropped": figures.sums["pairs_dropped"],
         "pairs_added": figures.sums["pairs_added"],
         "tokens_without_expert": figures.sums["tokens_without_expert"],
@@ -126,6 +130,9 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         _shown("slowest most often", "slowest_rank", "rank {}"),
         _shown("exposed communication", "exposed_share", "{:.1%}"),
         _shown("memory, largest rank", "memory_gib", "{:.2f} GiB"),
+        _shown("watts of a rank's device, mean", "watts_per_rank", "{:,.0f} W"),
+        _shown("tokens per joule, mean", "tokens_per_joule", "{:,.3g}"),
+        _shown("energy in all", "energy_kwh", "{:,.3g} kWh"),
     ),
     "time": (
         _part("data", "data"),

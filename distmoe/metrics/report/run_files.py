@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distmoe.metrics.record import OF_SOME_DEVICES
 from distmoe.metrics.starts import END, START
 from distmoe.metrics.tally import MEDIANS, SUMS, RunFigures, Tally
 
@@ -17,9 +18,9 @@ from distmoe.metrics.tally import MEDIANS, SUMS, RunFigures, Tally
 DRAWN = ("step", "loss", "tokens_per_second_per_rank", "exposed_share", "warm_up")
 
 FLAGS, WORDS = ("warm_up", "skipped"), ("routing",)
-NUMBERS = ("step", "loss", "ranks", "slowest_rank", "memory_gib", *SUMS, *MEDIANS)
+NUMBERS = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules", *SUMS, *MEDIANS)
 # JSON has no nan: what a step or a device may not have is null.
-MAY_BE_NULL = ("loss", "mfu", "palm_mfu", "validation_loss", "peak_flops")
+MAY_BE_NULL = ("loss", *OF_SOME_DEVICES, "validation_loss", "peak_flops")
 
 
 class ReportError(ValueError):

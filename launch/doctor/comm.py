@@ -46,7 +46,8 @@ class _Request:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `distmoe doctor ARGV`; the exit code: 2 for a wrong argument, 1 for a failure, else 0."""
+    """Run `distmoe doctor ARGV`, ARGV[0] is comm; the exit code: 2 for a wrong argument, 1 for a
+    failure, else 0."""
     first = True
     try:
         if "--help" in argv or "-h" in argv:
@@ -71,9 +72,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> _Request:
-    if list(argv[:1]) != ["comm"]:
-        given = f"'{argv[0]}'" if argv else "missing"
-        raise ConfigError(f"the first argument is {given}; it must be comm")
     rest = list(argv[1:])
     file = rest.pop(0) if rest and not rest[0].startswith("-") else None
     own: dict[str, str] = {}

@@ -85,8 +85,6 @@ def test_rate_of_a_slow_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "the first argument is missing; it must be comm"),
-        (["disk"], "the first argument is 'disk'; it must be comm"),
         (["comm", "no.toml"], "there is no config file 'no.toml'"),
         (["comm", "--nproc", "0"], "--nproc is '0'; it must be an integer, at least 1"),
         (["comm", "--nproc"], "--nproc needs a value"),

@@ -1,0 +1,104 @@
+"""The run of FILE: settings, ranks against devices, data, room for its checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from distmoe.config import Config, ConfigError, check
+from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
+from distmoe.launch.doctor.probes import ProbeError
+from distmoe.launch.doctor.situation import Check, Situation
+
+GIB = 1 << 30
+# fp32 weights and both moments of AdamW.
+BYTES_PER_PARAMETER = 12
+NO_FILE = "no FILE was given"
+
+
+def settings(situation: Situation) -> Finding:
+    """Everything that `distmoe train` checks."""
+    if situation.config is None:
+        return skipped(NO_FILE)
+    try:
+        check(situation.config, situation.world, local_world=situation.local_world)
+    except ConfigError as error:
+        more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+        return failed(
+            f"{error.problems[0]}{more}", f"distmoe config FILE --world {situation.world}"
+        )
+    return passed(f"possible with {situation.world} ranks")
+
+
+def ranks_and_devices(situation: Situation) -> Finding:
+    """A GPU for each rank of this machine, if the run uses any."""
+    config = situation.config
+    if config is None:
+        return skipped(NO_FILE)
+    ranks = f"{situation.local_world} ranks on this machine"
+    if config.run.device == "cpu":
+        return passed(f"{ranks}, on the CPU")
+    try:
+        gpus = len(situation.probes.answer("torch")["devices"])
+    except ProbeError as error:
+        return skipped(str(error))
+    if not gpus and config.run.device == "auto":
+        return passed(f"{ranks}, on the CPU, as there is no GPU")
+    seen = f"{ranks}, {gpus} GPUs"
+    if gpus < situation.local_world:
+        return failed(seen, "a GPU for each rank: fewer ranks, or --gpus-per-node")
+    if gpus > situation.local_world:
+        return warned(seen, f"launch.nproc = {gpus}, or --ranks-per-node {gpus}")
+    return passed(seen)
+
+
+def data(situation: Situation) -> Finding:
+    """The manifest, and that the shards have the sizes that it says; not their hashes."""
+    if situation.config is None:
+        return skipped(NO_FILE)
+    # numpy may be what is missing.
+    from distmoe.data.manifest import check_files, read_manifest
+
+    path = situation.config.data.path
+    try:
+        manifest = read_manifest(path)
+        check_files(Path(path), manifest.splits, dtype=manifest.dtype)
+    except ValueError as error:
+        return failed(str(error), "distmoe data prepare INPUT --out FOLDER")
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    return passed(f"{manifest.totals.tokens:,} tokens in {shards} shards, all of the right size")
+
+
+def checkpoints(situation: Situation) -> Finding:
+    """What the run keeps at the same time, one that is being written among it."""
+    config = situation.config
+    if config is None:
+        return skipped(NO_FILE)
+    try:
+        parameters = situation.probes.answer("parameters")["count"]
+    except ProbeError as error:
+        return skipped(str(error))
+    kept = _kept(config)
+    wanted = BYTES_PER_PARAMETER * parameters * kept
+    free = shutil.disk_usage(situation.run_folder).free
+    seen = (
+        f"about {wanted / GIB:,.3g} GiB: {kept} of {parameters / 1e6:,.3g} M parameters, "
+        f"{BYTES_PER_PARAMETER} bytes each; {free / GIB:,.1f} GiB free"
+    )
+    if wanted > free:
+        return failed(seen, "make room, or checkpoint.keep_last = 1 and a larger checkpoint.every")
+    return passed(seen)
+
+
+def _kept(config: Config) -> int:
+    settings, steps = config.checkpoint, config.train.steps
+    for_ever = steps // settings.keep_every if settings.keep_every else 0
+    return for_ever + settings.keep_last + 1
+
+
+CHECKS: dict[str, Check] = {
+    "settings": settings,
+    "ranks and devices": ranks_and_devices,
+    "data": data,
+    "checkpoints": checkpoints,
+}

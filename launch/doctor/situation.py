@@ -1,0 +1,50 @@
+"""What the checks look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from distmoe.config import Config, RankInfo
+from distmoe.launch.doctor.finding import Finding
+from distmoe.metrics.nvml import Gpu
+
+
+class Probes(Protocol):
+    """Answers of another process; see `ProbeProcess`."""
+
+    def answer(self, name: str) -> dict[str, Any]:
+        """ProbeError if there is none."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """``config``: the run, resolved for ``world`` ranks, ``local_world`` of them on this machine;
+    None without a FILE. ``ranks``: what a launcher said, if one has started this; if that makes no
+    sense, ``launcher_problem`` says why. ``variables``: the environment. ``gpus``: asks NVML, and
+    raises NvmlError."""
+
+    config: Config | None
+    world: int
+    local_world: int
+    ranks: RankInfo
+    launcher_problem: str
+    variables: Mapping[str, str]
+    probes: Probes
+    gpus: Callable[[], list[Gpu]]
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether the run has asked for GPUs by name."""
+        return self.config is not None and self.config.run.device == "cuda"
+
+    @property
+    def run_folder(self) -> Path:
+        """run.dir, or the first above it that is there; without a FILE the working folder."""
+        folder = Path(self.config.run.dir if self.config else ".").absolute()
+        return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+Check = Callable[[Situation], Finding]

@@ -1,0 +1,50 @@
+"""Room and speed of folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from launch_doctor import like
+
+from distmoe.config import Config, DataConfig, RunConfig
+from distmoe.launch.doctor import disk
+from distmoe.launch.doctor.situation import Situation
+
+Make = Callable[..., Situation]
+
+
+def test_disks(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(disk, "PROBE_BYTES", 1 << 20)
+    config = Config(run=RunConfig(dir=str(tmp_path / "a/b")), data=DataConfig(path=str(tmp_path)))
+    found = situation(config=config)
+    assert like(disk.run_room(found), "pass", f"GiB free in {tmp_path}")
+    assert disk.run_speed(found).seen.endswith("for a small sync")
+    assert list(tmp_path.iterdir()) == []
+    assert like(disk.data_speed(found), "skip", "there is no shard")
+    (tmp_path / "train-0.bin").write_bytes(b"0" * 4096)
+    assert like(disk.data_speed(found), "pass", "0.0 MB of train-0.bin")
+    few = SimpleNamespace(free=1 << 20)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: few)
+    assert like(disk.run_room(found), "warn", "0.0 GiB free")
+    assert like(disk.temporary(found), "warn", "0.0 GiB free")
+    monkeypatch.setattr(disk, "SLOW_BYTES_PER_S", float("inf"))
+    assert like(disk.run_speed(found), "warn", str(tmp_path))
+    # Opening a small file is no measure of reading.
+    assert disk.data_speed(found).status == "pass"
+    (tmp_path / "train-0.bin").write_bytes(b"0" * len(disk.CHUNK))
+    assert like(disk.data_speed(found), "warn", "4.2 MB of train-0.bin")
+    monkeypatch.setattr(disk.os, "fsync", lambda file: os.close(-1))
+    assert like(disk.run_speed(found), "fail", "Bad file descriptor")
+    assert like(disk.data_room(situation()), "skip", "no FILE")
+
+
+@pytest.mark.parametrize(("free", "status"), [(1 << 30, "pass"), (64 << 20, "warn")])
+def test_shared_memory(
+    situation: Make, monkeypatch: pytest.MonkeyPatch, free: int, status: str
+) -> None:
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda folder: (2 << 30, 0, free))
+    assert like(disk.shared_memory(situation()), status, "of 2.00 GiB free")
