@@ -125,6 +125,14 @@ ENGINES = Registry(
         "deepspeed": "distmoe.engines.deepspeed_zero:DeepSpeedZeroEngine",
     },
 )
+ENGINE_MEMORY = Registry(
+    "engine with a memory model",
+    {
+        "single": "distmoe.planner.engine_memory.single:SingleMemory",
+        "fsdp2": "distmoe.planner.engine_memory.fsdp2:Fsdp2Memory",
+        "deepspeed": "distmoe.planner.engine_memory.deepspeed:DeepSpeedMemory",
+    },
+)
 SCHEDULES = Registry(
     "learning-rate schedule",
     {

@@ -30,6 +30,8 @@ commands:
   data inspect DIR  show a prepared folder
   checkpoint inspect|verify|reshard|consolidate DIR
                     look at a checkpoint, check its hashes, export it
+  plan FILE --gpus N --hardware h100|h200|b200|PROFILE [options]
+                    memory and time of every layout of a job, before it is paid for
   report RUN ... [--html|--markdown|--csv|--json FILE] [--watch]
                     figures of runs, side by side
   convert from-hf|to-hf IN OUT
@@ -50,6 +52,7 @@ examples:
   distmoe config configs/eight_gpu.toml --world 8
   torchrun --nproc-per-node 8 -m distmoe train configs/eight_gpu.toml
   deepspeed --hostfile hosts --module distmoe train configs/eight_gpu.toml
+  distmoe plan configs/models/sonicmoe_7b.toml --gpus 64 --hardware h100
   torchrun --nproc-per-node 8 -m distmoe doctor comm configs/eight_gpu.toml --save machine.toml
 """
 
@@ -200,6 +203,12 @@ def _report(argv: Sequence[str]) -> int:
     return report_main(argv)
 
 
+def _plan(argv: Sequence[str]) -> int:
+    from distmoe.planner.plan_cli import main as plan_main
+
+    return plan_main(argv)
+
+
 def _convert(argv: Sequence[str]) -> int:
     from distmoe.convert.cli import main as convert_main
 
@@ -224,6 +233,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "launch": _launch,
     "data": _data,
     "checkpoint": _checkpoint,
+    "plan": _plan,
     "report": _report,
     "convert": _convert,
     "generate": _generate,

@@ -36,18 +36,21 @@ NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
 """Settings that pick from a registry, and what else they may be."""
 
 
-def check(config: Config, world: int, *, local_world: int | None = None) -> None:
+def check(
+    config: Config, world: int, *, local_world: int | None = None, with_data: bool = True
+) -> None:
     """ConfigError, a line for every problem, if a run of ``world`` ranks is impossible.
 
     It needs no torch and starts nothing. Settings that are still unset are derived first; see
-    `resolve` for ``local_world``.
+    `resolve` for ``local_world``. ``with_data`` false: a plan may come before the data.
     """
-    problems = list(_problems(resolve(config, world, local_world=local_world), world))
+    resolved = resolve(config, world, local_world=local_world)
+    problems = list(_problems(resolved, world, with_data=with_data))
     if problems:
         raise ConfigError(problems)
 
 
-def _problems(config: Config, world: int) -> Iterator[str]:
+def _problems(config: Config, world: int, *, with_data: bool) -> Iterator[str]:
     wrong = dict(out_of_range(config))
     yield from wrong.values()
     yield from _unknown_names(config)
@@ -55,7 +58,7 @@ def _problems(config: Config, world: int) -> Iterator[str]:
         # A rule may divide by its keys, so their ranges must hold first.
         if wrong.keys().isdisjoint(rule.keys):
             yield from rule.complaints(config, world)
-    if wrong.keys().isdisjoint(("data.seq_len", "train.global_batch_size")):
+    if with_data and wrong.keys().isdisjoint(("data.seq_len", "train.global_batch_size")):
         yield from data_problems(config)
 
 

@@ -31,6 +31,12 @@ def apply_overrides(config: Config, options: Sequence[str]) -> Config:
         raise ConfigError(_first_paragraph(complaint.getvalue())) from None
 
 
+def named_keys(options: Sequence[str]) -> set[str]:
+    """The keys that options such as ``--moe.top_k 4`` name; ConfigError for an unknown one."""
+    names = [option[2:].partition("=")[0] for option in options if option.startswith("--")]
+    return {_known_key(name)[0] for name in names}
+
+
 def print_options(config: Config, prog: str) -> None:
     """Print every option with its meaning and its value in ``config``."""
     import tyro

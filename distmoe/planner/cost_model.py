@@ -50,15 +50,18 @@ def best_schedule(
     levels: Sequence[str] = LEVELS,
     orders: Sequence[str] = ORDERS,
     steps: int = 0,
+    step_counts: Sequence[int] = (),
     volumes: RowVolumes | None = None,
 ) -> list[Prediction]:
     """Every schedule that may be chosen, the fastest first; equal ones in the order of ``levels``
-    and ``orders``, with fewer steps before more. ``steps`` 0: from 1 to `most_steps`."""
+    and ``orders``, with fewer steps before more. ``steps`` 0: those of ``step_counts`` up to
+    `most_steps`, by default all."""
     volumes = volumes or _expected(shape, layout)
     if layout.num_ranks == 1:
         alone = Schedule(levels[0], orders[0], 1)
         return [predict(shape, layout, profile, alone, volumes=volumes)]
-    allowed = [steps] if steps else range(1, most_steps(shape, layout) + 1)
+    every = range(1, most_steps(shape, layout) + 1)
+    allowed = [steps] if steps else [n for n in every if not step_counts or n in step_counts]
     found = [
         predict(shape, layout, profile, Schedule(level, order, n), volumes=volumes)
         for level in _levels_of(layout, levels)

@@ -10,8 +10,12 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from distmoe.planner.roofline import DEVICE_SPEEDS, DeviceSpeed
+
 LINKS = ("own", "node", "remote")
 DTYPES = ("bf16", "fp32")
+COLLECTIVES = ("gather", "reduce")
+H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 
 
 class ProfileError(ValueError):
@@ -54,12 +58,23 @@ class Origin:
 class Profile:
     """``links`` by class: "own", a copy inside a rank's device (bytes copied, not read + written),
     "node", ranks of one node, "remote", ranks of two nodes. ``gemm_flops``: FLOP/s of the expert
-    products by dtype. ``host_latency_s``: seconds of a launch."""
+    products by dtype. ``host_latency_s``: seconds of a launch.
+
+    What only `distmoe plan` needs, and older files do not have: FLOP/s of the products of a block
+    (``dense_flops``) and of causal attention (``attention_flops``) by dtype, what "gather" and
+    "reduce" of parameters reach over a ring on the links (``collective_share``), bytes of a rank's
+    device, ranks on a node; empty or 0: not known.
+    """
 
     links: Mapping[str, Link]
     gemm_flops: Mapping[str, float]
     host_latency_s: float
     origin: Origin = Origin()
+    dense_flops: Mapping[str, float] = field(default_factory=dict)
+    attention_flops: Mapping[str, float] = field(default_factory=dict)
+    collective_share: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
+    ranks_per_node: int = 0
 
     def link(self, name: str) -> Link:
         """The link class; ValueError if it was not measured."""
@@ -68,26 +83,40 @@ class Profile:
         return self.links[name]
 
 
-# NVLink 4 has 450 GB/s in each direction and the NIC 400 Gbit/s = 50 GB/s, by the data sheets; that
-# collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies: half
-# of the bytes that a large one reads and writes (roofline.py). 500 TFLOP/s: SonicMoE reports 535
-# forward and 480 backward on an H100 (arXiv 2512.14080).
-def _hopper(device: str, copied_per_s: float) -> Profile:
+# By the data sheets NVLink 4 has 450 GB/s in each direction, NVLink 5 900, and the NIC 400 Gbit/s;
+# that collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies:
+# half of the bytes that a large one reads and writes. Expert products: SonicMoE reports 535 TFLOP/s
+# forward and 480 backward on an H100, and above 1,100 on a B300 (arXiv 2512.14080). Memory is what
+# torch reports.
+def _preset(
+    device: str, speed: DeviceSpeed, *, nvlink: float, expert_flops: float, memory_gib: float
+) -> Profile:
     return Profile(
         links={
-            "own": Link(5e-6, copied_per_s),
-            "node": Link(0.5e-6, 0.8 * 450e9),
+            "own": Link(5e-6, speed.bytes_per_s / 2),
+            "node": Link(0.5e-6, 0.8 * nvlink),
             "remote": Link(1.5e-6, 0.85 * 50e9),
         },
-        gemm_flops={"bf16": 500e12},
+        gemm_flops={"bf16": expert_flops},
         host_latency_s=25e-6,
         origin=Origin(device=device, note="assumed: NVLink in the node, a 400 Gbit/s NIC per GPU"),
+        dense_flops={"bf16": speed.flops},
+        memory_bytes=int(memory_gib * 2**30),
+        ranks_per_node=8,
     )
 
 
+# Nobody measured a B200 for us: the shares of peak (2,250 TFLOP/s) and of memory rate (7.67 TB/s:
+# github.com/pytorch/ao/pull/4002) that the H100 reaches.
+_B200 = DeviceSpeed(flops=0.8 * 2250e12, bytes_per_s=0.9 * 7.67e12)
+
 PRESETS = {
-    "NVIDIA H100 80GB HBM3": _hopper("NVIDIA H100 80GB HBM3", 1.5e12),
-    "NVIDIA H200": _hopper("NVIDIA H200", 2.15e12),
+    name: _preset(name, speed, nvlink=nvlink, expert_flops=expert_flops, memory_gib=memory_gib)
+    for name, speed, nvlink, expert_flops, memory_gib in (
+        (H100, DEVICE_SPEEDS[H100], 450e9, 500e12, 79.1),
+        (H200, DEVICE_SPEEDS[H200], 450e9, 500e12, 139.8),
+        (B200, _B200, 900e9, 1000e12, 178.3),
+    )
 }
 """By the name that the driver gives."""
 
@@ -121,19 +150,36 @@ class _Reader:
         self._path = path
 
     def profile(self, tables: Mapping[str, Any]) -> Profile:
-        self._check_keys("", tables, ("links", "gemm_flops", "host_latency_s", "origin"))
+        self._check_keys("", tables, tuple(field.name for field in dataclasses.fields(Profile)))
         links = self._table("links", tables)
         self._check_keys("links", links, LINKS)
-        flops = self._table("gemm_flops", tables)
-        self._check_keys("gemm_flops", flops, DTYPES)
         if "own" not in links:
             raise self._wrong("links.own", "missing", "be there")
         return Profile(
             links={name: self._link(name, links) for name in links},
-            gemm_flops={name: self._positive(f"gemm_flops.{name}", flops) for name in flops},
+            gemm_flops=self._rates("gemm_flops", tables, DTYPES),
             host_latency_s=self._not_negative("host_latency_s", tables),
             origin=self._origin(tables),
+            dense_flops=self._rates("dense_flops", {"dense_flops": {}, **tables}, DTYPES),
+            attention_flops=self._rates(
+                "attention_flops", {"attention_flops": {}, **tables}, DTYPES
+            ),
+            collective_share=self._rates(
+                "collective_share", {"collective_share": {}, **tables}, COLLECTIVES
+            ),
+            memory_bytes=int(self._not_negative("memory_bytes", {"memory_bytes": 0, **tables})),
+            ranks_per_node=int(
+                self._not_negative("ranks_per_node", {"ranks_per_node": 0, **tables})
+            ),
         )
+
+    def _rates(
+        self, section: str, tables: Mapping[str, Any], known: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Positive numbers by ``known`` names."""
+        table = self._table(section, tables)
+        self._check_keys(section, table, known)
+        return {name: self._positive(f"{section}.{name}", table) for name in table}
 
     def _link(self, name: str, links: Mapping[str, Any]) -> Link:
         section = f"links.{name}"

@@ -1,16 +1,18 @@
-"""Speed of one rank's device: copies, the expert products, and what a launch takes."""
+"""Speed of one rank's device: copies, products of experts and blocks, attention, a launch."""
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from distmoe.config import MoEConfig
+from distmoe.config import ModelConfig, MoEConfig
 from distmoe.kernels.moe_mlp import MoeMlp, PairIndex, Runs, backend_for, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.planner.machine_profile import Link
@@ -57,6 +59,45 @@ def measure_gemm(
     forward = _expert_forward(moe, experts, pairs_per_expert, device, dtype)
     seconds = median_seconds(forward, device, budget_s=BUDGET_S)
     return experts * pairs_per_expert * flops_per_pair / seconds
+
+
+def measure_dense(
+    model: ModelConfig, *, tokens: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """FLOP/s of a product of a block: ``tokens`` rows, or fewer where that takes long, with a
+    matrix of H x H."""
+    H = model.hidden_size
+    rows = max(1, min(tokens, int(PROBE_FLOPS[device.type] / (2 * H * H))))
+    x_TH = torch.randn(rows, H, device=device, dtype=dtype)
+    w_HH = torch.randn(H, H, device=device, dtype=dtype)
+    seconds = median_seconds(lambda: x_TH @ w_HH, device, budget_s=BUDGET_S)
+    return 2 * rows * H * H / seconds
+
+
+def measure_attention(
+    model: ModelConfig, *, seq_len: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """FLOP/s of causal attention over one sequence, of those that the mask leaves; 0 for heads
+    that no model can have."""
+    if not model.head_dim or model.n_heads % model.n_kv_heads:
+        return 0.0
+    flops = 2 * seq_len * seq_len * model.n_heads * model.head_dim
+    q_BASD = torch.randn(1, model.n_heads, seq_len, model.head_dim, device=device, dtype=dtype)
+    k_BASD = q_BASD[:, : model.n_kv_heads].contiguous()
+
+    def attend() -> Tensor:
+        return F.scaled_dot_product_attention(
+            q_BASD, k_BASD, k_BASD, is_causal=True, enable_gqa=True
+        )
+
+    return flops / median_seconds(attend, device, budget_s=BUDGET_S)
+
+
+def device_memory(device: torch.device, *, ranks_per_node: int) -> int:
+    """Bytes that a rank may use: its GPU's, or its part of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks_per_node
 
 
 def measure_launch(moe: MoEConfig, *, device: torch.device, dtype: torch.dtype) -> float:

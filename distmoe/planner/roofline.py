@@ -85,6 +85,11 @@ def layer_flops(pairs: int, hidden: int, intermediate: int) -> dict[str, int]:
     return {"forward": 6 * unit, "backward": 12 * unit, "both": 18 * unit}
 
 
+def layer_floor_s(size: LayerSize, speed: DeviceSpeed) -> float:
+    """The floor of forward and backward together, in seconds."""
+    return sum(work.floor_s(speed) for work in layer_work(size).values())
+
+
 def floor_ms(size: LayerSize, device_name: str) -> dict[str, float]:
     """The floor of every kernel and of forward, backward and both, in milliseconds; empty for a
     device that is not known."""

@@ -7,7 +7,7 @@ ranks on several nodes send a token to a node once.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from distmoe.config import Config, resolve
 from distmoe.kernels.moe_mlp.activations import activation_called
@@ -112,8 +112,7 @@ def _without_profile(
     dispatch = config.moe.dispatch
     level, order = dispatch.level, dispatch.order
     if level == "auto":
-        several_nodes = layout.num_nodes > 1 and layout.per_node > 1
-        level = "node" if relays and several_nodes else "rank"
+        level = unmeasured_level(layout, relays=relays)
     if order == "auto":
         few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
         order = "source" if level != "node" and few else "tokens"
@@ -125,6 +124,12 @@ def _without_profile(
     return ResolvedSchedule(
         level, order, dispatch.steps or steps, f"{why}: by the number of ranks and nodes"
     )
+
+
+def unmeasured_level(layout: RankLayout, *, relays: bool) -> Literal["rank", "node"]:
+    """What level auto is where nothing is known of the links."""
+    several_nodes = layout.num_nodes > 1 and layout.per_node > 1
+    return "node" if relays and several_nodes else "rank"
 
 
 def _reason(found: list[Prediction], profile: Profile) -> str:

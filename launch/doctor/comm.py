@@ -196,5 +196,10 @@ def _facts(figures: MachineFigures) -> list[tuple[str, str]]:
             f"{rates[len(rates) // 2] / 1e9:,.1f} GFLOP/s, {figures.kernel} kernels in "
             f"{figures.dtype}; slowest: rank {slowest} with {rates[0] / 1e9:,.1f}",
         ),
+        (
+            "blocks",
+            f"{figures.dense_flops / 1e9:,.1f} GFLOP/s of products, "
+            f"{figures.attention_flops / 1e9:,.1f} of attention",
+        ),
         ("device", str(figures.where["device"])),
     ]

@@ -121,7 +121,7 @@ def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
         (
             ["--fast"],
             "distmoe: error: unknown command '--fast'; known: "
-            "train, config, launch, data, checkpoint, report, convert, generate, doctor\n",
+            "train, config, launch, data, checkpoint, plan, report, convert, generate, doctor\n",
         ),
         (["train"], "distmoe train: error: the first argument must be a FILE such as"),
         (["config", "FILE", "--world"], "distmoe config: error: --world needs a value\n"),

@@ -18,6 +18,11 @@ PROFILE = Profile(
     gemm_flops={"fp32": 2e10},
     host_latency_s=3e-5,
     origin=Origin("a device", "2026-01-31", "2 ranks", {"torch": "2.13.0"}),
+    dense_flops={"fp32": 4e10},
+    attention_flops={"fp32": 1e10},
+    collective_share={"gather": 0.5},
+    memory_bytes=2**33,
+    ranks_per_node=2,
 )
 
 
@@ -50,6 +55,9 @@ def test_short_file_by_hand(tmp_path: Path) -> None:
         ("links.remote", "links.rail", "unknown key 'links.rail'"),
         ("links.own", "links.node", "links.own is 'missing'"),
         ("fp32 = ", "fp64 = ", "known: bf16, fp32"),
+        ("gather = 0.5", "gather = 0", "collective_share.gather is 0"),
+        ("gather = ", "scatter = ", "unknown key 'collective_share.scatter'"),
+        ("ranks_per_node = 2", "ranks_per_node = -2", "ranks_per_node is -2"),
         ("host_latency_s", "host_latency", "unknown key 'host_latency' (3e-05)"),
         ('device = "a device"', "device = 7", "origin.device is 7"),
         ('torch = "2.13.0"', "torch = 2.13", "origin.versions.torch is 2.13"),

@@ -40,6 +40,14 @@ def test_two_ranks(tmp_path: Path) -> None:
     assert min(figures["gemm_flops"]) <= profile.gemm_flops["fp32"] <= max(figures["gemm_flops"])
     assert profile.host_latency_s == figures["launch_s"] > 0
     assert profile.origin.device == figures["where"]["device"]
+    # What a plan needs: two ranks on one node, each with half of the machine's memory.
+    assert profile.ranks_per_node == 2
+    assert set(profile.collective_share) == set(figures["collective_s"]) == {"gather", "reduce"}
+    assert all(0 < share <= 1 for share in profile.collective_share.values())
+    assert 0 < 2 * profile.memory_bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert profile.dense_flops == {"fp32": figures["dense_flops"]}
+    assert profile.attention_flops == {"fp32": figures["attention_flops"]}
+    assert min(figures["dense_flops"], figures["attention_flops"]) > 1e6
 
 
 @pytest.fixture

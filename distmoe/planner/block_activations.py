@@ -1,0 +1,205 @@
+"""Bytes of activations of one block, kept for the backward and held in between, by part.
+
+T tokens, H, Q = A D and KV (width of queries, and of keys or values), F the width of the dense MLP,
+b bytes of an activation. Norms and rotary positions are computed in fp32. Terms below T bytes are
+left out. The expert layer's are in `activation_memory` and `exchange_rows`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distmoe.config import Config
+from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.planner.activation_memory import ActivationShape, keeps
+from distmoe.planner.exchange_rows import ExchangeRows, exchange_rows
+from distmoe.planner.step_moments import Stage
+
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """Half a block. ``kept``: from forward to backward. ``widest``: what its forward or its
+    backward adds to that at the most, results and gradients of activations among them, those of
+    weights not. Of experts, ``late``: the same while the gradients of their weights are made, and
+    ``left``: of what was kept, what is still there after that."""
+
+    kept: int
+    widest: int
+    late: int = 0
+    left: int = 0
+
+
+@dataclass(frozen=True)
+class BlockActivations:
+    """Of one block. ``x``: its input. ``kept``: from forward to backward, all or what is not
+    recomputed. While a half is in its backward, ``under_mlp`` and ``under_attention`` are what the
+    block holds beside that half: what the other one kept, and inputs of recomputed halves."""
+
+    x: int
+    kept: int
+    under_mlp: int
+    under_attention: int
+    attention: Part
+    mlp: Part
+
+    def at(self, stage: Stage) -> int:
+        """While the block is in its backward: what is kept or recomputed, what the stage adds, and
+        the gradient of the residual stream."""
+        match stage:
+            case Stage.MLP | Stage.EXPERTS:
+                return self.x + self.under_mlp + self.mlp.kept + self.mlp.widest
+            case Stage.EXPERT_WEIGHTS:
+                return self.x + self.under_mlp + self.mlp.kept + self.mlp.late
+            case Stage.REDUCE_EXPERTS:
+                return self.x + self.under_mlp + self.mlp.left
+            case Stage.ATTENTION:
+                kept = self.under_attention + self.attention.kept
+                return self.x + kept + self.attention.widest
+            case _:
+                return 2 * self.x
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Of one rank's micro-batch. ``ep``: P. ``fused``: kernels of the GPU, which keep less."""
+
+    T: int
+    H: int
+    Q: int
+    KV: int
+    A: int
+    b: int
+    ep: int
+    fused: bool
+
+
+def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str, BlockActivations]:
+    """Of a resolved config, by the kind of block: "dense" and "moe"."""
+    model, T = config.model, config.train.micro_batch_size * config.data.seq_len
+    sizes = _Sizes(
+        T=T,
+        H=model.hidden_size,
+        Q=model.n_heads * model.head_dim,
+        KV=model.n_kv_heads * model.head_dim,
+        A=model.n_heads,
+        b=itemsize,
+        ep=config.parallel.ep,
+        fused=config.run.device != "cpu",
+    )
+    attention = _attention(sizes, config)
+    dense = _dense_mlp(sizes, model.intermediate_size)
+    experts = _experts(sizes, config, skew=skew)
+    return {
+        "dense": _block(sizes, attention, dense, config, recomputes_mlp=True),
+        "moe": _block(sizes, attention, experts, config, recomputes_mlp=False),
+    }
+
+
+def _block(
+    s: _Sizes, attention: Part, mlp: Part, config: Config, *, recomputes_mlp: bool
+) -> BlockActivations:
+    x = s.b * s.T * s.H
+    # In fp32 the input that a recomputed norm keeps is the one that was saved.
+    saved = 0 if s.b == FP32 else x
+    kept, under_mlp, under_attention = attention.kept + mlp.kept, attention.kept, 0
+    mode = config.train.activation_checkpoint
+    if mode == "full":
+        kept, under_mlp, under_attention = x, saved + attention.kept, saved
+    elif mode == "selective":
+        # The inputs of both halves.
+        kept = x + (x if recomputes_mlp else mlp.kept)
+        under_mlp, under_attention = x + (saved if recomputes_mlp else 0), saved
+    return BlockActivations(x, kept, under_mlp, under_attention, attention, mlp)
+
+
+def _norm(s: _Sizes, width: int) -> int:
+    """What RMSNorm over rows of ``width`` keeps: its input in fp32 and, unless fused, the normed
+    values before the weight. Its result is the next operator's to keep."""
+    return FP32 * s.T * width * (1 if s.fused else 2)
+
+
+def _attention(s: _Sizes, config: Config) -> Part:
+    """Norm, its result, normed queries and keys, what the attention kernel keeps (q, k, v, its
+    result, which lies head by head, and a sum for every row of scores), and the result again, token
+    by token, for the output projection."""
+    rows = s.b * s.T
+    kept = _norm(s, s.H) + rows * s.H
+    if config.model.qk_norm:
+        kept += _norm(s, s.Q + s.KV)
+    if config.model.clip_qkv:
+        kept += rows * (s.Q + 2 * s.KV)
+    kept += rows * (3 * s.Q + 2 * s.KV) + FP32 * s.T * s.A
+    # Gradients of q, k and v; or, when what the kernel kept is gone, q's in fp32 and its two turns.
+    gradients = rows * (s.Q + 2 * s.KV)
+    turned = 3 * FP32 * s.T * s.Q - rows * 2 * s.Q
+    return Part(kept, max(gradients, turned))
+
+
+def _dense_mlp(s: _Sizes, width: int) -> Part:
+    """Norm, its result, gate and up, silu(gate), and the product."""
+    rows = s.b * s.T
+    kept = _norm(s, s.H) + rows * s.H + 4 * rows * width
+    # Gradients of the product and of what it is made of, when the product is gone.
+    return Part(kept, 2 * rows * width)
+
+
+def _experts(s: _Sizes, config: Config, *, skew: float) -> Part:
+    moe = config.moe
+    found = exchange_rows(config, num_tokens=s.T, skew=skew)
+    width = activation_called(moe.activation).width(moe.intermediate_size)
+    shape = ActivationShape(
+        T=s.T,
+        H=s.H,
+        I=moe.intermediate_size,
+        E=moe.num_experts,
+        G=width,
+        pairs=found.pairs,
+        itemsize=s.b,
+    )
+    small = sum(size for name, size in keeps(shape).items() if name not in ("x", "z"))
+    left = _norm(s, s.H) + s.b * s.T * s.H + small
+    kept = left + s.b * (found.received * s.H + found.pairs * width)
+    if shared := moe.shared_intermediate_size:
+        left += 4 * s.b * s.T * shared
+        kept += 4 * s.b * s.T * shared
+    return Part(kept, _widest(s, shape, found), late=_late(s, shape, found), left=left)
+
+
+def _widest(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
+    """Of the experts' forward or dgrad, the larger."""
+    row, L, R = s.b * s.H, found.pairs, found.received or s.T
+    # a and y of every pair, and y of every row.
+    forward = s.b * L * shape.I + row * (L + R)
+    # dz, a_scaled and dx of every pair, dx of every row; dy of every row that has arrived.
+    backward = s.b * L * (shape.G + shape.I) + row * (L + R + found.received)
+    plain = 0 if s.fused else max(_row_sum(s, found), _one_expert(s, shape))
+    return max(forward, backward) + plain + _travelling(s, found) + row * s.T
+
+
+def _late(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
+    """While weight gradients are made: dx of the pairs is gone."""
+    row, L, R = s.b * s.H, found.pairs, found.received or s.T
+    backward = s.b * L * (shape.G + shape.I) + row * (R + found.received)
+    return backward + _travelling(s, found) + row * s.T
+
+
+def _travelling(s: _Sizes, found: ExchangeRows) -> int:
+    """Rows on their way and the partial sums that come back for them."""
+    rows = found.outgoing + found.sent + found.relayed + 2 * found.parts
+    return s.b * s.H * rows
+
+
+def _row_sum(s: _Sizes, found: ExchangeRows) -> int:
+    """Without the fused kernels the pairs of a row are summed in fp32, from a copy of them; of a
+    block at a time, which is about the rows of one rank."""
+    copies = FP32 if s.b == FP32 else s.b + FP32
+    return s.H * (found.pairs * copies + FP32 * (found.received or s.T)) // s.ep
+
+
+def _one_expert(s: _Sizes, shape: ActivationShape) -> int:
+    """Without the fused kernels the activation's derivative is made of nine arrays, in fp32, over
+    the pairs of an expert and I, beside a copy of the expert's rows."""
+    pairs = shape.pairs * s.ep // shape.E
+    return pairs * (9 * FP32 * shape.I + s.b * s.H)

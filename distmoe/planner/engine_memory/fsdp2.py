@@ -1,0 +1,141 @@
+"""`Fsdp2Engine`: everything sharded in fp32; units gathered in the compute dtype when they are due.
+
+Of torch's `fully_shard`: a unit is gathered into one flat buffer, from which its parameters are
+copied; the flat buffer of a unit that is gathered ahead waits for its turn, and in the forward one
+outlives it until the next unit comes. A unit's gradients are copied into one fp32 buffer, which
+lives until the next unit is reduced. The root stays gathered from its forward to its backward, and
+is reduced last, so the head's gradient waits, whole, for the embedding's.
+"""
+
+from __future__ import annotations
+
+from distmoe.planner.engine_memory import FP32, Held, Job
+from distmoe.planner.parameter_shapes import elements
+from distmoe.planner.shard_sizes import ShardedUnit, sharded_model
+from distmoe.planner.step_moments import Moment, Stage
+
+
+class Fsdp2Memory:
+    """Shards are padded parameter by parameter, so every rank holds the same."""
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.b = job, job.itemsize
+        self.sharded = sharded_model(job.config, job.units)
+        self.shard = self.sharded.shard(job.units)
+        self.parameters = FP32 * self.shard
+        self.optimizer = 2 * FP32 * self.shard
+        self.reshards = job.config.parallel.reshard_after_forward
+
+    def held(self, moment: Moment) -> Held:
+        return Held(self._gradients(moment), self._buffers(moment))
+
+    def _block(self, block: int) -> ShardedUnit:
+        has_experts = self.job.has_experts(block)
+        return self.sharded.moe_block if has_experts else self.sharded.dense_block
+
+    def _units(self, block: int) -> list[ShardedUnit]:
+        """Of a block; none for a block that there is not."""
+        if not 0 <= block < self.job.num_blocks:
+            return []
+        experts = [self.sharded.experts] if self.job.has_experts(block) else []
+        return [self._block(block), *experts]
+
+    def _gradients(self, moment: Moment) -> int:
+        """fp32 shards of the blocks that are reduced; the root's come last."""
+        if self.job.accumulates or moment.stage is Stage.STEP:
+            return FP32 * self.shard
+        if moment.stage is Stage.LOSS:
+            return 0
+        units = self.job.units
+        done = max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
+        moe = max(self.job.num_blocks - max(moment.block + 1, units.num_dense), 0)
+        done += moe * (self.sharded.moe_block.shard + self.sharded.experts.shard)
+        after_experts = moment.stage in (Stage.ATTENTION, Stage.REDUCE_BLOCK)
+        if after_experts and self.job.has_experts(moment.block):
+            done += self.sharded.experts.shard
+        return FP32 * done
+
+    def _buffers(self, moment: Moment) -> int:
+        if moment.stage is Stage.STEP:
+            return self._optimizer_step()
+        if moment.stage is Stage.REDUCE_ROOT:
+            return self._reduce_root()
+        root = self.b * self.sharded.root.gathered
+        if moment.stage is Stage.LOSS:
+            last = self._units(self.job.num_blocks - 1)
+            lingering = self._flat(last[-1]) if last else 0
+            return root + self._kept_gathered(self.job.num_blocks) + lingering
+        # The head's gradient waits for the embedding's.
+        root += self.b * elements(self.job.units.root[:1])
+        return root + self._ahead(moment.block) + self._of_block(moment)
+
+    def _of_block(self, moment: Moment) -> int:
+        block, stage = moment.block, moment.stage
+        own, before = self._block(block), self._kept_gathered(block)
+        if stage is Stage.REDUCE_BLOCK:
+            return before + self._reduce(own)
+        gathered = before + self.b * own.gathered
+        if stage is Stage.REDUCE_EXPERTS:
+            return gathered + self._reduce(self.sharded.experts)
+        if stage in (Stage.EXPERTS, Stage.EXPERT_WEIGHTS):
+            gathered += self._experts_in_use()
+            if stage is Stage.EXPERT_WEIGHTS:
+                gathered += self.b * self.sharded.experts.whole
+            return gathered + self._last_reduced(block + 1)
+        # The block's own gradients are whole until all are there.
+        gathered += self.b * own.whole
+        if self.job.has_experts(block):
+            return gathered + FP32 * self.sharded.experts.gathered
+        return gathered + self._last_reduced(block + 1)
+
+    def _experts_in_use(self) -> int:
+        """Of the block in its backward. Recomputed, they are gathered as in a forward, where the
+        flat buffer lingers."""
+        experts = self.sharded.experts
+        recomputed = self.job.config.train.activation_checkpoint == "full" and self.reshards
+        return self.b * experts.gathered + (self._flat(experts) if recomputed else 0)
+
+    def _last_reduced(self, block: int) -> int:
+        """The fp32 buffer of the block that was reduced before."""
+        return FP32 * self._block(block).gathered if block < self.job.num_blocks else 0
+
+    def _flat(self, unit: ShardedUnit) -> int:
+        return self.b * unit.gathered if unit.ranks > 1 else 0
+
+    def _ahead(self, block: int) -> int:
+        """Gathered while this block's backward runs: the block before it; its experts, too, where
+        the engine asks for that (`Fsdp2Engine._gather_ahead`)."""
+        if not self.reshards:
+            return 0
+        units = self._units(block - 1)
+        return sum(map(self._flat, units if self.job.config.parallel.ep > 1 else units[:1]))
+
+    def _kept_gathered(self, blocks: int) -> int:
+        """Of the blocks before this one that were not freed after their forward."""
+        if self.reshards:
+            return 0
+        units = [unit for block in range(blocks) for unit in self._units(block)]
+        return self.b * sum(unit.gathered for unit in units)
+
+    def _reduce(self, unit: ShardedUnit) -> int:
+        """Whole gradients are copied into the fp32 buffer and freed; then come the shards. Where
+        there is nothing to sum, the buffer is divided by 1 into another one."""
+        copied = self.b * unit.whole * (2 if unit.by_rows else 1)
+        divided = FP32 * unit.gathered if unit.ranks == 1 else 0
+        return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided)
+
+    def _reduce_root(self) -> int:
+        root = self.sharded.root
+        first = FP32 * self._block(0).gathered if self.job.num_blocks else 0
+        embedding = self.b * (root.gathered + root.whole) + first
+        return max(embedding, self._reduce(root))
+
+    def _optimizer_step(self) -> int:
+        """The root of the second moment: on a GPU of all parameters of a group at once, on a CPU
+        one by one, and divided by its correction."""
+        sharded = self.sharded
+        if self.job.on_gpu:
+            experts = self.job.units.num_moe * sharded.experts.shard
+            return FP32 * max(experts, self.shard - experts)
+        units = (sharded.root, sharded.dense_block, sharded.moe_block, sharded.experts)
+        return 2 * FP32 * max(unit.largest for unit in units)

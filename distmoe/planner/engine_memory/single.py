@@ -1,0 +1,50 @@
+"""`SingleEngine`: a model in the compute dtype, fp32 master weights and gradients, two moments."""
+
+from __future__ import annotations
+
+from math import prod
+
+from distmoe.planner.engine_memory import FP32, Held, Job
+from distmoe.planner.parameter_shapes import elements
+from distmoe.planner.step_moments import Moment, Stage
+
+
+class SingleMemory:
+    """Nothing is sharded. A weight's gradient is added to the master's as soon as it is there."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        units = job.units
+        self.whole = units.dense_elements + units.expert_elements
+        self.parameters = (FP32 + job.itemsize) * self.whole
+        self.optimizer = 2 * FP32 * self.whole
+
+    def held(self, moment: Moment) -> Held:
+        done = self.whole if self.job.accumulates else self.job.finished(moment)
+        return Held(FP32 * done, self._buffers(moment))
+
+    def _buffers(self, moment: Moment) -> int:
+        units, b, stage = self.job.units, self.job.itemsize, moment.stage
+        if stage is Stage.EXPERT_WEIGHTS:
+            return b * elements(units.experts)
+        if stage is Stage.REDUCE_EXPERTS:
+            first, second = map(prod, units.experts)
+            fresh = 0 if self.job.accumulates else FP32
+            return max(b * (first + second) + fresh * first, b * second + fresh * (first + second))
+        if stage is Stage.REDUCE_ROOT:
+            return b * elements(units.root[:1])
+        if stage is Stage.STEP:
+            return self._optimizer_step()
+        if stage is Stage.LOSS:
+            return 0
+        block = units.moe_block if self.job.has_experts(moment.block) else units.dense_block
+        return (b + FP32) * max(map(prod, block))
+
+    def _optimizer_step(self) -> int:
+        """The root of the second moment: of all weights of a group at once on a GPU; one by one,
+        and divided by its correction, on a CPU."""
+        units = self.job.units
+        if self.job.on_gpu:
+            return FP32 * max(units.plain, self.whole - units.plain)
+        blocks = (*units.root, *units.dense_block, *units.moe_block, *units.experts)
+        return 2 * FP32 * max(map(prod, blocks))

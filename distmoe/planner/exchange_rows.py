@@ -1,0 +1,75 @@
+"""Rows and pairs that one MoE layer holds on a rank, under uniform routing times a skew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from distmoe.config import Config
+from distmoe.planner.row_volumes import RankLayout, RowVolumes
+from distmoe.planner.schedule_policy import unmeasured_level
+from distmoe.registry import ROUNDING_RULES
+
+
+@dataclass(frozen=True)
+class ExchangeRows:
+    """Of the rank that computes most. ``pairs``: computed here, L. ``received``: rows of x, R, its
+    own among them. ``outgoing``: rows that its own tokens have on all ranks, U; ``sent``: those of
+    them that leave. ``relayed``: rows of other nodes that it passes on inside its node, and
+    ``parts`` what it sends, and gets back, for them. All 0 but ``pairs`` with one rank, where
+    nothing travels and the rows are the tokens."""
+
+    pairs: int
+    received: int = 0
+    outgoing: int = 0
+    sent: int = 0
+    relayed: int = 0
+    parts: int = 0
+
+
+def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRows:
+    """``num_tokens``: T of every rank. ``skew``: pairs of the busiest rank over the mean."""
+    moe, P = config.moe, config.parallel.ep
+    if P == 1:
+        # The number of pairs is known on the device only: arrays have the most there can be.
+        rule = ROUNDING_RULES.load(moe.rounding.rule)
+        added = rule.most_added(moe.num_experts, moe.rounding.tile)
+        most = num_tokens * moe.num_experts
+        return ExchangeRows(pairs=min(num_tokens * moe.top_k + added, most))
+    layout = RankLayout(P, _ranks_of_a_node(config))
+    volumes = RowVolumes.expected(
+        layout, num_tokens=num_tokens, num_experts=moe.num_experts, top_k=moe.top_k
+    )
+    level = _level(config, layout)
+    rows_NG = volumes.pairs_NG if level == "copies" else volumes.rows_NG
+    per_rank = float(rows_NG[0, 0])
+    far_ranks = P - layout.per_node
+    relayed = parts = 0.0
+    outgoing, sent = per_rank * P, per_rank * (P - 1)
+    if level == "node":
+        relayed = float(volumes.node_rows_N[0]) * (layout.num_nodes - 1)
+        parts = per_rank * far_ranks
+        outgoing = per_rank * layout.per_node + relayed
+        sent = per_rank * (layout.per_node - 1) + relayed
+    return ExchangeRows(
+        pairs=ceil(num_tokens * moe.top_k * skew),
+        received=ceil(per_rank * P * skew),
+        outgoing=ceil(outgoing),
+        sent=ceil(sent),
+        relayed=ceil(relayed),
+        parts=ceil(parts),
+    )
+
+
+def _ranks_of_a_node(config: Config) -> int:
+    """As the layer sees them: where ep groups do not fit the nodes, it sends as in one."""
+    P, width = config.parallel.ep, config.parallel.ranks_per_node
+    return width if 0 < width < P and P % width == 0 else P
+
+
+def _level(config: Config, layout: RankLayout) -> str:
+    """moe.dispatch.level, or what auto is without a profile; GPUs do not relay."""
+    level = config.moe.dispatch.level
+    if level == "auto":
+        return unmeasured_level(layout, relays=config.run.device == "cpu")
+    return "rank" if level == "node" and layout.num_nodes in (1, layout.num_ranks) else level

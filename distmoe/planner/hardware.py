@@ -1,0 +1,126 @@
+"""The machine of a planned job: a known one, or a profile that was measured, with what is assumed
+where nobody measured.
+
+Known machines take their speeds from `machine_profile.PRESETS`, whose products and copies are those
+of `roofline.DEVICE_SPEEDS`, and their peak from `metrics.flops`: no figure is written twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distmoe.config import Config, ConfigError
+from distmoe.metrics.flops import peak_flops
+from distmoe.planner.layer_shape import LayerShape
+from distmoe.planner.machine_profile import (
+    B200,
+    H100,
+    H200,
+    PRESETS,
+    Profile,
+    ProfileError,
+    load_profile,
+)
+from distmoe.planner.roofline import DeviceSpeed, LayerSize, layer_floor_s, layer_flops
+
+KNOWN = {"h100": H100, "h200": H200, "b200": B200}
+"""What --hardware may be, beside a file -> the device's name."""
+
+# Assumed of known machines; a measured profile has its own rates.
+EXPERT_EFFICIENCY = 0.69
+"""Of the roofline's floor: SonicMoE's kernels, forward and backward, reach 0.63 to 0.76 of it over
+the 12 layers of its figure 14 (arXiv 2512.14080), 0.69 in the mean."""
+DENSE_EFFICIENCY = 0.85
+"""Products of a block, of the rate of large ones. No source."""
+ATTENTION_SHARE = 0.35
+"""FlashAttention-2 of the H100's peak, by the paper of its successor (arXiv 2407.08608)."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """``speed``: of a known machine, for rooflines; None for a measured profile, whose rates are
+    taken as they are. ``memory_bytes`` of a rank's device; ``peak_flops``: dense bf16, None where
+    it is not known."""
+
+    name: str
+    profile: Profile
+    memory_bytes: int
+    ranks_per_node: int
+    speed: DeviceSpeed | None
+    peak_flops: float | None
+
+    @property
+    def bytes_per_s(self) -> float:
+        """Of the device's memory, read and written bytes together."""
+        return 2 * self.profile.link("own").bytes_per_s
+
+    def dense_flops(self, dtype: str) -> float:
+        """FLOP/s of the products of a block; where a profile lacks them, of the experts'."""
+        flops = self.profile.dense_flops.get(dtype, self.profile.gemm_flops[dtype])
+        return flops * DENSE_EFFICIENCY if self.speed else flops
+
+    def attention_flops(self, dtype: str) -> float:
+        """FLOP/s of causal attention, of those that the mask leaves."""
+        if dtype in self.profile.attention_flops:
+            return self.profile.attention_flops[dtype]
+        return ATTENTION_SHARE * self.peak_flops if self.peak_flops else self.dense_flops(dtype)
+
+    def expert_flops(self, shape: LayerShape, ep: int) -> float:
+        """FLOP/s of the expert products of ``shape``, forward and backward together."""
+        if self.speed is None:
+            return self.profile.gemm_flops[shape.dtype]
+        size = LayerSize(
+            rows=shape.num_tokens * ep,
+            pairs=shape.num_tokens * shape.top_k,
+            experts=shape.num_experts // ep,
+            hidden=shape.hidden,
+            intermediate=shape.intermediate,
+        )
+        flops = layer_flops(size.pairs, size.hidden, size.intermediate)["both"]
+        return EXPERT_EFFICIENCY * flops / layer_floor_s(size, self.speed)
+
+
+def find_hardware(text: str, *, memory_gib: float = 0.0, ranks_per_node: int = 0) -> Hardware:
+    """The known machine called ``text``, or the profile in the file ``text``; what is given beside
+    it wins. ConfigError names what is wrong or missing."""
+    name = KNOWN.get(text.lower())
+    if name is None and not Path(text).is_file():
+        raise ConfigError(
+            f"--hardware is '{text}'; it must be one of {', '.join(KNOWN)}, or a file that "
+            "`distmoe doctor comm --save` wrote"
+        )
+    try:
+        profile = PRESETS[name] if name else load_profile(text)
+    except ProfileError as error:
+        raise ConfigError(f"--hardware: {error}") from error
+    memory = int(memory_gib * 2**30) or profile.memory_bytes
+    per_node = ranks_per_node or profile.ranks_per_node
+    for missing, key, option in (
+        (not memory, "memory_bytes", "--memory-gib"),
+        (not per_node, "ranks_per_node", "--ranks-per-node"),
+    ):
+        if missing:
+            raise ConfigError(f"profile '{text}' has no {key}; add it, or give {option}")
+    own = profile.link("own")
+    return Hardware(
+        name=profile.origin.device or text,
+        profile=profile,
+        memory_bytes=memory,
+        ranks_per_node=per_node,
+        speed=DeviceSpeed(profile.dense_flops["bf16"], 2 * own.bytes_per_s) if name else None,
+        peak_flops=peak_flops(profile.origin.device),
+    )
+
+
+def dtype_on(config: Config, hardware: Hardware) -> str:
+    """What the run computes in: auto is the dtype that the profile has a rate for. ConfigError if
+    it has none for the one that the config asks for."""
+    rates = hardware.profile.gemm_flops
+    dtype = next(iter(rates), "") if config.train.dtype == "auto" else config.train.dtype
+    if dtype not in rates:
+        raise ConfigError(
+            f"train.dtype is {config.train.dtype}; {hardware.name} has a rate of the expert "
+            f"products for {', '.join(rates) or 'none'}"
+        )
+    return dtype

@@ -1,0 +1,161 @@
+"""A job's layers as stages of the pipeline: what they compute, gather and reduce, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distmoe.config import Config
+from distmoe.metrics.flops import parameter_counts
+from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
+from distmoe.planner.engine_traffic import TRAFFIC, EngineTraffic
+from distmoe.planner.hardware import Hardware
+from distmoe.planner.layer_shape import ITEMSIZE
+from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
+from distmoe.planner.pipeline_simulation import Stage
+
+GRADIENT_BYTES = 4
+"""Of an element that is reduced: every engine is told to reduce in fp32."""
+UPDATE_BYTES = 92
+"""Memory traffic of the update of an element: AdamW as a list of operators, 80, the norm of the
+gradients, 4, and their clipping, 8."""
+
+
+@dataclass(frozen=True)
+class JobStages:
+    """``stages`` of a micro-batch in the order of the forward. ``parts_s``: what they compute, by
+    what takes it. ``once_s``: collectives of a step that are in no micro-batch; ``update_s``: the
+    optimizer."""
+
+    stages: tuple[Stage, ...]
+    parts_s: Mapping[str, float]
+    hides_reductions: bool
+    once_s: float
+    update_s: float
+
+
+def job_stages(config: Config, hardware: Hardware, *, dtype: str) -> JobStages:
+    """Of a resolved config."""
+    return _Builder(config, hardware, dtype).build()
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """Elements that a rank computes with: shared by all ranks of dp_shard, and of its experts."""
+
+    dense: int = 0
+    experts: int = 0
+
+
+class _Builder:
+    def __init__(self, config: Config, hardware: Hardware, dtype: str) -> None:
+        parallel, per_node = config.parallel, hardware.ranks_per_node
+        self._config = config
+        self._itemsize = ITEMSIZE[dtype]
+        self._traffic: EngineTraffic = TRAFFIC[parallel.engine](config)
+        self._rates = Rates(
+            hardware.dense_flops(dtype), hardware.attention_flops(dtype), hardware.bytes_per_s
+        )
+        self._links = Collectives(hardware.profile, per_node)
+        shard, ep = parallel.dp_shard, parallel.ep
+        self._dense = RankGroup.strided(shard, stride=1, ranks_per_node=per_node)
+        self._experts = RankGroup.strided(shard // ep, stride=ep, ranks_per_node=per_node)
+        self._replicas = RankGroup.strided(
+            parallel.dp_replicate, stride=shard, ranks_per_node=per_node
+        )
+        self._parts: dict[str, float] = {}
+
+    def build(self) -> JobStages:
+        model, passes = self._config.model, model_passes(self._config, self._itemsize)
+        edges, dense_block, moe_block = self._parameters()
+        num_moe = model.n_layers - model.n_dense_layers
+        dense = self._stage(passes.dense_block, dense_block, count=model.n_dense_layers)
+        moe = self._stage(passes.moe_block, moe_block, count=num_moe)
+        # Embedding and head are one unit: gathered first, reduced last.
+        root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
+        blocks = [dense] * model.n_dense_layers
+        blocks += [_with_layer(moe, layer) for layer in range(num_moe)]
+        every = [edges] + [dense_block] * model.n_dense_layers + [moe_block] * num_moe
+        return JobStages(
+            stages=(root, *blocks, head),
+            parts_s=self._parts,
+            hides_reductions=self._traffic.hidden,
+            once_s=self._once_s(every),
+            update_s=UPDATE_BYTES * sum(map(self._held, every)) / self._rates.bytes_per_s,
+        )
+
+    def _parameters(self) -> tuple[_Parameters, _Parameters, _Parameters]:
+        """Of embedding, last norm and head; of a block with a dense MLP; of one with experts."""
+        model, moe = self._config.model, self._config.moe
+        counts = parameter_counts(model, moe)
+        num_moe = max(1, model.n_layers - model.n_dense_layers)
+        block = counts.attention // model.n_layers + 2 * model.hidden_size
+        routed = block + (counts.routers + counts.shared_experts) // num_moe
+        experts = counts.experts // num_moe // self._config.parallel.ep
+        return (
+            _Parameters(counts.embedding + counts.head + model.hidden_size),
+            _Parameters(block + counts.dense_mlps // max(1, model.n_dense_layers)),
+            _Parameters(routed, experts),
+        )
+
+    def _stage(self, passes: Passes | None, size: _Parameters, *, count: int = 1) -> Stage:
+        """``count`` stages alike, whose work is added to the parts."""
+        traffic, elements = self._traffic, size.dense + size.experts
+        gather = self._gather(size)
+        # Gathered parameters are copied into place; gradients are added to those in fp32.
+        placed = Work(bytes=2 * self._itemsize * elements)
+        added = Work(bytes=(self._itemsize + 8) * elements)
+        forward = passes.forward if passes else Work()
+        backward = (passes.backward if passes else Work()) + added
+        if traffic.gathers_forward:
+            forward += placed
+        if traffic.gathers_backward:
+            backward += placed
+        return Stage(
+            forward_s=self._seconds(forward, count),
+            backward_s=self._seconds(backward, count),
+            gather=gather if traffic.gathers_forward else Transfer(),
+            gather_again=gather if traffic.gathers_backward and passes else Transfer(),
+            reduce=self._reduce(size) if traffic.reduces_every_backward else Transfer(),
+        )
+
+    def _seconds(self, work: Work, count: int) -> float:
+        parts = work.parts_s(self._rates)
+        for name, seconds in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + count * seconds
+        return sum(parts.values())
+
+    def _gather(self, size: _Parameters) -> Transfer:
+        """In the compute dtype."""
+        dense = self._links.gather(self._dense, size.dense * self._itemsize)
+        return dense + self._links.gather(self._experts, size.experts * self._itemsize)
+
+    def _reduce(self, size: _Parameters) -> Transfer:
+        dense = self._links.reduce(self._dense, size.dense * GRADIENT_BYTES)
+        experts = self._links.reduce(self._experts, size.experts * GRADIENT_BYTES)
+        replicas = self._links.all_reduce(self._replicas, self._held(size) * GRADIENT_BYTES)
+        return dense + experts + replicas
+
+    def _held(self, size: _Parameters) -> float:
+        """Elements of this rank's own shards."""
+        return size.dense / self._dense.size + size.experts / self._experts.size
+
+    def _once_s(self, every: list[_Parameters]) -> float:
+        """Reductions at the end of the step, and new parameters sent to all."""
+        seconds = 0.0
+        if not self._traffic.reduces_every_backward:
+            seconds += sum(self._reduce(size).seconds for size in every)
+        if self._traffic.gathers_update:
+            seconds += sum(self._gather(size).seconds for size in every)
+        return seconds
+
+
+def _with_layer(stage: Stage, layer: int) -> Stage:
+    return Stage(
+        stage.forward_s,
+        stage.backward_s,
+        layer,
+        stage.gather,
+        stage.gather_again,
+        stage.reduce,
+    )

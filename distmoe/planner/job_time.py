@@ -1,0 +1,102 @@
+"""Seconds of one optimizer step of a job, and its throughput, from its config alone.
+
+Layers as `layer_time` counts them, experts and their exchange by `cost_model`, collectives of
+parameters and gradients by `collective_time`, put together by `pipeline_simulation`; then the
+optimizer. What is left out is listed in docs/planning.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from distmoe.config import Config
+from distmoe.metrics.flops import flops_per_token
+from distmoe.planner.expert_time import ExpertTimes
+from distmoe.planner.job_stages import JobStages
+from distmoe.planner.pipeline_simulation import simulate
+
+SECONDS_PER_DAY = 86400
+WAITS = ("exchange", "slower ranks", "parameters and gradients")
+"""Parts of a step in which a rank computes nothing."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """``parts_s``: the mean rank's seconds by what takes them; they add up to ``seconds``.
+    ``model_flops``: of a token, forward and backward, by the model's own count. ``peak_flops`` of
+    a device; None where it is not known."""
+
+    seconds: float
+    parts_s: Mapping[str, float]
+    tokens: int
+    ranks: int
+    model_flops: int
+    peak_flops: float | None
+
+    @property
+    def tokens_per_s_per_rank(self) -> float:
+        return self.tokens / (self.seconds * self.ranks)
+
+    @property
+    def tokens_per_day(self) -> float:
+        return self.tokens / self.seconds * SECONDS_PER_DAY
+
+    @property
+    def flops_per_rank(self) -> float:
+        """FLOP/s, as tflops_per_rank of a run's metrics."""
+        return self.model_flops * self.tokens_per_s_per_rank
+
+    @property
+    def mfu(self) -> float | None:
+        """As mfu of a run's metrics; None where the peak is not known."""
+        return self.flops_per_rank / self.peak_flops if self.peak_flops else None
+
+    @property
+    def waiting_share(self) -> float:
+        """Of the step."""
+        return sum(self.parts_s[name] for name in WAITS) / self.seconds
+
+
+def least_seconds(config: Config, world: int, stages: JobStages) -> float:
+    """A bound from below: no experts, no waits."""
+    computed = sum(stages.parts_s.values())
+    return _micro_batches(config, world) * computed + stages.once_s + stages.update_s
+
+
+def step_time(
+    config: Config,
+    world: int,
+    stages: JobStages,
+    experts: ExpertTimes | None,
+    *,
+    peak_flops: float | None,
+) -> StepTime:
+    """Of a resolved config on ``world`` ranks; ``experts``: None for a model without."""
+    pipeline = simulate(
+        stages.stages,
+        experts,
+        recomputes_experts=config.train.activation_checkpoint == "full",
+        hides_reductions=stages.hides_reductions,
+    )
+    n = _micro_batches(config, world)
+    parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
+    parts["experts"] = n * pipeline.busy_s
+    parts["exchange"] = n * pipeline.exposed_s
+    parts["slower ranks"] = n * pipeline.straggler_s
+    parts["optimizer"] = stages.update_s
+    seconds = n * pipeline.seconds + stages.once_s + stages.update_s
+    # All that is left: nothing but collectives of parameters and gradients makes ranks wait.
+    parts["parameters and gradients"] = max(0.0, seconds - sum(parts.values()))
+    return StepTime(
+        seconds=seconds,
+        parts_s=parts,
+        tokens=config.train.global_batch_size * config.data.seq_len,
+        ranks=world,
+        model_flops=flops_per_token(config).model,
+        peak_flops=peak_flops,
+    )
+
+
+def _micro_batches(config: Config, world: int) -> int:
+    return config.train.global_batch_size // (world * config.train.micro_batch_size)

@@ -1,0 +1,175 @@
+"""What the layers of a model compute and move on one rank, the experts' exchange left out.
+
+Products are counted as FLOPs, everything between them as bytes of the device's memory, operator by
+operator as our eager modules run: a cast or a product of two tensors reads its operands and writes
+its result. s is the bytes of an activation, 2 in bf16; casts to fp32 exist below that only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distmoe.config import Config, ModelConfig, MoEConfig
+
+# FlashAttention-2 computes the scores again in its backward: five products for the two of the
+# forward (arXiv 2307.08691).
+ATTENTION_BACKWARD = 2.5
+# Bytes of a logit, over the softmax, keys, top-k, z-loss, counts and candidates of rounding.
+# Counted in the code, not measured.
+ROUTER_BYTES, ROUTER_BYTES_BACKWARD = 60, 24
+# Operators that the host launches for a pass, and what one takes eager PyTorch. Assumed.
+ATTENTION_OPS, MLP_OPS, MOE_OPS, HEAD_OPS = 50, 10, 80, 10
+OP_S = 5e-6
+
+
+@dataclass(frozen=True)
+class Rates:
+    """FLOP/s and bytes/s of a device."""
+
+    dense_flops: float
+    attention_flops: float
+    bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of one pass over some layers."""
+
+    dense_flops: float = 0.0
+    attention_flops: float = 0.0
+    bytes: float = 0.0
+    ops: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.dense_flops + other.dense_flops,
+            self.attention_flops + other.attention_flops,
+            self.bytes + other.bytes,
+            self.ops + other.ops,
+        )
+
+    def parts_s(self, rates: Rates) -> dict[str, float]:
+        """Seconds by what takes them. ``launches``: what the host needs beyond the device."""
+        parts = {
+            "dense products": self.dense_flops / rates.dense_flops,
+            "attention": self.attention_flops / rates.attention_flops,
+            "memory-bound": self.bytes / rates.bytes_per_s,
+        }
+        return parts | {"launches": max(0.0, self.ops * OP_S - sum(parts.values()))}
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward of the same layers."""
+
+    forward: Work
+    backward: Work
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(self.forward + other.forward, self.backward + other.backward)
+
+    def recomputed(self) -> Passes:
+        """With the forward once more in the backward."""
+        return Passes(self.forward, self.forward + self.backward)
+
+
+@dataclass(frozen=True)
+class ModelPasses:
+    """One micro-batch of a rank: ``dense_block`` and ``moe_block``, each with its activation
+    checkpointing; ``edges``: embedding, last norm, head and loss."""
+
+    dense_block: Passes
+    moe_block: Passes
+    edges: Passes
+
+
+def model_passes(config: Config, itemsize: int) -> ModelPasses:
+    """Of a resolved config."""
+    model, moe = config.model, config.moe
+    tokens = config.train.micro_batch_size * config.data.seq_len
+    attention = _attention(model, tokens, config.data.seq_len, itemsize)
+    dense = _mlp(model.hidden_size, model.intermediate_size, tokens, itemsize)
+    dense += _norm_and_residual(model.hidden_size, tokens, itemsize)
+    routed = _routed(moe, tokens, itemsize)
+    recompute = config.train.activation_checkpoint
+    if recompute != "none":
+        attention, dense = attention.recomputed(), dense.recomputed()
+    if recompute == "full":
+        routed = routed.recomputed()
+    return ModelPasses(
+        dense_block=attention + dense,
+        moe_block=attention + routed,
+        edges=_edges(config, tokens, itemsize),
+    )
+
+
+def _attention(model: ModelConfig, tokens: int, seq_len: int, s: int) -> Passes:
+    """Norm, projections, rotary positions, causal attention, residual."""
+    H, q = model.hidden_size, model.n_heads * model.head_dim
+    kv = model.n_kv_heads * model.head_dim
+    flops = 2 * tokens * H * 2 * (q + kv)
+    causal = 2 * tokens * seq_len * q
+    turned = tokens * (q + kv)
+    moved = turned * ((_norm_bytes(s) if model.qk_norm else 0) + _rope_bytes(s))
+    # The heads of the output are laid side by side.
+    moved += tokens * q * 2 * s
+    moved += tokens * (q + 2 * kv) * 2 * s if model.clip_qkv else 0
+    passes = Passes(
+        Work(flops, causal, moved, ATTENTION_OPS),
+        Work(2 * flops, ATTENTION_BACKWARD * causal, moved, 2 * ATTENTION_OPS),
+    )
+    return passes + _norm_and_residual(H, tokens, s)
+
+
+def _mlp(hidden: int, width: int, tokens: int, s: int) -> Passes:
+    """SwiGLU of three products: silu reads and writes, the product reads two and writes one."""
+    flops = 6 * tokens * hidden * width
+    return Passes(
+        Work(flops, 0.0, 5 * s * tokens * width, MLP_OPS),
+        Work(2 * flops, 0.0, 9 * s * tokens * width, 2 * MLP_OPS),
+    )
+
+
+def _routed(moe: MoEConfig, tokens: int, s: int) -> Passes:
+    """What an MoE layer does but for its experts: norm, router, shared expert, residual."""
+    H, E = moe.hidden_size, moe.num_experts
+    flops = 2 * tokens * H * E
+    passes = Passes(
+        Work(flops, 0.0, tokens * (s * H + ROUTER_BYTES * E), MOE_OPS),
+        Work(2 * flops, 0.0, tokens * (2 * s * H + ROUTER_BYTES_BACKWARD * E), MOE_OPS),
+    )
+    if moe.shared_intermediate_size:
+        passes += _mlp(H, moe.shared_intermediate_size, tokens, s)
+    return passes + _norm_and_residual(H, tokens, s)
+
+
+def _edges(config: Config, tokens: int, s: int) -> Passes:
+    """Rows of the embedding; logits, cast to fp32, and their cross entropy, whose chunks are
+    computed again in the backward where there are several."""
+    H, V = config.model.hidden_size, config.model.vocab_size
+    cast = s + 4 if s < 4 else 0
+    flops = 2 * tokens * H * V
+    head = Passes(
+        Work(flops, 0.0, tokens * V * (s + cast + 8), HEAD_OPS),
+        Work(2 * flops, 0.0, tokens * V * (12 + cast + 2 * s), 2 * HEAD_OPS),
+    )
+    if tokens > config.train.loss_chunk_tokens:
+        head = head.recomputed()
+    rows = 2 * s * tokens * H
+    embedding = Passes(Work(bytes=rows), Work(bytes=rows + s * V * H))
+    return head + embedding + _norm_and_residual(H, tokens, s)
+
+
+def _norm_and_residual(hidden: int, tokens: int, s: int) -> Passes:
+    work = Work(bytes=tokens * hidden * (_norm_bytes(s) + 3 * s))
+    return Passes(work, work)
+
+
+def _norm_bytes(s: int) -> int:
+    """Of an element: the norm reads and writes fp32, with a cast before and after it."""
+    return 8 if s == 4 else 8 + 2 * (s + 4)
+
+
+def _rope_bytes(s: int) -> int:
+    """Of an element: four products and two sums of halves, the halves joined; and two casts."""
+    return 36 if s == 4 else 36 + 2 * (s + 4)

@@ -1,0 +1,94 @@
+"""The shapes of a model's parameters on one rank of the ep axis, by the unit that owns them.
+
+A unit is what FSDP gathers at one time: the root (embedding, last norm, head), the dense part of a
+block, the experts of a block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from distmoe.config import Config
+from distmoe.kernels.moe_mlp.activations import activation_called
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ModelUnits:
+    """Parameters of each kind of unit, and how many blocks there are of each kind. ``experts`` are
+    those of one rank of the ep axis, [e, G, H] and [e, H, I]; empty without MoE blocks.
+
+    ``plain``: how many of the dense parameters are not decayed, norms and embedding, in elements.
+    """
+
+    root: tuple[Shape, ...]
+    dense_block: tuple[Shape, ...]
+    moe_block: tuple[Shape, ...]
+    experts: tuple[Shape, ...]
+    num_dense: int
+    num_moe: int
+    plain: int
+
+    @property
+    def dense_elements(self) -> int:
+        """Of everything but the experts."""
+        return (
+            elements(self.root)
+            + self.num_dense * elements(self.dense_block)
+            + self.num_moe * elements(self.moe_block)
+        )
+
+    @property
+    def expert_elements(self) -> int:
+        """Of the experts of one rank of the ep axis, over all blocks."""
+        return self.num_moe * elements(self.experts)
+
+
+def elements(shapes: tuple[Shape, ...]) -> int:
+    """Elements of all the tensors together."""
+    return sum(map(prod, shapes))
+
+
+def model_units(config: Config) -> ModelUnits:
+    """Of a resolved config."""
+    model, moe = config.model, config.moe
+    H, V = model.hidden_size, model.vocab_size
+    attention = _attention(config)
+    norms: tuple[Shape, ...] = ((H,), (H,))
+    head: tuple[Shape, ...] = () if model.tie_embeddings else ((V, H),)
+    num_moe = model.n_layers - model.n_dense_layers
+    shared = _swiglu(H, moe.shared_intermediate_size) if moe.shared_intermediate_size else ()
+    width = activation_called(moe.activation).width(moe.intermediate_size)
+    num_local = moe.num_experts // config.parallel.ep
+    experts: tuple[Shape, ...] = (
+        (num_local, width, H),
+        (num_local, H, moe.intermediate_size),
+    )
+    in_norms = sum(prod(shape) for shape in attention if len(shape) == 1) + 2 * H
+    return ModelUnits(
+        root=((V, H), (H,), *head),
+        dense_block=(*attention, *norms, *_swiglu(H, model.intermediate_size)),
+        moe_block=(*attention, *norms, (moe.num_experts, H), *shared),
+        experts=experts if num_moe else (),
+        num_dense=model.n_dense_layers,
+        num_moe=num_moe,
+        plain=V * H + H + model.n_layers * in_norms,
+    )
+
+
+def _attention(config: Config) -> tuple[Shape, ...]:
+    """q, k, v and o projections, and the norms of queries and keys."""
+    model = config.model
+    H, D = model.hidden_size, model.head_dim
+    q, kv = model.n_heads * D, model.n_kv_heads * D
+    per_head = model.qk_norm_scope == "head"
+    norms: tuple[Shape, ...] = ()
+    if model.qk_norm:
+        norms = ((D,), (D,)) if per_head else ((q,), (kv,))
+    return ((q, H), (kv, H), (kv, H), (H, q), *norms)
+
+
+def _swiglu(hidden: int, width: int) -> tuple[Shape, ...]:
+    return ((2 * width, hidden), (hidden, width))

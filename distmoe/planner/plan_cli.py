@@ -1,0 +1,242 @@
+"""`distmoe plan CONFIG --gpus N --hardware NAME|FILE`. Exit code: 2 for a wrong argument or a job
+without a possible layout, 1 if none fits, else 0."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from distmoe.config import Config, ConfigError, load_config, resolve
+from distmoe.config.overrides import named_keys
+from distmoe.config.ranges import out_of_range
+from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
+from distmoe.planner.layouts import FREE, differing, problems_of
+from distmoe.planner.plan_job import Plan, Planner
+from distmoe.planner.plan_report import (
+    DISPATCH,
+    as_json,
+    as_toml,
+    options_of,
+    print_plan,
+    print_remedies,
+)
+from distmoe.planner.remedies import remedies
+
+USAGE = f"""usage: distmoe plan CONFIG --gpus N --hardware {"|".join(KNOWN)}|FILE [options]
+
+Predicts memory and time of every layout of a job, and ranks those that fit. Nothing is started.
+FILE is a profile that `distmoe doctor comm --save` wrote; by default it is parallel.profile.
+
+options:
+  --gpus N              ranks of the job, one per GPU
+  --skew X              pairs of a layer's busiest expert over the mean, as load_max_over_mean of a
+                        run; 1: even experts (default 1.5)
+  --top N               layouts that are shown (default 10)
+  --ranks-per-node G    GPUs of a node (default: the machine's, at most N)
+  --memory-gib X        memory of a GPU (default: the machine's)
+  --json FILE           write every figure
+  --write FILE          write a config that extends CONFIG by the best layout
+  --parallel.ep 8       and any other setting of a run: it is not varied
+
+examples:
+  distmoe plan configs/models/sonicmoe_7b.toml --gpus 64 --hardware h100
+  distmoe plan configs/eight_gpu.toml --gpus 8 --hardware h200 --parallel.engine fsdp2 --top 3
+  distmoe plan configs/quickstart.toml --gpus 2 --hardware machine.toml --memory-gib 4
+"""
+OWN_OPTIONS = (
+    "--gpus",
+    "--hardware",
+    "--skew",
+    "--top",
+    "--ranks-per-node",
+    "--memory-gib",
+    "--json",
+    "--write",
+)
+WIDTH = 120
+DEFAULT_SKEW = 1.5
+"""Of experts under a load-balance loss; assumed."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What was asked for; None: not given. ``plain``: ``config`` without the given settings."""
+
+    file: Path
+    plain: Config
+    config: Config
+    settings: tuple[str, ...]
+    world: int
+    hardware: Hardware
+    skew: float
+    top: int
+    json: Path | None
+    write: Path | None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `distmoe plan ARGV`; the exit code."""
+    if "--help" in argv or "-h" in argv:
+        print(USAGE, end="")
+        return 0
+    try:
+        request = _request(argv)
+        pinned = named_keys(request.settings)
+        planner = Planner(request.config, request.world, request.hardware, skew=request.skew)
+        plan = planner.plan(pinned=pinned, top=request.top)
+        if not plan.tried:
+            raise ConfigError(_why_nothing(request))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"distmoe plan: error: {problem}", file=sys.stderr)
+        return 2
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    _print_head(request, plan, console)
+    print_plan(plan, request.hardware, console)
+    if not plan.best:
+        print_remedies(remedies(planner, pinned), console)
+    else:
+        _advise(request, plan, console)
+    if request.json:
+        figures = as_json(plan, request.hardware, world=request.world, skew=request.skew)
+        request.json.write_text(json.dumps(figures, indent=1) + "\n")
+    return 0 if plan.best else 1
+
+
+def _print_head(request: _Request, plan: Plan, console: Console) -> None:
+    hardware, train = request.hardware, request.config.train
+    tokens = train.global_batch_size * request.config.data.seq_len
+    console.print(
+        f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a "
+        f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean",
+        soft_wrap=True,
+    )
+    source = hardware.profile.origin.note or "a measured profile"
+    console.print(
+        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}\n",
+        soft_wrap=True,
+    )
+
+
+def _advise(request: _Request, plan: Plan, console: Console) -> None:
+    """How to train with the best layout."""
+    best = plan.best[0]
+    command = ["distmoe", "train", str(request.file), *request.settings]
+    command += options_of(best, request.config)
+    console.print(f"\nTrain with it:\n  {shlex.join(command)}", soft_wrap=True)
+    if request.write:
+        keys = (*FREE, *DISPATCH, *named_keys(request.settings))
+        changes = differing(request.plain, best.config, keys)
+        request.write.write_text(as_toml(changes, file=request.file, written_to=request.write))
+        console.print(f"or with {request.write}")
+
+
+def _why_nothing(request: _Request) -> list[str]:
+    """Complaints about the simplest layout, which stand for all."""
+    config = replace(request.config, parallel=replace(request.config.parallel, dp_shard=0))
+    per_node = request.hardware.ranks_per_node
+    return problems_of(config, request.world, per_node) or [
+        "no layout is possible: the given settings exclude each other"
+    ]
+
+
+def _request(argv: Sequence[str]) -> _Request:
+    """ConfigError names the first argument that is wrong."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError("the first argument must be a FILE such as configs/eight_gpu.toml")
+    own, settings = _split(argv[1:])
+    file = Path(argv[0])
+    config = load_config(file, settings)
+    world = _count("--gpus", own, missing=0)
+    if not world:
+        raise ConfigError("--gpus is missing; it must be an integer, at least 1")
+    given = own.get("--hardware", config.parallel.profile)
+    if not given:
+        raise ConfigError(f"--hardware is missing; it must be one of {', '.join(KNOWN)} or a FILE")
+    hardware = find_hardware(
+        given,
+        memory_gib=_number("--memory-gib", own, missing=0.0, least=0.0),
+        ranks_per_node=_count("--ranks-per-node", own, missing=0),
+    )
+    per_node = min(hardware.ranks_per_node, world)
+    if world % per_node:
+        raise ConfigError(
+            f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
+        )
+    _check_sizes(config, world)
+    return _Request(
+        file=file,
+        plain=load_config(file),
+        config=config,
+        settings=tuple(settings),
+        world=world,
+        hardware=replace(hardware, ranks_per_node=per_node),
+        skew=_number("--skew", own, missing=DEFAULT_SKEW, least=1.0),
+        top=_count("--top", own, missing=10),
+        json=_file("--json", own),
+        write=_file("--write", own),
+    )
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Options of plan, and settings of a run."""
+    own: dict[str, str] = {}
+    settings: list[str] = []
+    rest = list(argv)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if option not in OWN_OPTIONS:
+            settings.append(f"{option}{equals}{value}")
+            continue
+        if not equals and not rest:
+            raise ConfigError(f"{option} needs a value")
+        own[option] = value if equals else rest.pop(0)
+    return own, settings
+
+
+def _check_sizes(config: Config, world: int) -> None:
+    """What no layout can mend."""
+    problems = [problem for _, problem in out_of_range(config)]
+    if not resolve(config, world).model.vocab_size:
+        problems.append(
+            f"model.vocab_size is 0, and data.path is '{config.data.path}', where no data was "
+            "prepared; one of them must say how many tokens there are"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _count(option: str, given: dict[str, str], *, missing: int) -> int:
+    if option not in given:
+        return missing
+    text = given[option]
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{option} is '{text}'; it must be an integer, at least 1")
+    return int(text)
+
+
+def _number(option: str, given: dict[str, str], *, missing: float, least: float) -> float:
+    if option not in given:
+        return missing
+    try:
+        number = float(given[option])
+    except ValueError:
+        number = float("nan")
+    if not least <= number < float("inf"):
+        raise ConfigError(f"{option} is '{given[option]}'; it must be a number, at least {least:g}")
+    return number
+
+
+def _file(option: str, given: dict[str, str]) -> Path | None:
+    if option not in given:
+        return None
+    path = Path(given[option])
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(f"{option} is '{path}'; it must be a file in a folder that exists")
+    return path

@@ -1,0 +1,78 @@
+"""How uneven the ranks of an ep group are: experts of different popularity, and what rounding makes
+of their counts.
+
+The popularity of a layer's experts is log-normal, as wide as the busiest expert over the mean says.
+Pairs are drawn from it. The config's own rounding rule turns them into the pairs that run; without
+one tiles are padded.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+
+from distmoe.config import MoEConfig, RoundingConfig
+from distmoe.planner.row_volumes import FloatArray
+from distmoe.registry import ROUNDING_RULES
+
+HALVINGS = 40
+WIDEST = 8.0
+DRAWN_LAYERS = 8
+
+
+def rank_loads(
+    moe: MoEConfig, *, tokens: int, ep: int, num_layers: int, skew: float, seed: int = 0
+) -> FloatArray:
+    """[num_layers, ep]: pairs that a rank runs, padding of tiles among them, over the mean pairs
+    of a rank under top-k. ``tokens`` of each rank; ``skew``: the busiest expert over the mean, in
+    the mean over layers, at least 1. A forced `balanced` router has even experts."""
+    # Layers beyond these repeat them.
+    drawn = min(num_layers, DRAWN_LAYERS)
+    rng = np.random.default_rng(seed)
+    forced = moe.router == "balanced"
+    popularity_LE = _popularity(drawn, moe.num_experts, 1.0 if forced else skew, seed)
+    pairs, share_LE = tokens * ep * moe.top_k, popularity_LE / moe.num_experts
+    pairs_LE = pairs * share_LE if forced else rng.multinomial(pairs, share_LE)
+    pairs_LE = np.minimum(pairs_LE.round(), tokens * ep).astype(np.float64)
+    run_LE = np.stack([_run(freq_E, moe.rounding, tokens, ep) for freq_E in pairs_LE])
+    load_LP = run_LE.reshape(drawn, ep, -1).sum(2) / (tokens * moe.top_k)
+    return np.resize(load_LP, (num_layers, ep))
+
+
+@cache
+def _popularity(num_layers: int, num_experts: int, skew: float, seed: int) -> FloatArray:
+    """[L, E], mean 1 in every layer."""
+    taste_LE = np.random.default_rng(seed + 1).standard_normal((num_layers, num_experts))
+    low, high = 0.0, WIDEST
+    # exp(width * taste) has no width for a given maximum in closed form.
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        busiest = float(_shares(taste_LE, middle).max(1).mean())
+        low, high = (middle, high) if busiest < skew else (low, middle)
+    return _shares(taste_LE, low)
+
+
+def _shares(taste_LE: FloatArray, width: float) -> FloatArray:
+    weight_LE = np.exp(width * taste_LE)
+    return np.asarray(weight_LE / weight_LE.mean(1, keepdims=True))
+
+
+def _run(freq_E: FloatArray, rounding: RoundingConfig, tokens: int, ep: int) -> FloatArray:
+    """Pairs that run, tiles full."""
+    tile = rounding.tile
+    if rounding.rule == "none":
+        return np.asarray(np.ceil(freq_E / tile) * tile)
+    # `score` weighs scores, which a plan has not; in the mean it rounds up as `stochastic` does.
+    rule = ROUNDING_RULES.load("stochastic" if rounding.rule == "score" else rounding.rule)
+    alone = rounding.scope == "rank"
+    freq = torch.from_numpy(freq_E / ep if alone else freq_E).round().long()
+    target_E = rule(
+        freq,
+        tile=tile,
+        room=tokens if alone else tokens * ep,
+        groups=rounding.balance_groups or ep,
+        seed=rounding.seed,
+    )
+    return np.asarray(target_E.numpy() * (ep if alone else 1), dtype=np.float64)

@@ -1,0 +1,192 @@
+"""What a job holds: shards against the engine's own, formulas against real steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from distmoe.config import Config, resolve
+from distmoe.config.keys import with_values
+from distmoe.data.batches import Batch
+from distmoe.engines.fsdp2 import Fsdp2Engine
+from distmoe.engines.single import SingleEngine
+from distmoe.mesh import build_mesh
+from distmoe.metrics.flops import parameter_counts
+from distmoe.planner.job_memory import predict_memory
+from distmoe.planner.live_storages import LiveStorages
+from distmoe.train.step import train_step
+
+# Sizes that no number of ranks divides.
+ODD: dict[str, Any] = {
+    "run.device": "cpu",
+    "model.vocab_size": 1001,
+    "model.hidden_size": 96,
+    "model.n_layers": 3,
+    "model.n_dense_layers": 1,
+    "model.n_heads": 6,
+    "model.n_kv_heads": 2,
+    "model.intermediate_size": 130,
+    "moe.intermediate_size": 48,
+    "moe.num_experts": 64,
+    "moe.shared_intermediate_size": 24,
+    "moe.rounding.tile": 8,
+    "moe.dispatch.exchange": "p2p",
+    "data.seq_len": 64,
+}
+
+
+def config_of(world: int, **settings: Any) -> Config:
+    values = {key.replace("__", "."): value for key, value in settings.items()}
+    batch = {"train.global_batch_size": world, "train.micro_batch_size": 1}
+    return resolve(with_values(Config(), {**ODD, **batch, **values}), world, local_world=world)
+
+
+@contextmanager
+def first_of(world: int) -> Iterator[None]:
+    """This process as the first rank of a group whose other ranks do not exist."""
+    dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def stored(tensors: list[Tensor]) -> int:
+    """Bytes of this rank's parts."""
+    local = [t._local_tensor if isinstance(t, DTensor) else t for t in tensors]
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in local}.values())
+
+
+LAYOUTS = [
+    # World, replicas, ep, experts: 8 efsdp ranks have an expert each.
+    (64, 1, 8, 64),
+    # 2 experts for 8 ranks: cut by rows.
+    (64, 1, 8, 16),
+    # Every rank has its own experts; replicas.
+    (64, 2, 32, 64),
+    (4096, 8, 64, 512),
+]
+
+
+@pytest.mark.parametrize(("world", "replicas", "ep", "experts"), LAYOUTS)
+def test_shards_are_the_engines_own(world: int, replicas: int, ep: int, experts: int) -> None:
+    """Of the first rank, which has a whole chunk of everything."""
+    settings = {"parallel__dp_replicate": replicas, "parallel__ep": ep}
+    config = config_of(world, moe__num_experts=experts, **settings)
+    with first_of(world):
+        mesh = build_mesh(config.parallel, device_type="cpu")
+        engine = Fsdp2Engine(config, mesh, torch.device("meta"))
+        parameters = list(engine.model.parameters())
+        moments = [
+            state[name]
+            for state in engine.state_dict()["optimizer"].values()
+            for name in ("exp_avg", "exp_avg_sq")
+        ]
+        predicted = predict_memory(config, world)
+        assert stored(parameters) == predicted.parameters
+        assert stored(moments) == predicted.optimizer
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_all_parameters_are_there(tied: bool) -> None:
+    settings = {"model__tie_embeddings": tied, "parallel__engine": "single"}
+    counts = parameter_counts(
+        *[getattr(config_of(1, **settings), name) for name in ("model", "moe")]
+    )
+    for dtype, itemsize in (("fp32", 4), ("bf16", 2)):
+        predicted = predict_memory(config_of(1, train__dtype=dtype, **settings), 1)
+        assert predicted.parameters == (4 + itemsize) * counts.total
+        assert predicted.optimizer == 8 * counts.total
+
+
+def test_zero_stages_hold_less_and_less() -> None:
+    by_stage = [
+        predict_memory(
+            config_of(
+                8,
+                parallel__engine="deepspeed",
+                deepspeed__zero_stage=stage,
+                deepspeed__bucket_elements=1000,
+            ),
+            8,
+        )
+        for stage in (1, 2, 3)
+    ]
+    states = [memory.parameters + memory.gradients + memory.optimizer for memory in by_stage]
+    assert states[0] > states[1] > states[2]
+    assert len({memory.optimizer for memory in by_stage[:2]}) == 1
+
+
+def test_recomputing_more_keeps_less() -> None:
+    kept = [
+        predict_memory(config_of(8, train__activation_checkpoint=mode, data__seq_len=4096), 8)
+        for mode in ("none", "selective", "full")
+    ]
+    assert kept[0].activations > kept[1].activations > kept[2].activations
+
+
+@pytest.mark.parametrize("engine", ["fsdp2", "deepspeed"])
+def test_parts_add_up(engine: str) -> None:
+    # The logits are the most that there is, and no gradient is there yet.
+    config = config_of(
+        8, run__device="cuda", model__vocab_size=50_000, data__seq_len=4096, parallel__engine=engine
+    )
+    memory = predict_memory(config, 8, device_context=1000)
+    parts = {k: v for k, v in asdict(memory).items() if k != "moment"}
+    assert memory.total == sum(parts.values())
+    assert (memory.moment, memory.gradients) == ("loss", 0)
+    assert memory.margin - predict_memory(config, 8, device_context=0).margin == 1000
+    assert predict_memory(config_of(8), 8).margin == 0
+
+
+def test_busier_ranks_hold_more() -> None:
+    config = config_of(8, parallel__ep=8, data__seq_len=1024)
+    assert predict_memory(config, 8, skew=2.0).tensors > predict_memory(config, 8).tensors
+
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "model__vocab_size": 256,
+    "model__hidden_size": 128,
+    "model__n_heads": 4,
+    "moe__router": "balanced",
+    "moe__dispatch__exchange": "auto",
+    "moe__num_experts": 8,
+    "moe__intermediate_size": 64,
+    "moe__shared_intermediate_size": 0,
+    "data__seq_len": 512,
+    "parallel__engine": "single",
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "recomputed", "layers"), [("fp32", "none", 2), ("bf16", "full", 1)]
+)
+def test_a_real_step_holds_what_is_predicted(dtype: str, recomputed: str, layers: int) -> None:
+    settings = {
+        **SMALL,
+        "model__n_layers": layers,
+        "train__dtype": dtype,
+        "train__activation_checkpoint": recomputed,
+    }
+    config = config_of(1, **settings)
+    predicted, storages = predict_memory(config, 1), LiveStorages()
+    tokens = torch.randint(256, (1, 513))
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
+    with storages:
+        engine = SingleEngine(config, None, CPU)
+        assert storages.read() == pytest.approx(predicted.parameters, rel=0.001)
+        for _ in range(2):
+            train_step(engine, batches, lr=1e-3, moe=config.moe, device=CPU, group=None)
+        state = predicted.parameters + predicted.optimizer
+        assert storages.read() == pytest.approx(state, rel=0.01)
+    assert storages.peak[""] == pytest.approx(predicted.tensors, rel=0.05)

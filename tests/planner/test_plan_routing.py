@@ -1,0 +1,82 @@
+"""Loads of ranks from an assumed popularity of experts and the config's own rounding."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from distmoe.config import MoEConfig, RoundingConfig
+from distmoe.moe.schedule import Schedule
+from distmoe.planner.cost_model import predict
+from distmoe.planner.expert_time import expert_times
+from distmoe.planner.layer_shape import LayerShape
+from distmoe.planner.machine_profile import PRESETS
+from distmoe.planner.routing_skew import DRAWN_LAYERS, rank_loads
+from distmoe.planner.row_volumes import FloatArray, RankLayout
+
+MOE = MoEConfig(num_experts=64, top_k=8, rounding=RoundingConfig(tile=128))
+TOKENS = 4096
+PAIRS = TOKENS * MOE.top_k
+
+
+def loads(rule: str, *, skew: float = 1.5, ep: int = 8, **more: object) -> FloatArray:
+    rounding = replace(MOE.rounding, rule=rule, **more)  # type: ignore[arg-type]
+    moe = replace(MOE, rounding=rounding)
+    return rank_loads(moe, tokens=TOKENS, ep=ep, num_layers=4, skew=skew)
+
+
+@pytest.mark.parametrize("rule", ["balance", "nearest", "down", "up", "stochastic", "score"])
+def test_rounded_loads_are_whole_tiles(rule: str) -> None:
+    tiles_LP = loads(rule) * PAIRS / MOE.rounding.tile
+    assert np.allclose(tiles_LP, tiles_LP.round())
+    assert tiles_LP.max() > tiles_LP.min()
+
+
+def test_balance_levels_even_experts_and_padding_costs() -> None:
+    even, padded = loads("balance", skew=1.0), loads("none", skew=1.0)
+    # A tile of the 256 of a rank.
+    assert even.max() - even.min() <= 2 / 256
+    # Half a tile on the 4096 pairs of an expert.
+    assert padded.mean() == pytest.approx(1 + 64 / 4096, abs=0.002)
+
+
+def test_no_rule_levels_popular_experts() -> None:
+    """Where one expert of a rank is popular, the mean rank still has its pairs."""
+    uneven = loads("balance", skew=2.0)
+    assert 1.1 < uneven.max(1).mean() < 2.0
+    assert uneven.mean() == pytest.approx(1.0, abs=0.001)
+    assert loads("balance", skew=3.0).max(1).mean() > uneven.max(1).mean()
+    assert loads("balance", skew=2.0, ep=64).max(1).mean() == pytest.approx(2.0, rel=0.02)
+    assert loads("balance", skew=2.0, ep=1).tolist() == [[1.0]] * 4
+
+
+def test_each_rank_alone_moves_more() -> None:
+    alone = loads("nearest", scope="rank")
+    assert np.allclose(alone * PAIRS / 128 % 8, 0)
+
+
+def test_forced_routing_has_no_skew() -> None:
+    moe = replace(MOE, router="balanced")
+    found = rank_loads(moe, tokens=TOKENS, ep=8, num_layers=2 * DRAWN_LAYERS, skew=3.0)
+    assert found.shape == (2 * DRAWN_LAYERS, 8)
+    assert (found == 1.0).all()
+
+
+def test_times_follow_the_load() -> None:
+    shape = LayerShape(TOKENS, 2048, 768, 64, 8)
+    layout, profile, schedule = (
+        RankLayout(8, 8),
+        PRESETS["NVIDIA H200"],
+        Schedule("rank", "tokens", 2),
+    )
+    load_LP = np.array([[0.5, 1.0, 2.0]])
+    found = expert_times(shape, layout, profile, schedule, load_LP, overlap=True)
+    even = predict(shape, layout, profile, schedule)
+    light, mean, busy = found.backward.seconds_LP[0]
+    assert mean == pytest.approx(even.backward.overlapped_s, rel=0.05)
+    assert light < 0.65 * mean
+    assert 1.8 * mean < busy < 2.0 * mean
+    assert (found.forward.busy_LP <= found.forward.seconds_LP).all()
+    serial = expert_times(shape, layout, profile, schedule, load_LP, overlap=False)
+    assert (serial.forward.seconds_LP > found.forward.seconds_LP).all()
+    assert found.forward.slowest_L == [found.forward.seconds_LP.max()]

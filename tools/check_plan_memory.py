@@ -1,0 +1,299 @@
+"""Compare what `distmoe plan` says of memory with what real training steps hold.
+
+    python tools/check_plan_memory.py [SHAPE ...] [--json FILE]
+
+Every shape trains a few steps on ranks of this machine, twice: once for the resident set, once for
+the tensor storages, phase by phase. Exit code: 1 if a resident peak and its prediction differ by
+more than 10 %. On a GPU, PyTorch's allocator is asked instead of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distmoe.config import Config, RankInfo, resolve, to_toml
+from distmoe.config.keys import with_values
+from distmoe.launch.env import worker_environment
+from distmoe.planner.command_line import command_line
+from distmoe.planner.job_memory import predict_memory
+
+LIMIT = 0.10
+MIB = 1 << 20
+RANK = Path(__file__).with_name("plan_memory_rank.py")
+
+# So that freed memory leaves the process at once, as the resident set is what is measured.
+GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+
+COMMON: dict[str, Any] = {
+    "run.device": "cpu",
+    "moe.kernel": "torch",
+    "moe.rounding.tile": 32,
+    "parallel.ranks_per_node": 2,
+    "train.steps": 3,
+}
+SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
+    # Many wide experts, few tokens: weights, their gradients and their reduction.
+    "experts": (
+        2,
+        {
+            "model.vocab_size": 4096,
+            "model.hidden_size": 512,
+            "model.n_layers": 5,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 4,
+            "moe.num_experts": 32,
+            "moe.top_k": 4,
+            "moe.intermediate_size": 512,
+            "parallel.engine": "fsdp2",
+            "parallel.ep": 2,
+            "data.seq_len": 256,
+            "train.global_batch_size": 4,
+        },
+    ),
+    # Long sequences: activations of attention and experts, none recomputed.
+    "long sequence": (
+        2,
+        {
+            "model.vocab_size": 2048,
+            "model.hidden_size": 256,
+            "model.n_layers": 4,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 2,
+            "moe.num_experts": 8,
+            "moe.top_k": 2,
+            "moe.intermediate_size": 256,
+            "parallel.engine": "fsdp2",
+            "parallel.ep": 1,
+            "data.seq_len": 4096,
+            "train.global_batch_size": 2,
+            "train.loss_chunk_tokens": 1024,
+        },
+    ),
+    # A large vocabulary: logits, embedding and head; blocks are recomputed, steps accumulate.
+    "vocabulary": (
+        2,
+        {
+            "model.vocab_size": 65536,
+            "model.hidden_size": 384,
+            "model.n_layers": 4,
+            "model.n_dense_layers": 0,
+            "model.n_heads": 6,
+            "model.n_kv_heads": 6,
+            "moe.num_experts": 16,
+            "moe.top_k": 2,
+            "moe.intermediate_size": 128,
+            "parallel.engine": "fsdp2",
+            "parallel.ep": 2,
+            "data.seq_len": 512,
+            "train.global_batch_size": 8,
+            "train.micro_batch_size": 2,
+            "train.activation_checkpoint": "full",
+            "train.loss_chunk_tokens": 512,
+        },
+    ),
+    # Rows that are passed on inside a node, and blocks that stay gathered. Choices are uniform, as
+    # the prediction assumes: rank 0 need not be the busiest.
+    "two nodes": (
+        4,
+        {
+            "model.vocab_size": 1024,
+            "model.hidden_size": 512,
+            "model.n_layers": 3,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 2,
+            "moe.num_experts": 16,
+            "moe.top_k": 4,
+            "moe.intermediate_size": 128,
+            "moe.router": "hash",
+            "moe.dispatch.level": "node",
+            "parallel.engine": "fsdp2",
+            "parallel.ep": 4,
+            "parallel.reshard_after_forward": False,
+            "data.seq_len": 2048,
+            "train.global_batch_size": 4,
+            "train.loss_chunk_tokens": 1024,
+        },
+    ),
+    # As many pairs for every expert: for each other number of rows oneDNN would compile a bf16
+    # kernel, half a MiB.
+    "single, bf16": (
+        1,
+        {
+            "moe.router": "balanced",
+            "model.vocab_size": 8192,
+            "model.hidden_size": 512,
+            "model.n_layers": 4,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 4,
+            "moe.num_experts": 16,
+            "moe.top_k": 2,
+            "moe.intermediate_size": 256,
+            "parallel.engine": "single",
+            "data.seq_len": 1024,
+            "train.global_batch_size": 2,
+            "train.dtype": "bf16",
+            "train.activation_checkpoint": "selective",
+        },
+    ),
+    "ZeRO 2": (
+        2,
+        {
+            "model.vocab_size": 4096,
+            "model.hidden_size": 512,
+            "model.n_layers": 4,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 4,
+            "moe.num_experts": 16,
+            "moe.top_k": 4,
+            "moe.intermediate_size": 256,
+            "parallel.engine": "deepspeed",
+            "parallel.ep": 2,
+            "deepspeed.zero_stage": 2,
+            "deepspeed.bucket_elements": 4_000_000,
+            "data.seq_len": 512,
+            "train.global_batch_size": 4,
+        },
+    ),
+    "ZeRO 3": (
+        2,
+        {
+            "model.vocab_size": 4096,
+            "model.hidden_size": 512,
+            "model.n_layers": 4,
+            "model.n_dense_layers": 1,
+            "model.n_heads": 8,
+            "model.n_kv_heads": 4,
+            "moe.num_experts": 16,
+            "moe.top_k": 4,
+            "moe.intermediate_size": 256,
+            "parallel.engine": "deepspeed",
+            "parallel.ep": 1,
+            "deepspeed.zero_stage": 3,
+            "deepspeed.bucket_elements": 4_000_000,
+            "data.seq_len": 512,
+            "train.global_batch_size": 4,
+        },
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="every figure, added to those in it"
+    )
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.shapes if name not in SHAPES]
+    if unknown:
+        parser.error(f"SHAPE is {unknown[0]!r}; it must be one of {', '.join(SHAPES)}")
+    rows = []
+    for name in arguments.shapes or SHAPES:
+        rows.append(check(name))
+        print_row(rows[-1])
+    if arguments.json:
+        save(rows, arguments.json)
+    return 1 if any(abs(row["error"]) > LIMIT for row in rows) else 0
+
+
+def save(rows: list[dict[str, Any]], file: Path) -> None:
+    """Into ``file``, in place of what it has of the same shapes."""
+    old = json.loads(file.read_text())["shapes"] if file.exists() else []
+    by_name = {row["name"]: row for row in (*old, *rows)}
+    facts = {"common": COMMON, "shapes": list(by_name.values())}
+    file.write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def check(name: str) -> dict[str, Any]:
+    """Measured and predicted bytes of one shape."""
+    world, settings = SHAPES[name]
+    config = resolve(with_values(Config(), {**COMMON, **settings}), world, local_world=world)
+    predicted = predict_memory(config, world)
+    process = run_ranks(config, world, storages=False)
+    storages = run_ranks(config, world, storages=True)
+    return {
+        "name": name,
+        **machine(),
+        "ranks": world,
+        "settings": settings,
+        "predicted": {**asdict(predicted), "tensors": predicted.tensors},
+        "resident": process,
+        "storages": storages,
+        "error": predicted.tensors / process["peak"] - 1,
+        "error_of_storages": predicted.tensors / storages["peak"] - 1,
+    }
+
+
+def run_ranks(config: Config, world: int, *, storages: bool) -> dict[str, Any]:
+    """What rank 0 measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder, "config.toml"), Path(folder, "out.json")
+        file.write_text(to_toml(config))
+        command = [sys.executable, str(RANK), str(file), str(out)]
+        command += ["--storages"] if storages else []
+        port = free_port()
+        places = [
+            RankInfo(rank, world, rank, world, "127.0.0.1", port, "local") for rank in range(world)
+        ]
+        ranks = [
+            subprocess.Popen(command, env={**worker_environment(place, threads=1), **GIVES_BACK})
+            for place in places
+        ]
+        codes = [rank.wait() for rank in ranks]
+        if any(codes):
+            raise RuntimeError(f"ranks ended with {codes}")
+        found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """MiB of one shape, a line a part."""
+    predicted, resident, storages = row["predicted"], row["resident"], row["storages"]
+    parts = ("parameters", "gradients", "optimizer", "activations", "buffers")
+    told = ", ".join(f"{part} {predicted[part] / MIB:,.0f}" for part in parts)
+    phases = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in storages["phases"].items())
+    print(
+        f"{row['name']}: predicted {predicted['tensors'] / MIB:,.0f} MiB at {predicted['moment']}"
+    )
+    print(f"  {told}")
+    print(f"  resident {resident['peak'] / MIB:,.0f}, error {row['error']:+.1%}")
+    print(f"  storages {storages['peak'] / MIB:,.0f} ({phases}), {row['error_of_storages']:+.1%}")
+
+
+def machine() -> dict[str, str]:
+    import torch
+
+    return {
+        "command": command_line(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
