@@ -1,6 +1,6 @@
 """Compare what `distmoe plan` says of memory with what real training steps hold.
 
-    python tools/check_plan_memory.py [SHAPE ...] [--json FILE]
+    python tools/check_plan_memory.py [SHAPE ...] [--device cuda] [--json FILE]
 
 Every shape trains a few steps on ranks of this machine, twice: once for the resident set, once for
 the tensor storages, phase by phase. Exit code: 1 if a resident peak and its prediction differ by
@@ -26,7 +26,7 @@ from distmoe.config import Config, RankInfo, resolve, to_toml
 from distmoe.config.keys import with_values
 from distmoe.launch.env import worker_environment
 from distmoe.planner.command_line import command_line
-from distmoe.planner.job_memory import predict_memory
+from distmoe.planner.job_memory import JobMemory, predict_memory
 
 LIMIT = 0.10
 MIB = 1 << 20
@@ -36,11 +36,24 @@ RANK = Path(__file__).with_name("plan_memory_rank.py")
 GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
 
 COMMON: dict[str, Any] = {
-    "run.device": "cpu",
-    "moe.kernel": "torch",
     "moe.rounding.tile": 32,
     "parallel.ranks_per_node": 2,
     "train.steps": 3,
+}
+ZERO: dict[str, Any] = {
+    "model.vocab_size": 4096,
+    "model.hidden_size": 512,
+    "model.n_layers": 4,
+    "model.n_dense_layers": 1,
+    "model.n_heads": 8,
+    "model.n_kv_heads": 4,
+    "moe.num_experts": 16,
+    "moe.top_k": 4,
+    "moe.intermediate_size": 256,
+    "parallel.engine": "deepspeed",
+    "deepspeed.bucket_elements": 4_000_000,
+    "data.seq_len": 512,
+    "train.global_batch_size": 4,
 }
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     # Many wide experts, few tokens: weights, their gradients and their reduction.
@@ -150,46 +163,8 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
             "train.activation_checkpoint": "selective",
         },
     ),
-    "ZeRO 2": (
-        2,
-        {
-            "model.vocab_size": 4096,
-            "model.hidden_size": 512,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
-            "model.n_kv_heads": 4,
-            "moe.num_experts": 16,
-            "moe.top_k": 4,
-            "moe.intermediate_size": 256,
-            "parallel.engine": "deepspeed",
-            "parallel.ep": 2,
-            "deepspeed.zero_stage": 2,
-            "deepspeed.bucket_elements": 4_000_000,
-            "data.seq_len": 512,
-            "train.global_batch_size": 4,
-        },
-    ),
-    "ZeRO 3": (
-        2,
-        {
-            "model.vocab_size": 4096,
-            "model.hidden_size": 512,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
-            "model.n_kv_heads": 4,
-            "moe.num_experts": 16,
-            "moe.top_k": 4,
-            "moe.intermediate_size": 256,
-            "parallel.engine": "deepspeed",
-            "parallel.ep": 1,
-            "deepspeed.zero_stage": 3,
-            "deepspeed.bucket_elements": 4_000_000,
-            "data.seq_len": 512,
-            "train.global_batch_size": 4,
-        },
-    ),
+    "ZeRO 2": (2, {**ZERO, "deepspeed.zero_stage": 2, "parallel.ep": 2}),
+    "ZeRO 3": (2, {**ZERO, "deepspeed.zero_stage": 3, "parallel.ep": 1}),
 }
 
 
@@ -201,13 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="every figure, added to those in it"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)
     unknown = [name for name in arguments.shapes if name not in SHAPES]
     if unknown:
         parser.error(f"SHAPE is {unknown[0]!r}; it must be one of {', '.join(SHAPES)}")
     rows = []
     for name in arguments.shapes or SHAPES:
-        rows.append(check(name))
+        rows.append(check(name, arguments.device))
         print_row(rows[-1])
     if arguments.json:
         save(rows, arguments.json)
@@ -222,24 +198,30 @@ def save(rows: list[dict[str, Any]], file: Path) -> None:
     file.write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def check(name: str) -> dict[str, Any]:
+def check(name: str, device: str) -> dict[str, Any]:
     """Measured and predicted bytes of one shape."""
-    world, settings = SHAPES[name]
-    config = resolve(with_values(Config(), {**COMMON, **settings}), world, local_world=world)
-    predicted = predict_memory(config, world)
+    config, world, predicted = predict(name, device)
     process = run_ranks(config, world, storages=False)
     storages = run_ranks(config, world, storages=True)
     return {
         "name": name,
         **machine(),
         "ranks": world,
-        "settings": settings,
+        "settings": SHAPES[name][1],
         "predicted": {**asdict(predicted), "tensors": predicted.tensors},
         "resident": process,
         "storages": storages,
         "error": predicted.tensors / process["peak"] - 1,
         "error_of_storages": predicted.tensors / storages["peak"] - 1,
     }
+
+
+def predict(name: str, device: str) -> tuple[Config, int, JobMemory]:
+    """The config of one shape, its ranks, and what it should hold."""
+    world, settings = SHAPES[name]
+    values = {**COMMON, **settings, "run.device": device}
+    config = resolve(with_values(Config(), values), world, local_world=world)
+    return config, world, predict_memory(config, world)
 
 
 def run_ranks(config: Config, world: int, *, storages: bool) -> dict[str, Any]:
@@ -276,9 +258,8 @@ def print_row(row: dict[str, Any]) -> None:
     parts = ("parameters", "gradients", "optimizer", "activations", "buffers")
     told = ", ".join(f"{part} {predicted[part] / MIB:,.0f}" for part in parts)
     phases = ", ".join(f"{name} {size / MIB:,.0f}" for name, size in storages["phases"].items())
-    print(
-        f"{row['name']}: predicted {predicted['tensors'] / MIB:,.0f} MiB at {predicted['moment']}"
-    )
+    total = predicted["tensors"] / MIB
+    print(f"{row['name']}: predicted {total:,.0f} MiB at {predicted['moment']}")
     print(f"  {told}")
     print(f"  resident {resident['peak'] / MIB:,.0f}, error {row['error']:+.1%}")
     print(f"  storages {storages['peak'] / MIB:,.0f} ({phases}), {row['error_of_storages']:+.1%}")

@@ -22,8 +22,8 @@ class Stage(Enum):
 
 @dataclass(frozen=True)
 class Moment:
-    """``block``: whose backward it is, from 0; of the stages that are no block's, the number of
-    blocks before the loss and -1 after the root, so that blocks after it have their gradients."""
+    """``block``: whose backward it is, from 0. The loss has the number of blocks, root and
+    optimizer have -1: in every case the blocks with a higher number have their gradients."""
 
     stage: Stage
     block: int

@@ -21,6 +21,7 @@ from distmoe.engines.fsdp2 import Fsdp2Engine
 from distmoe.engines.single import SingleEngine
 from distmoe.mesh import build_mesh
 from distmoe.metrics.flops import parameter_counts
+from distmoe.planner.exchange_rows import exchange_rows
 from distmoe.planner.job_memory import predict_memory
 from distmoe.planner.live_storages import LiveStorages
 from distmoe.train.step import train_step
@@ -151,6 +152,24 @@ def test_parts_add_up(engine: str) -> None:
 def test_busier_ranks_hold_more() -> None:
     config = config_of(8, parallel__ep=8, data__seq_len=1024)
     assert predict_memory(config, 8, skew=2.0).tensors > predict_memory(config, 8).tensors
+
+
+def test_rows_travel_as_the_level_says() -> None:
+    copies, rank, node = (
+        exchange_rows(
+            config_of(8, parallel__ep=8, parallel__ranks_per_node=4, moe__dispatch__level=level),
+            num_tokens=1000,
+            skew=1.0,
+        )
+        for level in ("copies", "rank", "node")
+    )
+    # A token has 4 pairs, each of which is a row of its own at level copies.
+    assert copies.pairs == copies.received == copies.outgoing == 4000
+    assert copies.sent == 3500
+    assert rank.received == node.received < copies.received
+    assert node.sent < rank.sent < copies.sent
+    assert (copies.relayed, rank.relayed) == (0, 0)
+    assert 0 < node.relayed < node.parts
 
 
 CPU = torch.device("cpu")

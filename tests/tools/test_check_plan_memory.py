@@ -1,0 +1,42 @@
+"""What the check keeps and refuses; its runs are the tool's own."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/check_plan_memory.py"))
+
+
+def test_figures_of_other_shapes_stay(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    TOOL["save"]([{"name": "a", "error": 1.0}, {"name": "b", "error": 2.0}], file)
+    TOOL["save"]([{"name": "b", "error": 3.0}], file)
+    errors = {row["name"]: row["error"] for row in json.loads(file.read_text())["shapes"]}
+    assert errors == {"a": 1.0, "b": 3.0}
+
+
+def test_unknown_shapes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        TOOL["main"](["experts", "nothing"])
+    assert "SHAPE is 'nothing'; it must be one of experts, " in capsys.readouterr().err
+
+
+def test_every_published_figure_is_within_the_limit() -> None:
+    """A figure that is outside belongs into the formula, not into the docs."""
+    file = Path(__file__).parents[2] / "docs/benchmarks/plan-memory.json"
+    rows = json.loads(file.read_text())["shapes"]
+    assert {row["name"] for row in rows} == set(TOOL["SHAPES"])
+    for row in rows:
+        assert abs(row["error"]) < TOOL["LIMIT"]
+        assert abs(row["error_of_storages"]) < TOOL["LIMIT"]
+
+
+@pytest.mark.parametrize("name", list(TOOL["SHAPES"]))
+def test_the_formula_still_says_what_was_published(name: str) -> None:
+    file = Path(__file__).parents[2] / "docs/benchmarks/plan-memory.json"
+    rows = {row["name"]: row for row in json.loads(file.read_text())["shapes"]}
+    assert TOOL["predict"](name, "cpu")[2].tensors == rows[name]["predicted"]["tensors"]
