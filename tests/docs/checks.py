@@ -4,7 +4,7 @@ which may be GPUs, other machines or hours.
 | program | what is run |
 |---|---|
 | `distmoe train` | itself, with the ranks of its launcher, up to the start of the work |
-| `distmoe config` | itself |
+| `distmoe config`, `distmoe plan` | themselves |
 | `distmoe launch` | itself, with `--dry-run` |
 | `distmoe doctor` | itself, up to the start of the checks or measurements |
 | other commands of distmoe, `python tools/...` | themselves, until the arguments are understood |
@@ -60,7 +60,17 @@ OPTIONS = {
     "tensorboard": {"--logdir"},
 }
 # What follows these is written, and need not be there before.
-WRITTEN = {"--out", "--json", "--picture", "--save", "--html", "--markdown", "--csv", "--run.dir"}
+WRITTEN = {
+    "--out",
+    "--json",
+    "--write",
+    "--picture",
+    "--save",
+    "--html",
+    "--markdown",
+    "--csv",
+    "--run.dir",
+}
 # Settings that are refused where a package is missing: left out then.
 PACKAGES = {"--metrics.wandb": "wandb"}
 FILE = re.compile(r"[^$:=|]*(/|\.(toml|py|sh|sbatch|jsonl?|txt|html|csv|png)$)[^$:=|]*")
@@ -121,7 +131,7 @@ def distmoe(words: Sequence[str], environment: Mapping[str, str] | None = None) 
             stack.enter_context(mock.patch(work, side_effect=Understood()))
         stack.enter_context(mock.patch.dict(os.environ, environment or {}))
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        if words[0] not in ("train", "config", "launch", "doctor"):
+        if words[0] not in ("train", "config", "plan", "launch", "doctor"):
             stack.enter_context(until_understood())
         dry_run = ("--dry-run",) if words[0] == "launch" else ()
         try:
