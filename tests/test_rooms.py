@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "distmoe"
 ORDER = (
     ("registry", "config"),
     ("kernels",),
-    ("mesh", "runtime", "comm"),
+    ("mesh", "runtime", "named_range", "comm"),
     ("routing",),
     ("moe",),
     ("model",),

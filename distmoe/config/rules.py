@@ -10,8 +10,8 @@ from pathlib import Path
 
 from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
+from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.schema import Config
-from distmoe.config.steps import parse_steps
 
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
@@ -307,6 +307,18 @@ def _deepspeed(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule("deepspeed.zero_stage")
+def _compile(config: Config, world: int) -> Iterator[str]:
+    by_hooks = config.parallel.engine == "deepspeed" and config.deepspeed.zero_stage == 3
+    if config.train.compile != "none" and by_hooks:
+        yield _wrong(
+            config,
+            "train.compile",
+            "be none with deepspeed.zero_stage 3, whose hooks gather and free parameters inside of "
+            "what would be compiled",
+        )
+
+
 @_rule("train.global_batch_size", "train.micro_batch_size")
 def _global_batch(config: Config, world: int) -> Iterator[str]:
     train = config.train
@@ -341,14 +353,8 @@ def _decay(config: Config, world: int) -> Iterator[str]:
 
 
 @_rule("train.steps")
-def _trace_steps(config: Config, world: int) -> Iterator[str]:
-    try:
-        fits = parse_steps(config.train.trace_steps).stop <= config.train.steps + 1
-    except ValueError:
-        fits = False
-    if not fits:
-        last = f"train.steps ({config.train.steps})"
-        yield _wrong(config, "train.trace_steps", f"be empty or FIRST-LAST within 1..{last}")
+def _profiling(config: Config, world: int) -> Iterator[str]:
+    yield from profiling_problems(config, world)
 
 
 @_rule()

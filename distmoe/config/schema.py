@@ -262,6 +262,8 @@ class TrainConfig:
     activation_checkpoint: Literal["none", "selective", "full"] = "none"
     """selective: attention and dense MLPs are computed again in the backward.
     full: the experts too. Routing is never repeated."""
+    compile: Literal["none", "dense"] = "none"
+    """dense: torch.compile of attention, norms, dense MLPs and the loss; not with ZeRO 3."""
     loss_chunk_tokens: int = 8192
     """Tokens whose logits exist at one time."""
     max_skipped_steps: int = 10
@@ -273,6 +275,14 @@ class TrainConfig:
     trace_steps: str = ""
     """Steps FIRST-LAST, such as 10-12, whose computing, transfers and waits every rank writes to
     <run.dir>/trace, for Perfetto. Empty: none."""
+    profile: str = ""
+    """Steps FIRST-LAST that torch.profiler records, to <run.dir>/profile, for Perfetto and
+    TensorBoard. Empty: none."""
+    profile_ranks: str = "0"
+    """Ranks that write what profile and memory_snapshot ask for: all, or numbers such as 0,8."""
+    memory_snapshot: str = ""
+    """Steps FIRST-LAST whose allocations on CUDA are written to <run.dir>/profile, for
+    pytorch.org/memory_viz. Empty: none."""
     record_routing: int = 0
     """Steps of this start of the run whose routing is written to <run.dir>/routing, from its first
     step on; see tools/simulate_routing.py --trace."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.config import Config
 from distmoe.mesh import Mesh
+from distmoe.model.compile_dense import compile_dense
 from distmoe.model.transformer import Transformer
 from distmoe.registry import ENGINES
 
@@ -65,6 +67,17 @@ def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engi
     """Build the model on the meta device, shard it, initialise it. No mesh: one rank alone."""
     engine: Engine = ENGINES.load(config.parallel.engine)(config, mesh, device)
     return engine
+
+
+def meta_model(
+    config: Config, device: torch.device, *, ep_group: dist.ProcessGroup | None = None
+) -> Transformer:
+    """The model on the meta device, before it is sharded, with what train.compile asks for."""
+    with torch.device("meta"):
+        model = Transformer(config, ep_group=ep_group)
+    if config.train.compile == "dense":
+        compile_dense(model, device)
+    return model
 
 
 def compute_dtype(config: Config, device: torch.device) -> torch.dtype:

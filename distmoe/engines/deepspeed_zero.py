@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distmoe.config import Config
-from distmoe.engines import StepResult, compute_dtype
+from distmoe.engines import StepResult, compute_dtype, meta_model
 from distmoe.engines.adamw import decays, set_lr
 from distmoe.engines.deepspeed_json import deepspeed_json, micro_batches
 from distmoe.engines.deepspeed_state import ZeroState
@@ -56,8 +56,7 @@ class DeepSpeedZeroEngine:
             raise AssertionError("the deepspeed engine needs a mesh; start the process group first")
         self.config, self.world = config, dist.get_world_size()
         dtype = compute_dtype(config, device)
-        with torch.device("meta"):
-            self.model = Transformer(config, ep_group=mesh.ep_group)
+        self.model = meta_model(config, device, ep_group=mesh.ep_group)
         self.model.to_empty(device=device)
         self.model.tie()
         num_local = config.moe.num_experts // config.parallel.ep

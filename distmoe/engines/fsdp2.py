@@ -10,13 +10,12 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from distmoe.config import Config
-from distmoe.engines import StepResult, compute_dtype
+from distmoe.engines import StepResult, compute_dtype, meta_model
 from distmoe.engines.adamw import build_adamw, set_lr
 from distmoe.engines.grad_norm import clip, grad_norm
 from distmoe.engines.optimizer_state import load_optimizer_state, optimizer_state
 from distmoe.mesh import Mesh
 from distmoe.model.init import initialize
-from distmoe.model.transformer import Transformer
 from distmoe.moe.experts import Experts
 
 
@@ -31,8 +30,7 @@ class Fsdp2Engine:
         if mesh is None:
             raise AssertionError("the fsdp2 engine needs a mesh; start the process group first")
         self.config, self.mesh = config, mesh
-        with torch.device("meta"):
-            self.model = Transformer(config, ep_group=mesh.ep_group)
+        self.model = meta_model(config, device, ep_group=mesh.ep_group)
         self._shard(compute_dtype(config, device))
         self.model.to_empty(device=device)
         self.model.tie()

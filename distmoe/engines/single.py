@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from distmoe.config import Config
-from distmoe.engines import StepResult, compute_dtype
+from distmoe.engines import StepResult, compute_dtype, meta_model
 from distmoe.engines.adamw import build_adamw, set_lr
 from distmoe.engines.grad_norm import clip, grad_norm
 from distmoe.engines.optimizer_state import load_optimizer_state, optimizer_state
 from distmoe.mesh import Mesh
 from distmoe.model.init import initialize
-from distmoe.model.transformer import Transformer
 
 
 class SingleEngine:
@@ -23,8 +22,7 @@ class SingleEngine:
 
     def __init__(self, config: Config, mesh: Mesh | None, device: torch.device) -> None:
         self.config = config
-        with torch.device("meta"):
-            self.model = Transformer(config)
+        self.model = meta_model(config, device)
         self.model.to_empty(device=device)
         self.model.tie()
         initialize(self.model, seed=config.run.seed)

@@ -15,7 +15,7 @@ from distmoe.metrics.energy import Meter, no_meter
 WARM_UP_STEPS = 3
 
 # Parts of a run that are in no step's time.
-BETWEEN_STEPS = ("validation", "checkpoint", "routing trace")
+BETWEEN_STEPS = ("validation", "checkpoint", "routing trace", "profile")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -15,6 +16,7 @@ from distmoe.model.norm import RMSNorm
 from distmoe.moe.layer import MoE, MoELosses
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.routing_tape import RoutingTape
+from distmoe.named_range import named_range
 
 
 class Block(nn.Module):
@@ -31,6 +33,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         model = config.model
+        self.name = f"layer {layer}"
         self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
         self.attention = Attention(model)
         self.mlp_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
@@ -48,27 +51,38 @@ class Block(nn.Module):
         self.recompute = config.train.activation_checkpoint
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
-        if self.recompute == "full" and self.training:
-            out: tuple[Tensor, MoELosses | None] = _checkpoint(self._forward, x_BSH, cos, sin)
-            return out
-        return self._forward(x_BSH, cos, sin)
+        with named_range("block", layer=self.name):
+            if self.recompute == "full" and self.training:
+                out: tuple[Tensor, MoELosses | None] = _checkpoint(self._forward, x_BSH, cos, sin)
+                return out
+            return self._forward(x_BSH, cos, sin)
 
     def _forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, MoELosses | None]:
-        selective = self.recompute == "selective" and self.training
-        if selective:
-            x_BSH = _checkpoint(self._attend, x_BSH, cos, sin)
-        else:
-            x_BSH = self._attend(x_BSH, cos, sin)
+        x_BSH = self._part("attention", self.attend, x_BSH, cos, sin)
         if isinstance(self.mlp, SwiGluMlp):
-            return (_checkpoint(self._dense, x_BSH) if selective else self._dense(x_BSH)), None
+            return self._part("dense MLP", self.dense, x_BSH), None
         mlp_BSH, losses = self.mlp(self.mlp_norm(x_BSH))
         return x_BSH + mlp_BSH, losses
 
-    def _attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _part(self, name: str, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``function`` under its name in profiles; computed again in the backward, if so set."""
+
+        def named(*inputs: Tensor) -> Tensor:
+            with named_range(name, layer=self.name):
+                return function(*inputs)
+
+        if self.recompute != "selective" or not self.training:
+            return named(*inputs)
+        out: Tensor = _checkpoint(named, *inputs)
+        return out
+
+    def attend(self, x_BSH: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """The first half of the block."""
         out_BSH: Tensor = x_BSH + self.attention(self.attention_norm(x_BSH), cos, sin)
         return out_BSH
 
-    def _dense(self, x_BSH: Tensor) -> Tensor:
+    def dense(self, x_BSH: Tensor) -> Tensor:
+        """The second half of a block without experts."""
         out_BSH: Tensor = x_BSH + self.mlp(self.mlp_norm(x_BSH))
         return out_BSH
 

@@ -15,6 +15,7 @@ from distmoe.model.block import Block
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
 from distmoe.moe.layer import MoE, MoELosses, node_groups_for
+from distmoe.named_range import named_range
 
 # Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
 IGNORE = -100
@@ -95,19 +96,22 @@ class Transformer(nn.Module):
         if labels_BS is None:
             logits_BSV: Tensor = self.head(x_BSH)
             return logits_BSV
-        return LossSums(self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten()), layers)
+        with named_range("loss"):
+            token_loss = self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten())
+        return LossSums(token_loss, layers)
 
     def _token_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
         """Sum of cross entropies; the logits of ``loss_chunk_tokens`` tokens exist at one time."""
         chunk = self.config.train.loss_chunk_tokens
         if len(x_TH) <= chunk:
-            return self._chunk_loss(x_TH, label_T)
+            return self.chunk_loss(x_TH, label_T)
         parts = [
-            checkpoint(self._chunk_loss, x, label, use_reentrant=False)
+            checkpoint(self.chunk_loss, x, label, use_reentrant=False)
             for x, label in zip(torch.split(x_TH, chunk), torch.split(label_T, chunk), strict=True)
         ]
         return torch.stack(parts).sum()
 
-    def _chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+    def chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
+        """Sum of the cross entropies of some tokens."""
         logits_TV = self.head(x_TH).float()
         return F.cross_entropy(logits_TV, label_T, ignore_index=IGNORE, reduction="sum")

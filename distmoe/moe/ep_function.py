@@ -22,9 +22,11 @@ from torch.autograd.function import once_differentiable
 from distmoe.comm import Exchange, not_empty
 from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import MoeMlp
+from distmoe.moe.named_rows import NamedRows
 from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
 from distmoe.moe.rows import FlatRows, OwnRows, Rows
+from distmoe.named_range import is_profiling, named_range
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class ExpertParallel:
     def post_rows(self, source_TH: Tensor) -> Rows:
         """Every receive and then every send of a pass; what they carry must not change until the
         pass is finished."""
-        source_TH = source_TH.contiguous()
+        layer = self.exchange.observer.layer
+        with named_range("dispatch, posting", layer=layer):
+            rows = self._rows(source_TH.contiguous())
+        return NamedRows(rows, layer) if is_profiling() else rows
+
+    def _rows(self, source_TH: Tensor) -> Rows:
         if self.plan.num_ranks == 1:
             return OwnRows(source_TH)
         if self.links is None:
@@ -50,15 +57,16 @@ class ExpertParallel:
 
     def combine(self, rows: Rows, y_RH: Tensor) -> Tensor:
         """Wait for everything; [T, H] sum of a token's partial rows, fp32, in rank order."""
-        rows.finish(y_RH)
-        if self.plan.combine is None:
-            return y_RH
-        out_TH = y_RH.new_empty(self.plan.num_tokens, y_RH.shape[1])
-        every = slice(0, self.plan.num_tokens)
-        self.mlp.row_sum(
-            rows.home_UH, index=self.plan.combine, rows=every, score_L=None, out_RH=out_TH
-        )
-        return out_TH
+        with named_range("combine", layer=self.exchange.observer.layer):
+            rows.finish(y_RH)
+            if self.plan.combine is None:
+                return y_RH
+            out_TH = y_RH.new_empty(self.plan.num_tokens, y_RH.shape[1])
+            every = slice(0, self.plan.num_tokens)
+            self.mlp.row_sum(
+                rows.home_UH, index=self.plan.combine, rows=every, score_L=None, out_RH=out_TH
+            )
+            return out_TH
 
 
 class ExpertParallelFunction(torch.autograd.Function):

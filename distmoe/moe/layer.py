@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,7 @@ from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
+from distmoe.named_range import is_profiling, named_range
 from distmoe.routing.group_limit import group_limit
 from distmoe.routing.losses import load_balance_loss, z_loss
 from distmoe.routing.round_tokens import Rounded, round_scores
@@ -147,15 +149,21 @@ class MoE(nn.Module):
 
     def _observed_mlp(self) -> MoeMlp:
         observer = self.exchange.observer
-        return TimedMlp(self.mlp, observer) if observer.is_tracing else self.mlp
+        watched = observer.is_tracing or is_profiling()
+        return TimedMlp(self.mlp, observer) if watched else self.mlp
+
+    def _named(self, name: str) -> AbstractContextManager[object]:
+        return named_range(name, layer=self.exchange.observer.layer)
 
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         x_TH = x.reshape(-1, x.shape[-1])
-        logits_TE = router_logits(x_TH, self.router_EH)
-        scores = self._score(logits_TE)
+        with self._named("router"):
+            logits_TE = router_logits(x_TH, self.router_EH)
+            scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
-        plan = decision.dispatch.plan()
+        with self._named("dispatch, plan"):
+            plan = decision.dispatch.plan()
         routing = decision.routing.first(plan.num_own_pairs)
         score_N = routing.with_scores(scores.weight(decision.selected_TE)).score_N
         if not is_replay():
@@ -169,7 +177,7 @@ class MoE(nn.Module):
         )
         rows = ep.post_rows(x_TH.detach())
         # While the first rows travel.
-        shared_TH = self.shared(x_TH) if self.shared is not None else None
+        shared_TH = self._shared_expert(x_TH)
         out_TH = self.experts(x_TH, score_N, ep, rows)
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
@@ -177,6 +185,13 @@ class MoE(nn.Module):
         # whose backward came after theirs would have FSDP gather the layer a second time.
         losses = self._losses(scores, logits_TE, decision.balance)
         return out_TH.view(x.shape), losses
+
+    def _shared_expert(self, x_TH: Tensor) -> Tensor | None:
+        if self.shared is None:
+            return None
+        with self._named("shared expert"):
+            shared_TH: Tensor = self.shared(x_TH)
+        return shared_TH
 
     def _losses(self, scores: Scores, logits_TE: Tensor, balance: BalanceCounts) -> MoELosses:
         return MoELosses(
@@ -201,7 +216,8 @@ class MoE(nn.Module):
         rounding = self.config.rounding
         if not self.training:
             rounding = RoundingConfig(rule="none", tile=rounding.tile)
-        rounded = round_scores(scores, self.exchange, rounding)
+        with self._named("rounding"):
+            rounded = round_scores(scores, self.exchange, rounding)
         routing = Routing.from_mask(
             rounded.selected_TE,
             scores.weight(rounded.selected_TE),
@@ -216,7 +232,8 @@ class MoE(nn.Module):
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
         balance = self._balance_counts(scores, rounded, num_sequences)
-        dispatch.exchange_pairs()
+        with self._named("dispatch, pairs"):
+            dispatch.exchange_pairs()
         stats = MoEStats.count(scores, rounded)
         if self.on_scores is not None:
             self.on_scores(scores)

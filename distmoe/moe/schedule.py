@@ -21,6 +21,10 @@ ORDERS = ("source", "tokens")
 # The own rows are computed in halves, before and after everybody else's.
 OWN_RUNS = 2
 
+# Of `auto` without a model of the links.
+MOST_RANKS_BY_SOURCE = 8
+MOST_RUNS = 4
+
 
 @dataclass(frozen=True)
 class Part:
@@ -108,11 +112,20 @@ def cut(items: list[int], parts: int) -> list[list[int]]:
 
 
 def auto_schedule(
-    level: str, order: str, steps: int, *, num_ranks: int, ranks_per_node: int = 0
+    level: str,
+    order: str,
+    steps: int,
+    *,
+    num_ranks: int,
+    ranks_per_node: int = 0,
+    relays: bool = True,
+    most_runs: int = MOST_RUNS,
 ) -> Schedule:
     """What ``auto`` (0 for ``steps``) stands for without a model of the links: the node level where
-    there are several nodes; up to 8 ranks a step for every other rank, above and between nodes four
-    runs of everybody's rows. ValueError for an unknown name, or nodes that do not divide the ranks.
+    there are several nodes; up to 8 ranks a step for every other rank, above and between nodes
+    ``most_runs`` runs of everybody's rows. ``relays``: whether auto may take level node.
+
+    ValueError for an unknown name, or nodes that do not divide the ranks.
     """
     width = ranks_per_node if 0 < ranks_per_node < num_ranks else num_ranks
     if num_ranks % width:
@@ -121,19 +134,24 @@ def auto_schedule(
                 f"ranks_per_node is {ranks_per_node}; it must divide the {num_ranks} ranks"
             )
         width = num_ranks
+    _check_known(level, order, steps)
+    several_nodes = 1 < width < num_ranks
     if level == "auto":
-        level = "node" if 1 < width < num_ranks else "rank"
+        level = "node" if relays and several_nodes else "rank"
+    # With one node, or one rank in each, a row for a node is a row for a rank.
+    if level == "node" and not several_nodes:
+        level = "rank"
     if order == "auto":
-        order = "source" if num_ranks <= 8 else "tokens"
+        pairwise = level != "node" and num_ranks <= MOST_RANKS_BY_SOURCE
+        order = "source" if pairwise else "tokens"
+    if steps == 0 and order == "source" and level != "node":
+        steps = max(1, min(num_ranks, MOST_RANKS_BY_SOURCE) - 1)
+    return Schedule(level, order, steps or most_runs, width if level == "node" else 0)
+
+
+def _check_known(level: str, order: str, steps: int) -> None:
     for what, name, known in (("level", level, LEVELS), ("order", order, ORDERS)):
-        if name not in known:
+        if name not in ("auto", *known):
             raise ValueError(f"{what} is {name!r}; it must be one of auto, {', '.join(known)}")
     if steps < 0:
         raise ValueError(f"steps is {steps}; it must be at least 0")
-    # With one node, or one rank in each, a row for a node is a row for a rank.
-    if level == "node" and width in (1, num_ranks):
-        level = "rank"
-    if steps == 0:
-        pairwise = level != "node" and order == "source"
-        steps = max(1, num_ranks - 1) if pairwise else 4
-    return Schedule(level, order, steps, width if level == "node" else 0)

@@ -1,13 +1,16 @@
-"""The expert kernels with every call on the timeline."""
+"""The expert kernels with every call on the timeline, and under a name in profiles."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from distmoe.comm import Observer
 from distmoe.kernels.moe_mlp import MoeMlp
+from distmoe.named_range import named_range
 
 
 class TimedMlp:
@@ -18,20 +21,27 @@ class TimedMlp:
         self._calls: dict[str, int] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
-        with self._observer.compute("forward", block=self._next("forward")):
+        with self._noted("forward", self._next("forward")):
             self._mlp.forward(*args, **kwargs)
 
     def row_sum(self, *args: Any, **kwargs: Any) -> None:
-        with self._observer.compute("row_sum"):
+        with self._noted("row_sum"):
             self._mlp.row_sum(*args, **kwargs)
 
     def dgrad(self, *args: Any, **kwargs: Any) -> None:
-        with self._observer.compute("dgrad", block=self._next("dgrad")):
+        with self._noted("dgrad", self._next("dgrad")):
             self._mlp.dgrad(*args, **kwargs)
 
     def wgrad(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        with self._observer.compute("wgrad"):
+        with self._noted("wgrad"):
             return self._mlp.wgrad(*args, **kwargs)
+
+    @contextmanager
+    def _noted(self, call: str, block: int | None = None) -> Iterator[None]:
+        name = f"experts {call}" if block is None else f"experts {call}, step {block}"
+        observer = self._observer
+        with named_range(name, layer=observer.layer), observer.compute(call, block=block):
+            yield
 
     def _next(self, call: str) -> int:
         """The place of this call among those of its name: the block, as blocks run in order."""

@@ -1,8 +1,7 @@
 """What `auto` means for moe.dispatch.level, order and steps: resolved once, before training.
 
-One rank exchanges nothing. With a profile of the machine the cost model decides. Without one, up
-to 8 ranks get their rows by source, a step per peer, more ranks by tokens in at most 4 steps, and
-ranks on several nodes send a token to a node once.
+One rank exchanges nothing. With a profile of the machine the cost model decides; without one
+`moe.schedule.auto_schedule`, which sees to the ranks and nodes alone.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from distmoe.config import Config, resolve
 from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.moe.schedule import MOST_RUNS, auto_schedule
 from distmoe.planner.cost_model import (
     LEVELS,
     ORDERS,
@@ -21,9 +21,6 @@ from distmoe.planner.cost_model import (
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.row_volumes import RankLayout
-
-MOST_RANKS_BY_SOURCE = 8
-MOST_STEPS_UNMEASURED = 4
 
 
 class ResolvedSchedule(NamedTuple):
@@ -110,20 +107,17 @@ def _without_profile(
     config: Config, layout: RankLayout, why: str, *, relays: bool
 ) -> ResolvedSchedule:
     dispatch = config.moe.dispatch
-    level, order = dispatch.level, dispatch.order
-    if level == "auto":
-        level = unmeasured_level(layout, relays=relays)
-    if order == "auto":
-        few = layout.num_ranks <= MOST_RANKS_BY_SOURCE
-        order = "source" if level != "node" and few else "tokens"
-    if order == "source" and level != "node":
-        steps = min(layout.num_ranks, MOST_RANKS_BY_SOURCE) - 1
-    else:
-        shape = layer_shape(config, dtype="bf16")
-        steps = min(most_steps(shape, layout), MOST_STEPS_UNMEASURED)
-    return ResolvedSchedule(
-        level, order, dispatch.steps or steps, f"{why}: by the number of ranks and nodes"
+    found = auto_schedule(
+        dispatch.level,
+        dispatch.order,
+        dispatch.steps,
+        num_ranks=layout.num_ranks,
+        ranks_per_node=layout.per_node,
+        relays=relays,
+        most_runs=min(most_steps(layer_shape(config, dtype="bf16"), layout), MOST_RUNS),
     )
+    why = f"{why}: by the number of ranks and nodes"
+    return ResolvedSchedule(found.level, found.order, found.steps, why)
 
 
 def unmeasured_level(layout: RankLayout, *, relays: bool) -> Literal["rank", "node"]:

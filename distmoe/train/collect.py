@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,8 +54,76 @@ def collect_step(
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective. ``peak``:
     FLOP/s of a rank's device, None if that is not known."""
-    world = runtime.ranks.world
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
+    row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
+    first_moe_block = config.model.n_dense_layers
+    record = StepRecord(
+        step=step,
+        lr=lr,
+        ranks=runtime.ranks.world,
+        warm_up=lap.warm_up,
+        **_learned(outcome),
+        **_times(outcome, lap, checkpoint_seconds),
+        **_speed(outcome, config, lap, world=runtime.ranks.world, peak=peak),
+        **_from_ranks(outcome, communication, runtime, lap),
+        rows_mib=rows * row_mib,
+        rows_mib_with_copies=copies * row_mib,
+        load=load_of_all(counts),
+        layers={
+            first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
+        },
+        routing="forced" if is_forced(config.moe.router) else "real",
+    )
+    return record, counts.freq_LE
+
+
+def _learned(outcome: StepOutcome) -> dict[str, Any]:
+    """Fields of the record: losses, gradient, tokens."""
+    return {
+        "loss": outcome.loss,
+        "load_balance_loss": outcome.load_balance_loss,
+        "z_loss": outcome.z_loss,
+        "grad_norm": outcome.grad_norm,
+        "skipped": outcome.skipped,
+        "not_finite": outcome.not_finite,
+        "tokens": outcome.valid_tokens,
+    }
+
+
+def _times(outcome: StepOutcome, lap: Lap, checkpoint_seconds: float) -> dict[str, Any]:
+    """Fields of the record: seconds of the step and of its parts."""
+    return {
+        "step_seconds": lap.step,
+        "data_seconds": lap.parts.get("data", 0.0),
+        "forward_backward_seconds": outcome.forward_backward_seconds,
+        "optimizer_seconds": outcome.optimizer_seconds,
+        "checkpoint_seconds": checkpoint_seconds,
+        "validation_seconds": lap.parts.get("validation", 0.0),
+    }
+
+
+def _speed(
+    outcome: StepOutcome, config: Config, lap: Lap, *, world: int, peak: float | None
+) -> dict[str, Any]:
+    """Fields of the record: tokens, FLOPs and MFU of a rank, by both conventions."""
+    speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
+    flops, peak = flops_per_token(config), math.nan if peak is None else peak
+    return {
+        "tokens_per_second_per_rank": speed,
+        "tflops_per_rank": speed * flops.model / TERA,
+        "palm_tflops_per_rank": speed * flops.palm / TERA,
+        "mfu": model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
+        "palm_mfu": model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
+    }
+
+
+def _from_ranks(
+    outcome: StepOutcome,
+    communication: StepCommunication,
+    runtime: Runtime,
+    lap: Lap,
+) -> dict[str, Any]:
+    """Fields of the record: what every rank knows of itself alone, in one all-gather."""
     compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
         [
             outcome.compute_seconds,
@@ -67,52 +136,18 @@ def collect_step(
         runtime,
     )
     exposed, energy = statistics.fmean(exposed_seconds), sum(joules)
-    row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
-    first_moe_block = config.model.n_dense_layers
-    speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
-    flops, peak = flops_per_token(config), math.nan if peak is None else peak
-    record = StepRecord(
-        step=step,
-        loss=outcome.loss,
-        load_balance_loss=outcome.load_balance_loss,
-        z_loss=outcome.z_loss,
-        lr=lr,
-        grad_norm=outcome.grad_norm,
-        skipped=outcome.skipped,
-        tokens=outcome.valid_tokens,
-        ranks=world,
-        warm_up=lap.warm_up,
-        step_seconds=lap.step,
-        data_seconds=lap.parts.get("data", 0.0),
-        forward_backward_seconds=outcome.forward_backward_seconds,
-        optimizer_seconds=outcome.optimizer_seconds,
-        checkpoint_seconds=checkpoint_seconds,
-        validation_seconds=lap.parts.get("validation", 0.0),
-        tokens_per_second_per_rank=speed,
-        tflops_per_rank=speed * flops.model / TERA,
-        palm_tflops_per_rank=speed * flops.palm / TERA,
-        mfu=model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
-        palm_mfu=model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
-        energy_joules=energy,
-        watts_per_rank=energy / (max(lap.step, 1e-9) * world),
-        tokens_per_joule=outcome.valid_tokens / energy if energy > 0 else math.nan,
-        slowest_over_mean=slowest_over_mean(compute_seconds),
-        slowest_rank=int(np.argmax(compute_seconds)),
-        memory_gib=max(memory_gib),
-        rows_mib=rows * row_mib,
-        rows_mib_with_copies=copies * row_mib,
-        exposed_seconds=exposed,
-        exposed_share=exposed / max(lap.step, 1e-9),
-        node_mib=sum(node_bytes) / MIB,
-        remote_mib=sum(remote_bytes) / MIB,
-        load=load_of_all(counts),
-        layers={
-            first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
-        },
-        not_finite=outcome.not_finite,
-        routing="forced" if is_forced(config.moe.router) else "real",
-    )
-    return record, counts.freq_LE
+    return {
+        "slowest_over_mean": slowest_over_mean(compute_seconds),
+        "slowest_rank": int(np.argmax(compute_seconds)),
+        "memory_gib": max(memory_gib),
+        "energy_joules": energy,
+        "watts_per_rank": energy / (max(lap.step, 1e-9) * runtime.ranks.world),
+        "tokens_per_joule": outcome.valid_tokens / energy if energy > 0 else math.nan,
+        "exposed_seconds": exposed,
+        "exposed_share": exposed / max(lap.step, 1e-9),
+        "node_mib": sum(node_bytes) / MIB,
+        "remote_mib": sum(remote_bytes) / MIB,
+    }
 
 
 def _count_over_ranks(

@@ -17,6 +17,7 @@ from distmoe.model.transformer import IGNORE, LossSums
 from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.layer import MoE
 from distmoe.moe.stats import MoEStats
+from distmoe.named_range import named_range
 from distmoe.train.culprit import Witness
 
 
@@ -60,26 +61,17 @@ def train_step(
     gradients are summed, so that the result does not depend on how the batch is cut.
     """
     valid_tokens = count_valid(batches, device=device, group=group)
-    engine.model.train()
-    moe_layers = engine.model.moe_layers()
-    for layer in moe_layers:
-        # What a skipped step has counted is forgotten here.
-        layer.begin_step()
-    # On a CPU the time that the rank worked, without its waits for peers.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    begun, started = time.perf_counter(), clock()
-    sums, layers, witness = _forward_backward(
+    moe_layers = _begin(engine)
+    begun = time.perf_counter()
+    own = _forward_backward(
         engine, batches, moe_layers, valid_tokens=valid_tokens, moe=moe, device=device
     )
-    compute_seconds = clock() - started
     if group is not None:
-        dist.all_reduce(sums, group=group)
-    loss, load_balance_loss, z_loss = sums.tolist()
+        dist.all_reduce(own.sums, group=group)
+    loss, load_balance_loss, z_loss = own.sums.tolist()
     ended = time.perf_counter()
-    result = _update(engine, moe_layers, finite=math.isfinite(loss), lr=lr, group=group)
-    if device.type == "cuda":
-        # The figures of the step wait for the device in any case; here its time is the update's.
-        torch.cuda.synchronize(device)
+    finite = math.isfinite(loss)
+    result = _update(engine, moe_layers, finite=finite, lr=lr, device=device, group=group)
     return StepOutcome(
         loss=loss,
         load_balance_loss=load_balance_loss,
@@ -87,30 +79,32 @@ def train_step(
         grad_norm=result.grad_norm,
         skipped=result.skipped,
         valid_tokens=valid_tokens,
-        compute_seconds=compute_seconds,
-        layers=layers,
-        not_finite=witness.accuse(group) if result.skipped else "",
+        compute_seconds=own.compute_seconds,
+        layers=own.layers,
+        not_finite=own.witness.accuse(group) if result.skipped else "",
         forward_backward_seconds=ended - begun,
         optimizer_seconds=time.perf_counter() - ended,
     )
 
 
-def _update(
-    engine: Engine,
-    moe_layers: list[MoE],
-    *,
-    finite: bool,
-    lr: float,
-    group: dist.ProcessGroup | None,
-) -> StepResult:
-    """Of the weights and of the experts' biases; of neither, if loss or gradient is not finite."""
-    if not finite:
-        engine.discard()
-        return StepResult(grad_norm=math.nan, skipped=True)
-    result = engine.step(lr)
-    if not result.skipped:
-        update_expert_bias(moe_layers, group=group)
-    return result
+@dataclass(frozen=True)
+class _Own:
+    """Of this rank's micro-batches: its shares of the token, load-balance and z-loss [3]; the
+    seconds that it worked; statistics by micro-batch and layer; and who saw what was not finite."""
+
+    sums: Tensor
+    compute_seconds: float
+    layers: list[list[MoEStats]]
+    witness: Witness
+
+
+def _begin(engine: Engine) -> list[MoE]:
+    engine.model.train()
+    moe_layers = engine.model.moe_layers()
+    for layer in moe_layers:
+        # What a skipped step has counted is forgotten here.
+        layer.begin_step()
+    return moe_layers
 
 
 def _forward_backward(
@@ -121,24 +115,51 @@ def _forward_backward(
     valid_tokens: int,
     moe: MoEConfig,
     device: torch.device,
-) -> tuple[Tensor, list[list[MoEStats]], Witness]:
-    """This rank's shares of the token, load-balance and z-loss [3]; statistics by micro-batch and
-    layer; and who saw what was not finite."""
+) -> _Own:
+    # On a CPU the time that the rank worked, without its waits for peers.
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    started = clock()
     sums = torch.zeros(3, device=device)
     layers: list[list[MoEStats]] = []
     witness = Witness(engine.model)
     with witness.watching():
         for batch in batches:
-            out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
+            with named_range("forward"):
+                out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device))
             witness.forward(out)
             token_loss = out.token_loss / valid_tokens
             balance = _mean([losses.load_balance for losses in out.layers], len(batches), device)
             z = _mean([losses.z for losses in out.layers], len(batches), device)
             router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
-            engine.backward(token_loss + len(out.layers) * router_loss)
+            with named_range("backward"):
+                engine.backward(token_loss + len(out.layers) * router_loss)
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
             layers.append([layer.stats for layer in moe_layers])
-    return sums, layers, witness
+    return _Own(sums, clock() - started, layers, witness)
+
+
+def _update(
+    engine: Engine,
+    moe_layers: list[MoE],
+    *,
+    finite: bool,
+    lr: float,
+    device: torch.device,
+    group: dist.ProcessGroup | None,
+) -> StepResult:
+    """Of the weights and of the experts' biases; of neither, if loss or gradient is not finite."""
+    with named_range("optimizer"):
+        if finite:
+            result = engine.step(lr)
+            if not result.skipped:
+                update_expert_bias(moe_layers, group=group)
+        else:
+            engine.discard()
+            result = StepResult(grad_norm=math.nan, skipped=True)
+    if device.type == "cuda":
+        # The figures of the step wait for the device in any case; here its time is the update's.
+        torch.cuda.synchronize(device)
+    return result
 
 
 def count_valid(

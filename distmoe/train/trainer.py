@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
-
-import torch
-import torch.distributed as dist
 
 from distmoe import runtime as runtime_room
 from distmoe.config import Config, RankInfo
-from distmoe.config.keys import with_values
 from distmoe.config.load import to_toml
 from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.sampler import GlobalBatchSampler
@@ -21,16 +17,17 @@ from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.reporter import Reporter
-from distmoe.planner.machine_profile import find_profile
-from distmoe.planner.schedule_policy import ResolvedSchedule, resolve_schedule
+from distmoe.named_range import named_range
 from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
+from distmoe.train.profiling import Profiling
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.start import common_facts
-from distmoe.train.step import train_step, validation_loss
+from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
 SIGNAL = "a signal"
@@ -79,6 +76,8 @@ class Trainer:
         self.config, self.why_schedule = with_schedule(config, runtime)
         config, self.runtime = self.config, runtime
         self.folder = Path(config.run.dir)
+        self.profiling = Profiling(config, runtime)
+        resources.callback(self.profiling.close)
         self.engine = make_engine(config, mesh, runtime.device)
         resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
@@ -138,6 +137,8 @@ class Trainer:
             ("data", f"{config.data.path}, {tokens:,} tokens a step"),
             ("state", self._state(resumed_from)),
         ]
+        if config.train.compile != "none":
+            facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := self.recorder.steps_left:
             facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
         return facts
@@ -165,7 +166,9 @@ class Trainer:
         stopped = ""
         clock.begin()
         while self.done < config.train.steps and not stopped:
-            self._step()
+            with self.profiling.step(self.done + 1):
+                self._step()
+            self._tell_profiles(self.profiling.end)
             last = self.done == config.train.steps
             if self._is_due(config.train.validate_every) and not last:
                 self._validate()
@@ -187,6 +190,7 @@ class Trainer:
         """Save, validate, summarise; ``stopped``: by what. What `run` gives."""
         config, clock = self.config, self.reporter.clock
         self._tell_trace(self.communication.end_trace(self.done))
+        self._tell_profiles(self.profiling.finish)
         with clock.part("checkpoint"):
             self.checkpoints.finish(self.done)
         self._tell(self.checkpoints.news())
@@ -215,55 +219,66 @@ class Trainer:
         return every > 0 and self.done % every == 0
 
     def _step(self) -> None:
-        config, clock = self.config, self.reporter.clock
-        with clock.part("data"):
+        clock = self.reporter.clock
+        with clock.part("data"), named_range("data"):
             batches = self.batches.step(self.done)
         lr = self._lr()
         self.communication.begin(self.done + 1)
-        training = clock.part("training")
-        with training, self.recorder.recording(), self.communication.explained():
-            outcome = train_step(
-                self.engine,
-                batches,
-                lr=lr,
-                moe=config.moe,
-                device=self.runtime.device,
-                group=self.runtime.group,
-            )
+        outcome = self._train(batches, lr)
         lap = clock.lap()
         self.done += 1
         communication, trace = self.communication.end(self.done)
         if self.recorder.steps_left:
             with clock.part("routing trace"):
                 self.recorder.write(self.done)
-        self.skipped_in_a_row = (
-            (*self.skipped_in_a_row, outcome.not_finite) if outcome.skipped else ()
-        )
         record, freq_LE = collect_step(
             outcome,
-            config,
+            self.config,
             self.runtime,
             step=self.done,
             lr=lr,
             lap=lap,
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
-            bytes_per_value=compute_dtype(config, self.runtime.device).itemsize,
+            bytes_per_value=compute_dtype(self.config, self.runtime.device).itemsize,
             peak=self.reporter.peak,
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
         self._tell(self.checkpoints.news())
-        if len(self.skipped_in_a_row) > config.train.max_skipped_steps:
+        self._count_skipped(outcome)
+
+    def _train(self, batches: list[Batch], lr: float) -> StepOutcome:
+        training = self.reporter.clock.part("training")
+        with training, self.recorder.recording(), self.communication.explained():
+            return train_step(
+                self.engine,
+                batches,
+                lr=lr,
+                moe=self.config.moe,
+                device=self.runtime.device,
+                group=self.runtime.group,
+            )
+
+    def _count_skipped(self, outcome: StepOutcome) -> None:
+        """RuntimeError after too many steps in a row without an update."""
+        skipped = (*self.skipped_in_a_row, outcome.not_finite) if outcome.skipped else ()
+        self.skipped_in_a_row = skipped
+        most = self.config.train.max_skipped_steps
+        if len(skipped) > most:
             raise RuntimeError(
-                f"{len(self.skipped_in_a_row)} steps in a row had a loss or gradient that is not "
-                f"finite, first of all: {self.skipped_in_a_row[0]}; "
-                f"train.max_skipped_steps is {config.train.max_skipped_steps}"
+                f"{len(skipped)} steps in a row had a loss or gradient that is not finite, first "
+                f"of all: {skipped[0]}; train.max_skipped_steps is {most}"
             )
 
     def _tell_trace(self, trace: Path | None) -> None:
         if trace is not None:
             self._tell([f"trace: {trace}, and beside it those of the other ranks"])
+
+    def _tell_profiles(self, written: Callable[[int], list[str]]) -> None:
+        if self.profiling.is_on:
+            with self.reporter.clock.part("profile"):
+                self._tell(written(self.done))
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
@@ -305,44 +320,3 @@ class Trainer:
         self.reporter.validation(
             self.done, loss, self.unigram_entropy, seconds=time.perf_counter() - begun
         )
-
-
-def with_schedule(config: Config, runtime: Runtime) -> tuple[Config, str]:
-    """``config`` with what is auto of moe.dispatch for these ranks and links, and why."""
-    name = torch.cuda.get_device_name() if runtime.device.type == "cuda" else ""
-    ranks = runtime.ranks
-    per_node = config.parallel.ranks_per_node or ranks.local_world
-    profile = find_profile(config.parallel.profile, name)
-    found = resolve_schedule(
-        config,
-        ranks.world,
-        per_node,
-        profile,
-        # The order of its transfers over several communicators has not been tried on NCCL.
-        relays=runtime.device.type != "cuda",
-    )
-    level, order, steps, why = _agreed(runtime, per_node, found)
-    settings = {
-        "moe.dispatch.level": level,
-        "moe.dispatch.order": order,
-        "moe.dispatch.steps": steps,
-        "parallel.ranks_per_node": per_node,
-    }
-    return with_values(config, settings), why
-
-
-def _agreed(runtime: Runtime, per_node: int, found: ResolvedSchedule) -> ResolvedSchedule:
-    """What rank 0 found: ranks that wait for other steps would wait for ever. RuntimeError where
-    machines have different numbers of ranks."""
-    if runtime.group is None:
-        return found
-    all_found: list[Any] = [None] * runtime.ranks.world
-    dist.all_gather_object(all_found, (per_node, found), group=runtime.group)
-    numbers = sorted({number for number, _ in all_found})
-    if len(numbers) > 1:
-        raise RuntimeError(
-            f"parallel.ranks_per_node is {numbers} on different ranks; it must be the same on all: "
-            "start as many ranks on every machine, or set it"
-        )
-    agreed: ResolvedSchedule = all_found[0][1]
-    return agreed

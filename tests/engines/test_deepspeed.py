@@ -40,7 +40,7 @@ PARITY = [
     case("parity", 4, 4, 2),
     case("parity", 2, 1, 2),
     case("parity", 2, 2, 1, **OFFLOAD),
-    case("parity", 1, 1, 1),
+    case("parity", 1, 1, 1, compile="dense"),
     case("parity", 1, 1, 3),
 ]
 # In bf16 stage 1 is another optimizer of DeepSpeed.

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 
-from distmoe.config import Config, RankInfo, TrainConfig
+from distmoe.config import Config, RankInfo, RunConfig, TrainConfig
 from distmoe.metrics.throughput import Clock
 from distmoe.runtime import Runtime, StopSignal
+from distmoe.train.profiling import Profiling
 from distmoe.train.trainer import Trainer
 
 
@@ -38,10 +39,14 @@ def run_of(
     signal = StopSignal()
     trainer = Trainer.__new__(Trainer)
     trainer.folder = folder
-    trainer.config = Config(train=TrainConfig(steps=3, max_minutes=minutes, validate_every=0))
+    train = TrainConfig(
+        steps=3, max_minutes=minutes, validate_every=0, profile="1-3" if traced else ""
+    )
+    trainer.config = Config(run=RunConfig(dir=str(folder)), train=train)
     trainer.runtime = Runtime(
         RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD
     )
+    trainer.profiling = Profiling(trainer.config, trainer.runtime)
     trainer.done, trainer.unigram_entropy = 0, 6.0
     clock = Clock()
     if minutes and rank == 0:
@@ -118,3 +123,5 @@ def test_a_run_that_ends_inside_the_traced_steps_writes_them(tmp_path: Path) -> 
     )
     for lines in results:
         assert lines[0] == "trace: steps-1-2.json, and beside it those of the other ranks"
+        assert lines[1] == f"profiles up to step 2: {tmp_path}/profile, of ranks 0"
+    assert (tmp_path / "profile" / "steps-1-2-rank-0.pt.trace.json.gz").exists()

@@ -1,0 +1,40 @@
+"""The prepared data against the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from config_problems import MakeData, problems
+
+from distmoe.config import Config, apply_overrides, check
+
+
+def test_missing_data_says_how_to_make_it() -> None:
+    config = apply_overrides(Config(), ["--data.path", "no/data"])
+    assert problems(config) == [
+        "data.path is 'no/data'; no manifest.json there; make one with: "
+        "distmoe data prepare INPUT --out no/data"
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"vocab_size": 5, "splits": {"train": 3}}'])
+def test_broken_manifest(make_data: MakeData, text: str) -> None:
+    folder = make_data()
+    (Path(folder) / "manifest.json").write_text(text)
+    (problem,) = problems(apply_overrides(Config(), ["--data.path", folder]))
+    assert problem.startswith(f"data.path is '{folder}'; its manifest.json cannot be read (")
+
+
+@pytest.mark.parametrize(
+    ("split", "name", "needed"),
+    [("train", "training", 16 * 256 + 1), ("validation", "validation", 8 * 16 * 256 + 1)],
+)
+def test_splits_must_be_long_enough(
+    make_data: MakeData, split: str, name: str, needed: int
+) -> None:
+    config = apply_overrides(Config(), ["--data.path", make_data(**{split: needed})])
+    check(config, 1)
+    make_data(**{split: needed - 1})
+    (problem,) = problems(config)
+    assert problem.startswith(f"data.path is '{config.data.path}'; its {name} split has ")

@@ -1,0 +1,93 @@
+"""What the settings of a layer do, and which are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from layer_runs import CONFIG, TILE, H, weights
+from ranks import run_ranks
+from torch import Tensor
+
+from distmoe import MoE
+from distmoe.config import RoundingConfig
+
+
+def test_evaluation_is_plain_top_k() -> None:
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("nearest", tile=TILE)))
+    x = torch.randn(40, H, generator=torch.Generator().manual_seed(3))
+    layer.train()(x)
+    assert int(layer.stats.dropped + layer.stats.added) > 0
+    layer.eval()(x)
+    assert int(layer.stats.dropped + layer.stats.added) == 0
+    assert torch.equal(layer.stats.freq_E, layer.stats.target_E)
+
+
+def test_any_shape_and_a_shared_expert() -> None:
+    layer = MoE(replace(CONFIG, shared_intermediate_size=12, rounding=RoundingConfig("none")))
+    x = torch.randn(2, 5, H, generator=torch.Generator().manual_seed(4))
+    out, losses = layer(x)
+    assert out.shape == x.shape
+    assert torch.equal(out.view(-1, H), layer(x.view(-1, H))[0])
+    without = layer.experts.w_out_eHI.data.zero_()
+    assert torch.equal(layer(x)[0], layer.shared(x.view(-1, H)).view(x.shape)), without.shape
+    assert losses.load_balance.ndim == 0
+
+
+def test_impossible_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"top_k is 9; it must be in 1\.\.num_experts \(8\)"):
+        MoE(replace(CONFIG, top_k=9))
+    with pytest.raises(ValueError, match="renormalize is 'none'"):
+        MoE(replace(CONFIG, router="topk_softmax", renormalize="none"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score_scale": 0.0}, "score_scale is 0.0; it must be greater than 0"),
+        ({"bias_update_rate": -0.1}, r"bias_update_rate is -0.1; it must be in \[0, 1\]"),
+        ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
+        ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
+        ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
+        ({"expert_groups": 3}, "moe.expert_groups is 3; it must be 0, 1 or divide"),
+        ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_without_a_config_file(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MoE(replace(CONFIG, **changes))
+
+
+def test_nodes_of_the_ep_group_limit_the_choice() -> None:
+    config = replace(CONFIG, nodes_per_token=1, top_k=2, rounding=RoundingConfig("none"))
+
+    def run(rank: int, ranks_per_node: int) -> Tensor:
+        layer = MoE(config, dist.group.WORLD, ranks_per_node=ranks_per_node)
+        with torch.no_grad():
+            layer.router_EH.copy_(weights()["router"])
+        layer(x[rank * 20 : (rank + 1) * 20])
+        logits_TE = x[rank * 20 : (rank + 1) * 20] @ weights()["router"].T
+        return layer._score(logits_TE).chosen_TE
+
+    x = torch.randn(80, H, generator=torch.Generator().manual_seed(5))
+    limited_TE = torch.cat(run_ranks(run, 4, 2))
+    # Two nodes of two ranks, four experts each.
+    assert int(limited_TE.view(80, 2, 4).any(2).sum(1).max()) == 1
+    assert limited_TE.sum(1).tolist() == [2] * 80
+    free_TE = torch.cat(run_ranks(run, 4, 4))
+    assert int(free_TE.view(80, 2, 4).any(2).sum(1).max()) == 2
+    with pytest.raises(RuntimeError, match="ranks_per_node is 0; it must be at least 1"):
+        run_ranks(run, 4, 0)
+
+
+def test_scale_multiplies_what_the_experts_give() -> None:
+    torch.manual_seed(0)
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("none")))
+    x = torch.randn(10, H)
+    plain = layer(x)[0]
+    layer.config = replace(layer.config, score_scale=2.0)
+    assert torch.equal(layer(x)[0], 2 * plain)
