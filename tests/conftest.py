@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,3 +34,13 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """One cluster for all tests that want one."""
     with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def transformers() -> Any:
+    """It looks for a package called kernels, and must not find the repository's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = Path(__file__).parents[1]
+        patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != root])
+        importlib.import_module("transformers.utils").is_kernels_available()
+    return importlib.import_module("transformers")

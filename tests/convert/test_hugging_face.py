@@ -1,8 +1,6 @@
 """Models of transformers, in and out. Importing it costs seconds: only here, and by a fixture."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +54,6 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", dict(intermediate_size=24, num_local_experts=8)),
 }
 TOKENS_BS = torch.randint(3, 64, (4, 20), generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def transformers() -> Any:
-    """It looks for a package called kernels, and must not find the repository's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", [path for path in sys.path if Path(path).resolve() != ROOT])
-        importlib.import_module("transformers.utils").is_kernels_available()
-    return importlib.import_module("transformers")
 
 
 @pytest.fixture(scope="module", params=sorted(OWN))
