@@ -41,10 +41,9 @@ WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits d
     ("triton", "targets", "only"),
     [
         ("3.6", ["sm_90"], [""]),
-        ("3.9", ["sm_90"], [""]),
-        ("3.9", ["sm_80", "sm_100", "gfx942"], WITHOUT_VARIANTS),
+        ("3.9", ["sm_90", "sm_80", "sm_100", "gfx942"], WITHOUT_VARIANTS),
     ],
-    ids=["3.6-sm_90", "3.9-sm_90", "3.9-others"],
+    ids=["3.6", "3.9"],
 )
 def test_no_kernel_has_a_problem(
     tmp_path: Path, triton: str, targets: list[str], only: list[str]
