@@ -32,14 +32,10 @@ def measured(rule: str, activation: str = "swiglu") -> tuple[ActivationShape, Me
     return ActivationShape(T=T, H=H, I=I, E=E, G=width, pairs=pairs), result
 
 
-def check_transient(shape: ActivationShape, result: Measured) -> None:
+def test_formula() -> None:
+    shape, result = measured("balance")
     for name, want in transient(shape).items():
         assert getattr(result, name) == pytest.approx(want, rel=0.05)
-
-
-def test_with_rounding() -> None:
-    shape, result = measured("balance")
-    check_transient(shape, result)
     kept = sum(keeps(shape).values()) - keeps(shape)["x"]
     assert result.kept == pytest.approx(kept, rel=0.02)
     # Autograd is given x and z, and nothing else of their size.
@@ -50,8 +46,6 @@ def test_with_rounding() -> None:
     assert max(others.values()) < keeps(shape)["x"] / 3
 
 
-def test_without_rounding_and_without_a_gate() -> None:
-    """Half of z."""
+def test_an_activation_without_a_gate_keeps_half_of_z() -> None:
     shape, result = measured("none", "relu2")
-    check_transient(shape, result)
     assert result.saved["float16", (shape.pairs, I)] == keeps(shape)["z"]
