@@ -33,14 +33,20 @@ def data_problems(config: Config) -> Iterator[str]:
 
 def _other_tokenizers(sizes: Mapping[str, DataSizes]) -> Iterator[str]:
     """Folders whose tokens mean something else than the first one's."""
-    hashes = {folder: size.tokenizer_sha256 for folder, size in sizes.items()}
-    first = next(iter(hashes), "")
-    for folder, sha256 in hashes.items():
-        if sha256 != hashes[first]:
+    first = next(iter(sizes), "")
+    for folder, size in sizes.items():
+        if size.tokenizer_sha256 != sizes[first].tokenizer_sha256:
             yield (
-                f"data.mix has '{folder}', whose tokenizer.json (sha256 {sha256[:12]}...) is not "
-                f"that of '{first}' ({hashes[first][:12]}...); all must have the same: "
+                f"data.mix has '{folder}', whose tokenizer.json (sha256 "
+                f"{size.tokenizer_sha256[:12]}...) is not that of '{first}' "
+                f"({sizes[first].tokenizer_sha256[:12]}...); all must have the same: "
                 f"distmoe data prepare ... --tokenizer {first}/tokenizer.json"
+            )
+        elif size.eod_id != sizes[first].eod_id:
+            yield (
+                f"data.mix has '{folder}', whose documents end with the token {size.eod_id}; it "
+                f"must be {sizes[first].eod_id}, as in '{first}': distmoe data prepare ... "
+                "--eod-token"
             )
 
 

@@ -11,10 +11,12 @@ from distmoe.config.errors import ConfigError
 
 @dataclass(frozen=True)
 class DataSizes:
-    """Counts in the manifest of a prepared folder, and the hash of its tokenizer."""
+    """Counts in the manifest of a prepared folder, the hash of its tokenizer, and the token that
+    ends a document."""
 
     vocab_size: int
     tokenizer_sha256: str
+    eod_id: int
     train_tokens: int
     validation_tokens: int
 
@@ -33,6 +35,7 @@ def read_data_sizes(folder: str, key: str = "data.path") -> DataSizes:
         return DataSizes(
             vocab_size=int(manifest["vocab_size"]),
             tokenizer_sha256=str(manifest["tokenizer_sha256"]),
+            eod_id=int(manifest["eod_id"]),
             train_tokens=_tokens(manifest, "train"),
             validation_tokens=_tokens(manifest, "validation"),
         )

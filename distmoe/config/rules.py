@@ -80,6 +80,9 @@ def _heads(config: Config, world: int) -> Iterator[str]:
         yield _wrong(config, "model.n_heads", f"divide {hidden}, unless model.head_dim is set")
     elif config.model.head_dim % 2:
         yield _wrong(config, "model.head_dim", "be even, as RoPE turns pairs")
+    elif config.model.head_dim < 16 and config.data.document_mask and config.run.device == "cuda":
+        # FlexAttention, which masks documents on a GPU, has no smaller one.
+        yield _wrong(config, "model.head_dim", "be at least 16 with data.document_mask on a GPU")
 
 
 @_rule("model.n_heads", "model.n_kv_heads")

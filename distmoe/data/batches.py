@@ -143,7 +143,7 @@ def validation_batches(
     needed, there = count * global_batch_size, split.num_samples(seq_len)
     if there < needed:
         raise ValueError(
-            f"data.path is '{split.directory}'; its {split.split} split has {split.num_tokens} "
+            f"{split.directory}: its {split.split} split has {split.num_tokens} "
             f"tokens, {there} samples of data.seq_len {seq_len}, and needs {needed} "
             f"(train.validation_batches {count} * train.global_batch_size {global_batch_size})"
         )

@@ -136,10 +136,16 @@ def _count(text: str) -> int:
 def _inspect(
     arguments: argparse.Namespace, folders: list[Path], config: Config | None, console: Console
 ) -> None:
-    reports = [
-        inspect_folder(folder, samples=arguments.samples, verify=arguments.verify)
-        for folder in folders
-    ]
+    reports, problems = [], []
+    for folder in folders:
+        try:
+            report = inspect_folder(folder, samples=arguments.samples, verify=arguments.verify)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            reports.append(report)
+    if problems:
+        raise ValueError("\n".join(problems))
     mix = mix_of(reports, config) if len(reports) > 1 else []
     if arguments.json:
         print_json(reports, mix, console)

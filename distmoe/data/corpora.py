@@ -26,7 +26,8 @@ class Samples(Protocol):
 
 
 class JoinedSplits:
-    """Splits of the same name; ValueError if they have not all the same tokenizer."""
+    """Splits of the same name; ValueError if they have not all the same tokenizer and
+    the same token at the end of a document."""
 
     def __init__(self, splits: Sequence[TokenSplit]) -> None:
         first = splits[0]
@@ -35,6 +36,11 @@ class JoinedSplits:
                 raise ValueError(
                     f"data.mix has '{first.directory}' and '{other.directory}', which have "
                     "different tokenizers; all must have the same"
+                )
+            if other.eod_id != first.eod_id:
+                raise ValueError(
+                    f"data.mix has '{first.directory}' and '{other.directory}', whose documents "
+                    f"end with the tokens {first.eod_id} and {other.eod_id}; all must have the same"
                 )
         self.split, self.eod_id = first.split, first.eod_id
         self._splits = list(splits)

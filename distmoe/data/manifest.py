@@ -110,7 +110,7 @@ def read_manifest(directory: str | Path) -> Manifest:
     path = Path(directory) / MANIFEST_NAME
     if not path.is_file():
         raise ValueError(
-            f"data.path is '{directory}'; no {MANIFEST_NAME} there; make one with: "
+            f"{directory} has no {MANIFEST_NAME}; make one with: "
             f"distmoe data prepare INPUT --out {directory}"
         )
     try:
@@ -152,8 +152,8 @@ def _check_size(path: Path, wanted: int) -> None:
     if size != wanted:
         found = "missing" if size is None else f"{size} bytes long"
         raise ValueError(
-            f"data.path is '{path.parent}'; {path.name} is {found}, its manifest says {wanted} "
-            "bytes; make it again with: distmoe data prepare ... --force"
+            f"{path} is {found}, its manifest says {wanted} bytes;"
+            " make it again with: distmoe data prepare ... --force"
         )
 
 

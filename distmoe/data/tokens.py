@@ -26,7 +26,7 @@ class TokenSplit:
         self.manifest = read_manifest(directory)
         if split not in self.manifest.splits:
             known = ", ".join(self.manifest.splits)
-            raise ValueError(f"data.path is '{directory}'; no split '{split}' there (has: {known})")
+            raise ValueError(f"{directory} has no split '{split}' (has: {known})")
         info = self.manifest.splits[split]
         check_files(self.directory, {split: info}, dtype=self.manifest.dtype)
         self.num_tokens = info.tokens
@@ -70,7 +70,7 @@ class TokenSplit:
     def _damage(self, shard: int, local: int, run: NDArray[Any]) -> str:
         place = local + int((run >= self.vocab_size).argmax())
         return (
-            f"data.path is '{self.directory}'; {self._names[shard]}.bin is damaged: at byte "
+            f"{self.directory / self._names[shard]}.bin is damaged: at byte "
             f"{place * run.itemsize}, token {place}, it has the id {self._shards[shard][place]}, "
             f"and the vocabulary has {self.vocab_size}"
         )
@@ -84,13 +84,16 @@ class TokenSplit:
         return np.concatenate(starts)
 
     def token_shares(self) -> NDArray[np.float64]:
-        """How often each token of the vocabulary occurs, as a share of all, [vocab_size]."""
+        """How often each token of the vocabulary occurs, as a share of all, [vocab_size].
+        ValueError, naming the place, for an id that is not in the vocabulary."""
         if self.num_tokens == 0:
-            raise ValueError(f"data.path is '{self.directory}'; split '{self.split}' is empty")
+            raise ValueError(f"{self.directory}: split '{self.split}' is empty")
         counts = np.zeros(self.vocab_size, np.int64)
-        for shard in self._shards:
+        for number, shard in enumerate(self._shards):
             for start in range(0, len(shard), HISTOGRAM_TOKENS):
                 block = shard[start : start + HISTOGRAM_TOKENS]
+                if block.max() >= self.vocab_size:
+                    raise ValueError(self._damage(number, start, block))
                 counts += np.bincount(block, minlength=self.vocab_size)
         return counts / self.num_tokens
 

@@ -12,7 +12,8 @@ from distmoe.metrics.expert_load import ExpertLoad
 
 @dataclass(frozen=True)
 class CorpusProgress:
-    """What a run has read of one corpus since its first step. ``epochs``: how often its samples."""
+    """What a run has read of one corpus, had its mix been the same from its first step on.
+    ``epochs``: how often its samples."""
 
     corpus: str
     samples: int

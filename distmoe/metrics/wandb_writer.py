@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from distmoe.metrics.summary import routing_rows
 
 # In the folder of the run: by what W&B knows it.
 ID_FILE = "wandb_run"
+LAST_WORDS_S = 5.0
 
 
 class WandbWriter:
@@ -58,13 +61,39 @@ class WandbWriter:
 
     def _log(self, values: dict[str, float], step: int) -> None:
         if step >= self._first_step:
-            self._run.log(values, step=step)
+            with _as_os_error():
+                self._run.log(values, step=step)
 
     def end(self, *, failed: bool) -> None:
-        """Send what is left; again is harmless."""
-        if not self._ended:
-            self._ended = True
-            self._run.finish(exit_code=int(failed))
+        """Send what is left; again is harmless. A failed run does not wait for it for long: its
+        other ranks wait for this one."""
+        if self._ended:
+            return
+        self._ended = True
+        if failed:
+            sending = threading.Thread(target=self._finish, args=(1,), daemon=True)
+            sending.start()
+            sending.join(LAST_WORDS_S)
+        else:
+            with _as_os_error():
+                self._run.finish(exit_code=0)
+
+    def _finish(self, exit_code: int) -> None:
+        # The error of the run is the one to be told.
+        with suppress(Exception):
+            self._run.finish(exit_code=exit_code)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What goes wrong in wandb, whose errors have no common base, is an error of a file that cannot
+    be written: told once, and no reason to stop training."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _run_id(path: Path, *, resumed_step: int) -> str:

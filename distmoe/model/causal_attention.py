@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Queries, and keys, of a block of a BlockMask.
+BLOCK = 128
+
 AttentionMask = Any
 """None: causal over the whole sequence. A bool tensor [B, 1, S, S]: what is seen. A BlockMask: the
 same by blocks, for FlexAttention."""
@@ -38,15 +41,41 @@ def dense_mask(start_BS: Tensor) -> Tensor:
 
 
 def block_mask(start_BS: Tensor) -> AttentionMask:
-    """The same as a BlockMask."""
+    """The same as a BlockMask, from blocks alone: torch's create_block_mask would form all S x S.
+
+    ``start_BS`` rises along a row, so the first query of a block sees the earliest document of its
+    block, and the last query the latest.
+    """
     # It brings torch's compiler with it.
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import BlockMask
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return (start_BS[b, q] <= k) & (k <= q)
 
-    B, S = start_BS.shape
-    return create_block_mask(visible, B, None, S, S, device=start_BS.device)
+    S = start_BS.shape[1]
+    first_N = torch.arange(0, S, BLOCK, device=start_BS.device)
+    last_N = first_N + BLOCK - 1
+    earliest_BN, latest_BN = start_BS[:, first_N], start_BS[:, last_N.clamp(max=S - 1)]
+    # Some query of block i sees some key of block j; every query every key.
+    seen_BNN = (first_N <= last_N[:, None]) & (last_N >= earliest_BN[:, :, None])
+    whole_BNN = (last_N <= first_N[:, None]) & (first_N >= latest_BN[:, :, None])
+    # A block that the end of the row cuts is never whole.
+    complete_N = last_N < S
+    whole_BNN &= complete_N & complete_N[:, None]
+    return BlockMask.from_kv_blocks(
+        *_block_lists(seen_BNN & ~whole_BNN),
+        *_block_lists(whole_BNN),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=visible,
+        seq_lengths=(S, S),
+    )
+
+
+def _block_lists(mask_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every row of blocks how many are there [B, 1, N], and these before the others
+    [B, 1, N, N]."""
+    order_BNN = mask_BNN.int().argsort(dim=-1, descending=True, stable=True)
+    return mask_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.int()[:, None]
 
 
 def attend(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor, mask: AttentionMask) -> Tensor:

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+import distmoe
+
+PACKAGE = f"{Path(distmoe.__file__).parent}/"
 GIB = 1 << 30
 # Allocations and frees that are kept, the last ones.
 MAX_ENTRIES = 1_000_000
@@ -102,8 +105,8 @@ def biggest_consumers(segments: list[dict[str, Any]], most: int = BIGGEST) -> li
 
 def _owner(block: dict[str, Any]) -> str:
     frames = block.get("frames") or []
-    own = [frame for frame in frames if "/distmoe/" in frame["filename"]]
+    own = [frame for frame in frames if frame["filename"].startswith(PACKAGE)]
     for frame in own or frames:
-        file = frame["filename"].rpartition("/distmoe/")[2]
+        file = frame["filename"].removeprefix(PACKAGE)
         return f"by {frame['name']} ({file}:{frame['line']})"
     return f"in blocks of {block['size'] / (1 << 20):,.1f} MiB"

@@ -16,7 +16,12 @@ def make_data(tmp_path: Path) -> MakeData:
 
     def make(vocab_size: int = 512, train: int = 100_000, validation: int = 100_000) -> str:
         splits = {"train": {"tokens": train}, "validation": {"tokens": validation}}
-        manifest = {"vocab_size": vocab_size, "splits": splits, "tokenizer_sha256": "0" * 64}
+        manifest = {
+            "vocab_size": vocab_size,
+            "splits": splits,
+            "tokenizer_sha256": "0" * 64,
+            "eod_id": 0,
+        }
         (tmp_path / "manifest.json").write_text(json.dumps(manifest))
         return str(tmp_path)
 

@@ -59,9 +59,10 @@ def test_wrong_mixes_are_named(mix: tuple[str, ...], words: str) -> None:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., str]:
-    def make(name: str, *, train: int = 50_000, tokenizer: str = "same", vocab: int = 512) -> str:
+    def make(name: str, *, train: int = 50_000, tokenizer: str = "same", eod_id: int = 0) -> str:
         splits = {"train": {"tokens": train}, "validation": {"tokens": 50_000}}
-        manifest = {"vocab_size": vocab, "splits": splits, "tokenizer_sha256": tokenizer}
+        manifest = {"vocab_size": 512, "splits": splits}
+        manifest |= {"tokenizer_sha256": tokenizer, "eod_id": eod_id}
         (tmp_path / name).mkdir()
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
         return str(tmp_path / name)
@@ -93,6 +94,13 @@ def test_all_corpora_have_the_same_tokenizer(make_folder: Callable[..., str]) ->
     (problem,) = problems("--data.mix", f"{one}:1", f"{other}:1")
     assert problem.startswith(f"data.mix has '{other}', whose tokenizer.json (sha256 another...)")
     assert f"--tokenizer {one}/tokenizer.json" in problem
+
+
+def test_documents_of_all_corpora_end_with_the_same_token(make_folder: Callable[..., str]) -> None:
+    one, other = make_folder("one"), make_folder("other", eod_id=3)
+    (problem,) = problems("--data.mix", f"{one}:1", f"{other}:1")
+    assert problem.startswith(f"data.mix has '{other}', whose documents end with the token 3; it ")
+    assert f"must be 0, as in '{one}'" in problem
 
 
 def test_each_corpus_is_checked(make_folder: Callable[..., str]) -> None:

@@ -146,6 +146,17 @@ def test_all_that_is_wrong_is_told_at_once(copy: Path, capsys: Captured) -> None
     assert "train-00000.bin is missing" in lines[1]
 
 
+def test_all_folders_are_looked_at(copy: Path, tmp_path: Path, capsys: Captured) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(copy, other)
+    for folder in (copy, other):
+        (folder / "tokenizer.json").unlink()
+    assert main(["inspect", str(copy), str(other), "--verify"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    for folder, line in zip((copy, other), lines, strict=True):
+        assert f"{folder}/tokenizer.json is missing" in line
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

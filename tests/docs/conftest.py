@@ -18,6 +18,7 @@ TRACE = {"traceEvents": [EVENT], "exposure": [SUMS]}
 CORPUS = {
     "vocab_size": 512,
     "tokenizer_sha256": "0",
+    "eod_id": 0,
     "splits": {n: {"tokens": 10**9} for n in ("train", "validation")},
 }
 MODEL = 'extends = "../../configs/models/olmoe_1b_7b.toml"\n'

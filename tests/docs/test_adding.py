@@ -85,7 +85,7 @@ pytestmark = pytest.mark.usefixtures("add")
 @pytest.mark.parametrize("table", SETTINGS)
 def test_a_run_may_pick_it(table: str, tmp_path: Path) -> None:
     splits = {name: {"tokens": 100_000} for name in ("train", "validation")}
-    manifest = {"vocab_size": 512, "tokenizer_sha256": "0", "splits": splits}
+    manifest = {"vocab_size": 512, "tokenizer_sha256": "0", "eod_id": 0, "splits": splits}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     options = ["--data.path", str(tmp_path), f"--{SETTINGS[table]}", EXAMPLES[table].name]
     check(apply_overrides(Config(), options), 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.machinery import ModuleSpec
@@ -132,21 +134,43 @@ def test_a_start_that_fails_says_how_to_do_without(with_wandb: Config) -> None:
         Reporter(config, rank=0, world=2, resumed_step=0)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), "[Errno 104] Connection reset by"),
+        (Wandb.Error("the mailbox is closed"), "Error: the mailbox is closed"),
+    ],
+    ids=["a connection", "its own error"],
+)
 def test_training_goes_on_without_the_process_of_wandb(
     with_wandb: Config,
     record: Make,
     wandb: Wandb,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    said: str,
 ) -> None:
     def lost(self: Run, *args: object, **options: object) -> None:
-        raise ConnectionResetError(104, "Connection reset by peer")
+        raise error
 
     monkeypatch.setattr(Run, "log", lost)
     monkeypatch.setattr(Run, "finish", lost)
     train(with_wandb, record, range(1, 4))
-    words = f"wandb in {with_wandb.run.dir} is NOT written: [Errno 104] Connection reset by peer"
+    words = f"wandb in {with_wandb.run.dir} is NOT written: {said}"
     assert "".join(capsys.readouterr().out.split()).count("".join(words.split())) == 1
+
+
+def test_a_failed_run_does_not_wait_for_its_last_words(
+    with_wandb: Config, record: Make, wandb: Wandb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distmoe.metrics.wandb_writer.LAST_WORDS_S", 0.1)
+    network_is_back = threading.Event()
+    monkeypatch.setattr(Run, "finish", lambda run, exit_code: network_is_back.wait(20))
+    began = time.monotonic()
+    train(with_wandb, record, range(1, 3), ends=False)
+    assert time.monotonic() - began < 10
+    network_is_back.set()
 
 
 def test_forced_routing_is_a_tag(with_wandb: Config, record: Make, wandb: Wandb) -> None:

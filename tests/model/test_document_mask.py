@@ -132,6 +132,31 @@ def test_flex_attention_is_what_a_loop_computes(packed: Batch) -> None:
     torch.testing.assert_close(got, by_loop(*inputs, packed.start_BS))
 
 
+@pytest.mark.parametrize("length", [128, 384, 500])
+def test_blocks_are_those_of_torch(length: int) -> None:
+    """All lists, as torch finds them by looking at every pair."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    generator = torch.Generator().manual_seed(length)
+    ends_BS = torch.rand((4, length), generator=generator) < torch.tensor(
+        [[0.0], [0.004], [0.02], [0.5]]
+    )
+    starts_BS = torch.where(ends_BS, torch.arange(length), 0).cummax(1).values
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (starts_BS[b, q] <= k) & (k <= q)
+
+    want = create_block_mask(visible, 4, None, length, length, device="cpu")
+    got = block_mask(starts_BS)
+    assert got.seq_lengths == want.seq_lengths
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        number = getattr(want, f"{kind}_num_blocks")
+        assert torch.equal(getattr(got, f"{kind}_num_blocks"), number)
+        there = torch.arange(number.shape[-1]) < number[..., None]
+        lists = [getattr(mask, f"{kind}_indices").where(there, -1) for mask in (got, want)]
+        assert torch.equal(*lists), kind
+
+
 def test_the_mask_of_a_device() -> None:
     assert document_mask(None) is None
     start_BS = torch.zeros((1, S), dtype=torch.int64)

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from distmoe.config import Config, ConfigError, RankInfo, RunConfig, TrainConfig
 from distmoe.named_range import is_profiling, named_range
 from distmoe.runtime import Runtime
+from distmoe.train.memory_snapshots import PACKAGE
 from distmoe.train.operator_table import operator_costs, range_costs, table, together
 from distmoe.train.profiling import Profiling
 
@@ -168,7 +169,10 @@ def cuda_memory(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         named = [{"filename": f, "line": line, "name": name} for f, line, name in frames]
         return {"size": size << 20, "state": state, "frames": named}
 
-    experts = ("/x/torch/a.py", 1, "empty"), ("/x/distmoe/moe/ep_function.py", 80, "forward")
+    experts = (
+        ("/srv/distmoe/.venv/torch/a.py", 1, "empty"),
+        (f"{PACKAGE}moe/ep_function.py", 80, "forward"),
+    )
     blocks = [
         block(512, *experts),
         block(512, *experts),
