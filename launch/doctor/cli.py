@@ -33,7 +33,7 @@ SECONDS = 12.0
 """For all checks together."""
 PROBE_SECONDS = 11.0
 TOLD_SECONDS = 13.0
-"""By then the first rank of a machine has told what it found."""
+"""By then all ranks have told what they found."""
 # Of the names of checks.
 WIDTH = 20
 OWN_OPTIONS = ("--world", "--ranks-per-node", "--json")
@@ -85,8 +85,14 @@ def main(argv: Sequence[str]) -> int:
     try:
         if situation.ranks.local_rank > 0:
             probes.wait()
-            return _tell_gpu(situation, began)
-        return _tell(situation, request, began)
+            code = _tell_gpu(situation)
+        else:
+            code = _tell(situation, request, began)
+        if code and situation.ranks.world > 1:
+            # Launchers end all ranks when one has failed.
+            sys.stdout.flush()
+            time.sleep(max(0.0, began + TOLD_SECONDS - time.perf_counter()))
+        return code
     finally:
         probes.kill()
 
@@ -157,16 +163,14 @@ def _tell(situation: Situation, request: _Request, began: float) -> int:
     return 1 if counts[Status.FAIL] else 0
 
 
-def _tell_gpu(situation: Situation, began: float) -> int:
+def _tell_gpu(situation: Situation) -> int:
     """The first rank of the machine speaks for it; the others are there to be met, and have a GPU
     that only they try."""
     finding = nccl(situation)
     if finding.status is not Status.FAIL:
         return 0
     place = f"local rank {situation.ranks.local_rank} of {socket.gethostname()}"
-    print(f"{finding.status}  nccl, {place}  {finding.seen} -> {finding.fix}", flush=True)
-    # Launchers end all ranks when one has failed.
-    time.sleep(max(0.0, began + TOLD_SECONDS - time.perf_counter()))
+    print(f"{finding.status}  nccl, {place}  {finding.seen} -> {finding.fix}")
     return 1
 
 
