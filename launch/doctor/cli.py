@@ -16,9 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distmoe.config import Config, ConfigError, RankInfo, load_config, resolve
+from distmoe.config import Config, ConfigError, RankInfo, load_config
 from distmoe.config.own_options import file_option, integer_option, split_options
 from distmoe.launch.doctor import comm
+from distmoe.launch.doctor.communication import nccl
 from distmoe.launch.doctor.examine import Result, examine
 from distmoe.launch.doctor.finding import Finding, Status
 from distmoe.launch.doctor.probes import COMMAND, ProbeProcess
@@ -31,6 +32,8 @@ from distmoe.metrics.nvml import all_gpus
 SECONDS = 12.0
 """For all checks together."""
 PROBE_SECONDS = 11.0
+TOLD_SECONDS = 13.0
+"""By then all ranks have told what they found."""
 # Of the names of checks.
 WIDTH = 20
 OWN_OPTIONS = ("--world", "--ranks-per-node", "--json")
@@ -81,10 +84,15 @@ def main(argv: Sequence[str]) -> int:
     situation, probes = _situation(request)
     try:
         if situation.ranks.local_rank > 0:
-            # The first rank of the machine speaks for it; the others are there to be met.
             probes.wait()
-            return 0
-        return _tell(situation, request, began)
+            code = _tell_gpu(situation)
+        else:
+            code = _tell(situation, request, began)
+        if code and situation.ranks.world > 1:
+            # Launchers end all ranks when one has failed.
+            sys.stdout.flush()
+            time.sleep(max(0.0, began + TOLD_SECONDS - time.perf_counter()))
+        return code
     finally:
         probes.kill()
 
@@ -117,7 +125,7 @@ def _situation(request: _Request) -> tuple[Situation, ProbeProcess]:
     environment = worker_environment(ranks, threads=1) if launched else lone_environment()
     probes = ProbeProcess((*COMMAND, *request.run), environment, seconds=PROBE_SECONDS)
     situation = Situation(
-        config=resolve(request.config, world, local_world=local_world) if request.config else None,
+        config=request.config,
         world=world,
         local_world=local_world,
         ranks=ranks,
@@ -153,6 +161,17 @@ def _tell(situation: Situation, request: _Request, began: float) -> int:
     if request.json is not None and situation.ranks.rank == 0:
         request.json.write_text(as_json(results, seconds=seconds))
     return 1 if counts[Status.FAIL] else 0
+
+
+def _tell_gpu(situation: Situation) -> int:
+    """The first rank of the machine speaks for it; the others are there to be met, and have a GPU
+    that only they try."""
+    finding = nccl(situation)
+    if finding.status is not Status.FAIL:
+        return 0
+    place = f"local rank {situation.ranks.local_rank} of {socket.gethostname()}"
+    print(f"{finding.status}  nccl, {place}  {finding.seen} -> {finding.fix}")
+    return 1
 
 
 def _print(console: Console, checks: str, finding: Finding) -> None:

@@ -63,35 +63,57 @@ def _sync_seconds(file: int) -> float:
 
 
 def data_room(situation: Situation) -> Finding:
+    """Of each file system that has folders of the data."""
     if situation.config is None:
         return skipped("no FILE was given")
-    folder = Path(situation.config.data.path)
-    if not folder.is_dir():
-        return skipped(f"there is no {folder}; see `data`")
-    return passed(f"{shutil.disk_usage(folder).free / GIB:.1f} GiB free in {folder}")
+    together: dict[int, list[Path]] = {}
+    for folder in situation.data_folders:
+        if not folder.is_dir():
+            return skipped(f"there is no {folder}; see `data`")
+        together.setdefault(folder.stat().st_dev, []).append(folder)
+    return passed(
+        "; ".join(
+            f"{shutil.disk_usage(folders[0]).free / GIB:.1f} GiB free in "
+            f"{', '.join(map(str, folders))}"
+            for folders in together.values()
+        )
+    )
 
 
 def data_speed(situation: Situation) -> Finding:
-    """Reading the start of a shard, from the disk as far as the kernel forgets what it knows."""
+    """Reading the start of a shard of each folder, one after the other."""
     if situation.config is None:
         return skipped("no FILE was given")
-    shards = sorted(Path(situation.config.data.path).glob("*.bin"))
-    if not shards:
-        return skipped(f"there is no shard in {situation.config.data.path}")
-    with shards[0].open("rb", buffering=0) as file:
+    firsts = []
+    for folder in situation.data_folders:
+        shards = sorted(folder.glob("*.bin"))
+        if not shards:
+            return skipped(f"there is no shard in {folder}; see `data`")
+        firsts.append(shards[0])
+    seen, slow = [], False
+    for shard in firsts:
+        read, rate = _read_start(shard, share=1 / len(firsts))
+        name = shard if len(firsts) > 1 else shard.name
+        seen.append(f"{rate / 1e6:,.0f} MB/s, {read / 1e6:.1f} MB of {name}")
+        # Opening takes longer than reading a small file.
+        slow |= rate < SLOW_BYTES_PER_S and read >= len(CHUNK)
+    if slow:
+        return warned("; ".join(seen), "the data on a faster disk")
+    return passed("; ".join(seen))
+
+
+def _read_start(shard: Path, *, share: float) -> tuple[int, float]:
+    """Bytes read and bytes/s, from the disk as far as the kernel forgets what it knows; ``share``
+    of what all folders together may take."""
+    with shard.open("rb", buffering=0) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began, read = time.perf_counter(), 0
-        while read < PROBE_BYTES and time.perf_counter() - began < PROBE_SECONDS:
+        while read < PROBE_BYTES * share and time.perf_counter() - began < PROBE_SECONDS * share:
             piece = len(file.read(len(CHUNK)))
             if not piece:
                 break
             read += piece
-        rate = read / max(time.perf_counter() - began, 1e-9)
-    seen = f"{rate / 1e6:,.0f} MB/s, {read / 1e6:.1f} MB of {shards[0].name}"
-    # Opening takes longer than reading a small file.
-    if rate < SLOW_BYTES_PER_S and read >= len(CHUNK):
-        return warned(seen, "data.path on a faster disk")
-    return passed(seen)
+        return read, read / max(time.perf_counter() - began, 1e-9)
 
 
 def shared_memory(situation: Situation) -> Finding:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from distmoe.config import ConfigError
 from distmoe.launch.doctor.finding import Finding, failed, skipped, warned
 from distmoe.launch.doctor.probes import ProbeError
 from distmoe.launch.doctor.situation import Check, Situation
@@ -57,6 +58,9 @@ def _found(check: Check, situation: Situation) -> Finding:
         return check(situation)
     except (NvmlError, ProbeError) as error:
         return skipped(str(error))
+    # A setting that a check cannot make sense of.
+    except ConfigError as error:
+        return skipped(f"{error.problems[0]}; see `settings`")
     except subprocess.TimeoutExpired as error:
         return warned(f"{error.cmd[0]} has not answered in {error.timeout:g} s", "run it by hand")
     # The other checks are of use whatever has happened to this one.

@@ -43,20 +43,22 @@ def slurm_step(situation: Situation) -> Finding:
 
 
 def slurm_gpus(situation: Situation) -> Finding:
-    """A task a GPU, or one task a node; every task sees all GPUs of its node."""
+    """A task a GPU, or one task a node; every rank sees the GPUs of all ranks of its node."""
     variables = situation.variables
     if "SLURM_JOB_ID" not in variables:
         return skipped(NO_JOB)
-    if "SLURM_GPUS_PER_TASK" in variables:
-        return warned(
-            f"SLURM_GPUS_PER_TASK is {variables['SLURM_GPUS_PER_TASK']}: a rank sees its own GPU "
-            "only, and NCCL copies through the host",
+    tasks = situation.ranks.local_world if situation.ranks.source == "slurm" else 1
+    each = variables.get("SLURM_GPUS_PER_TASK")
+    # With --gpu-bind=none a task sees those of the others, too.
+    if each is not None and tasks > 1 and _gpus_seen(situation) < tasks:
+        return failed(
+            f"SLURM_GPUS_PER_TASK is {each}: a rank sees {_gpus_seen(situation)} GPUs, and must "
+            f"see those of all {tasks} ranks of its node",
             "--gpus-per-node instead of --gpus-per-task",
         )
     gpus = _gpus_on_node(situation)
     if not gpus:
         return skipped("the job has no GPUs here")
-    tasks = situation.ranks.local_world if situation.ranks.source == "slurm" else 1
     started = situation.ranks.source not in ("single", "slurm")
     seen = f"{tasks} tasks and {gpus} GPUs on this node"
     if tasks > gpus:
@@ -73,6 +75,11 @@ def _gpus_on_node(situation: Situation) -> int:
     text = situation.variables.get("SLURM_GPUS_ON_NODE", "")
     if text.isdecimal():
         return int(text)
+    return _gpus_seen(situation)
+
+
+def _gpus_seen(situation: Situation) -> int:
+    """By torch, in this process's place."""
     try:
         return len(situation.probes.answer("torch")["devices"])
     except ProbeError:

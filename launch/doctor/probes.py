@@ -9,13 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from distmoe.launch.local import die_with
 
 COMMAND = (sys.executable, "-m", "distmoe.launch.doctor.probe_process")
+
+# After the kill, for the process to end; one that is stuck in a driver does not.
+KILL_SECONDS = 0.5
 
 
 class ProbeError(RuntimeError):
@@ -30,6 +34,8 @@ class ProbeProcess:
         self, command: Sequence[str], environment: Mapping[str, str], *, seconds: float
     ) -> None:
         self._seconds = seconds
+        self._deadline = time.monotonic() + seconds + KILL_SECONDS
+        self._late = f"no answer in {seconds:g} s"
         self._answers: dict[str, dict[str, Any]] = {}
         self._news = threading.Condition()
         self._end = ""
@@ -48,20 +54,22 @@ class ProbeProcess:
 
     def answer(self, name: str) -> dict[str, Any]:
         """The answer of a probe, as soon as it is there. ProbeError for an error of the probe, and
-        if the process ends without an answer."""
-        with self._news:
-            self._news.wait_for(lambda: name in self._answers or self._end)
+        if the process ends or its time is over without an answer."""
+        self._wait_for(lambda: name in self._answers or bool(self._end))
         if name not in self._answers:
-            raise ProbeError(self._end)
+            raise ProbeError(self._end or self._late)
         answer = self._answers[name]
         if "error" in answer:
             raise ProbeError(answer["error"])
         return answer
 
     def wait(self) -> None:
-        """Until the process has ended."""
+        """Until the process has ended, or has been killed and does not end."""
+        self._wait_for(lambda: bool(self._end))
+
+    def _wait_for(self, come: Callable[[], bool]) -> None:
         with self._news:
-            self._news.wait_for(lambda: bool(self._end))
+            self._news.wait_for(come, timeout=max(0.0, self._deadline - time.monotonic()))
 
     def kill(self) -> None:
         """End the process and what it has started; harmless if it has ended."""
@@ -83,7 +91,6 @@ class ProbeProcess:
         code = self._process.wait()
         in_time = timer.is_alive()
         timer.cancel()
-        late = f"no answer in {self._seconds:g} s"
         with self._news:
-            self._end = f"the probe ended with exit code {code}" if in_time else late
+            self._end = f"the probe ended with exit code {code}" if in_time else self._late
             self._news.notify_all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from distmoe.config import Config, ConfigError, check
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
@@ -53,20 +52,26 @@ def ranks_and_devices(situation: Situation) -> Finding:
 
 
 def data(situation: Situation) -> Finding:
-    """The manifest, and that the shards have the sizes that it says; not their hashes."""
+    """The manifests, and that the shards have the sizes that they say; not their hashes."""
     if situation.config is None:
         return skipped(NO_FILE)
     # numpy may be what is missing.
     from distmoe.data.manifest import check_files, read_manifest
 
-    path = situation.config.data.path
+    tokens = shards = 0
     try:
-        manifest = read_manifest(path)
-        check_files(Path(path), manifest.splits, dtype=manifest.dtype)
+        folders = situation.data_folders
+        for folder in folders:
+            manifest = read_manifest(folder)
+            check_files(folder, manifest.splits, dtype=manifest.dtype)
+            tokens += manifest.totals.tokens
+            shards += sum(len(split.shards) for split in manifest.splits.values())
+    except ConfigError as error:
+        return failed(error.problems[0], "data.mix = ['FOLDER:WEIGHT', ...]")
     except ValueError as error:
         return failed(str(error), "distmoe data prepare INPUT --out FOLDER")
-    shards = sum(len(split.shards) for split in manifest.splits.values())
-    return passed(f"{manifest.totals.tokens:,} tokens in {shards} shards, all of the right size")
+    places = f" of {len(folders)} folders" if len(folders) > 1 else ""
+    return passed(f"{tokens:,} tokens in {shards} shards{places}, all of the right size")
 
 
 def checkpoints(situation: Situation) -> Finding:

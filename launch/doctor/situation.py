@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from distmoe.config import Config, RankInfo
+from distmoe.config import Config, RankInfo, corpora
 from distmoe.launch.doctor.finding import Finding
 from distmoe.metrics.nvml import Gpu
 
@@ -21,10 +21,11 @@ class Probes(Protocol):
 
 @dataclass(frozen=True)
 class Situation:
-    """``config``: the run, resolved for ``world`` ranks, ``local_world`` of them on this machine;
-    None without a FILE. ``ranks``: what a launcher said, if one has started this; if that makes no
-    sense, ``launcher_problem`` says why. ``variables``: the environment. ``gpus``: asks NVML, and
-    raises NvmlError."""
+    """``config``: the run as FILE and options say, nothing derived: that reads the data folder,
+    which may hang; None without a FILE. ``world``: its ranks, ``local_world`` of them on this
+    machine. ``ranks``: what a launcher said, if one has started this; if that makes no sense,
+    ``launcher_problem`` says why. ``variables``: the environment. ``gpus``: asks NVML, and raises
+    NvmlError."""
 
     config: Config | None
     world: int
@@ -45,6 +46,11 @@ class Situation:
         """run.dir, or the first above it that is there; without a FILE the working folder."""
         folder = Path(self.config.run.dir if self.config else ".").absolute()
         return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+    @property
+    def data_folders(self) -> list[Path]:
+        """data.path, or those of data.mix; none without a FILE. ConfigError for a wrong mix."""
+        return [Path(corpus.path) for corpus in corpora(self.config.data)] if self.config else []
 
 
 Check = Callable[[Situation], Finding]

@@ -6,14 +6,19 @@ import json
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from launch_doctor import DEVICE
 
 from distmoe.config import ConfigError, RankInfo
 from distmoe.launch import cli
 from distmoe.launch.doctor import cli as doctor
+from distmoe.launch.doctor import run
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
 from distmoe.launch.doctor.situation import Check, Situation
 from distmoe.launch.doctor.table import THEMES
@@ -104,12 +109,17 @@ def test_ranks_of_a_machine_speak_by_their_first(
     capsys: Captured,
 ) -> None:
     with_checks(one={"a": failed("gone", "bring it back")})
+    monkeypatch.setattr(doctor, "nccl", told(skipped("no GPU here")))
+    monkeypatch.setattr(doctor, "TOLD_SECONDS", 0.2)
     file = tmp_path / "found.json"
     # Ranks 0 and 1 are on a machine, 2 and 3 on another.
     for rank, code in ((1, 0), (2, 1), (0, 1)):
         place = RankInfo(rank, 4, rank % 2, 2, "10.0.0.1", 29500, "torchrun")
         monkeypatch.setattr(doctor, "rank_info", lambda place=place: place)
+        began = time.perf_counter()
         assert cli.main(["doctor", "--json", str(file)]) == code
+        # Until all have told, which a launcher would end.
+        assert not code or time.perf_counter() - began >= 0.2
         output = capsys.readouterr().out
         assert output.startswith(f"one of {socket.gethostname()}\n") is (rank != 1)
         assert file.exists() is (rank == 0)
@@ -131,7 +141,7 @@ def test_what_the_checks_are_given(
     cli.main(["doctor", str(config_file), "--world=16", "--ranks-per-node", "8"])
     cli.main(["doctor"])
     assert [(s.world, s.local_world) for s in seen] == [(2, 2), (16, 8), (1, 1)]
-    assert [s.config and s.config.parallel.ranks_per_node for s in seen] == [2, 8, None]
+    assert [s.config and s.config.launch.nproc for s in seen] == [2, 1, None]
     assert seen[0].variables["NCCL_DEBUG"] == "INFO"
 
     def senseless() -> RankInfo:
@@ -140,6 +150,51 @@ def test_what_the_checks_are_given(
     monkeypatch.setattr(doctor, "rank_info", senseless)
     cli.main(["doctor"])
     assert seen[-1].launcher_problem == "RANK is 'x'; it must be an integer"
+
+
+def test_every_rank_tells_of_a_gpu_that_nccl_cannot_use(
+    with_checks: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    with_checks()
+    place = RankInfo(3, 4, 3, 4, "10.0.0.1", 29500, "torchrun")
+    monkeypatch.setattr(doctor, "rank_info", lambda: place)
+    monkeypatch.setattr(doctor, "TOLD_SECONDS", 0.4)
+    answers = {"torch": {"devices": [DEVICE], "nccl": "2.28.9"}, "nccl": {"seconds": 1.0}}
+    for answer, code in ((answers["nccl"], 0), ({"error": "RuntimeError: no memory"}, 1)):
+        script = f"import json\nfor probe, answer in { ({**answers, 'nccl': answer})!r}.items():\n"
+        script += " print(json.dumps({'probe': probe, 'answer': answer}))"
+        monkeypatch.setattr(doctor, "COMMAND", (sys.executable, "-I", "-S", "-c", script))
+        began = time.perf_counter()
+        assert cli.main(["doctor"]) == code
+        assert not code or time.perf_counter() - began >= 0.4
+        output = capsys.readouterr().out
+        assert output.startswith("fail  nccl, local rank 3 of ") is bool(code)
+        assert len(output.splitlines()) == code
+    assert "  RuntimeError: no memory -> NCCL_DEBUG=INFO" in output
+
+
+def test_a_data_folder_that_hangs(
+    with_checks: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    config_file: Path,
+    capsys: Captured,
+) -> None:
+    released = threading.Event()
+
+    def stale(folder: str) -> None:
+        released.wait(3)
+        raise ConfigError("too late")
+
+    with_checks()
+    monkeypatch.setattr(doctor, "THEMES", {"run": {"settings": run.settings}})
+    monkeypatch.setattr(doctor, "SECONDS", 0.2)
+    # The function of the same name hides the module.
+    monkeypatch.setattr(import_module("distmoe.config.resolve"), "read_data_sizes", stale)
+    began = time.perf_counter()
+    assert cli.main(["doctor", str(config_file)]) == 1
+    assert time.perf_counter() - began < 2
+    released.set()
+    assert "fail  settings              no answer in 0.2 s" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,38 @@ def test_disks(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert like(disk.data_room(situation()), "skip", "no FILE")
 
 
+def test_disks_of_a_mix(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(disk, "PROBE_BYTES", 2 * len(disk.CHUNK))
+    web, code = tmp_path / "web", tmp_path / "code"
+    data = DataConfig(path="nowhere", mix=(f"{web}:3", f"{code}:1"))
+    found = situation(config=Config(data=data))
+    web.mkdir()
+    (web / "train-0.bin").write_bytes(b"0" * 3 * len(disk.CHUNK))
+    assert like(disk.data_room(found), "skip", f"there is no {code}")
+    code.mkdir()
+    assert like(disk.data_speed(found), "skip", f"there is no shard in {code}")
+    (code / "train-1.bin").write_bytes(b"0" * 4096)
+    # Both together read no more than one folder alone.
+    first, second = disk.data_speed(found).seen.split("; ")
+    assert first.endswith(f"MB/s, 4.2 MB of {web}/train-0.bin")
+    assert second.endswith(f"MB/s, 0.0 MB of {code}/train-1.bin")
+    assert like(disk.data_room(found), "pass", f"GiB free in {web}, {code}")
+    # On two file systems.
+    whole = Path.stat
+    device = {web: 1, code: 2}
+    monkeypatch.setattr(
+        Path,
+        "stat",
+        lambda path, **options: SimpleNamespace(
+            st_mode=whole(path, **options).st_mode, st_dev=device.get(path, 0)
+        ),
+    )
+    monkeypatch.setattr(
+        disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=device[path] << 30)
+    )
+    assert disk.data_room(found).seen == f"1.0 GiB free in {web}; 2.0 GiB free in {code}"
+
+
 @pytest.mark.parametrize(("free", "status"), [(1 << 30, "pass"), (64 << 20, "warn")])
 def test_shared_memory(
     situation: Make, monkeypatch: pytest.MonkeyPatch, free: int, status: str

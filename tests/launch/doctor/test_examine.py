@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from distmoe.config import ConfigError
 from distmoe.launch.doctor.examine import examine
 from distmoe.launch.doctor.finding import Finding, Status, passed
 from distmoe.launch.doctor.probes import ProbeError, ProbeProcess
@@ -38,6 +41,7 @@ def test_no_check_stops_the_others(situation: Make) -> None:
             "broken": raising(PermissionError(13, "Permission denied", "/data")),
             "unanswered": raising(ProbeError("no answer in 11 s")),
             "program": raising(subprocess.TimeoutExpired(["srun", "--mpi=list"], 6)),
+            "setting": raising(ConfigError(["data.mix has 'web'; it must be", "b"])),
         },
     }
     began = time.monotonic()
@@ -50,11 +54,13 @@ def test_no_check_stops_the_others(situation: Make) -> None:
         ("other", "broken", Status.FAIL),
         ("other", "unanswered", Status.SKIP),
         ("other", "program", Status.WARN),
+        ("other", "setting", Status.SKIP),
     ]
     seen = [result.finding.seen for result in results]
     assert seen[0] == "no answer in 0.3 s"
     assert "PermissionError: [Errno 13] Permission denied: '/data'" in seen[2]
     assert seen[4] == "srun has not answered in 6 s"
+    assert seen[5] == "data.mix has 'web'; it must be; see `settings`"
 
 
 SCRIPT = """
@@ -99,6 +105,22 @@ def test_a_probe_is_killed_with_what_it_has_started() -> None:
         time.sleep(0.01)
     process.wait()
     process.kill()
+
+
+def test_nobody_waits_for_a_probe_that_the_kill_does_not_end() -> None:
+    # As one that is stuck in a driver, its pipe stays open: the kill does not reach its child.
+    child = "import subprocess; p = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+    child += "print(json.dumps({'probe': 'pid', 'answer': {'pid': p.pid}}), flush=True); p.wait()"
+    process = probe(child, 0.4)
+    pid = process.answer("pid")["pid"]
+    in_the_end = threading.Timer(3, os.kill, (pid, signal.SIGKILL))
+    in_the_end.start()
+    process.wait()
+    with pytest.raises(ProbeError, match=r"no answer in 0\.4 s"):
+        process.answer("missing")
+    assert in_the_end.is_alive()
+    in_the_end.cancel()
+    os.kill(pid, signal.SIGKILL)
 
 
 def _is_running(pid: int) -> bool:

@@ -66,9 +66,45 @@ NICS = [
         ),
         (
             "SLURM GPUs",
-            {"variables": {**STEP, "SLURM_GPUS_PER_TASK": "1"}},
-            "warn",
-            "SLURM_GPUS_PER_TASK is 1",
+            {
+                "variables": {**STEP, "SLURM_GPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "4"},
+                "ranks": SLURM_RANKS,
+                "probes": torch_with(DEVICE),
+            },
+            "fail",
+            "SLURM_GPUS_PER_TASK is 1: a rank sees 1 GPUs, and must see those of all 4 ranks",
+        ),
+        # With --gpu-bind=none.
+        (
+            "SLURM GPUs",
+            {
+                "variables": {**STEP, "SLURM_GPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "4"},
+                "ranks": SLURM_RANKS,
+                "probes": torch_with(*[DEVICE] * 4),
+            },
+            "pass",
+            "4 tasks and 4 GPUs",
+        ),
+        # torchrun in one task.
+        (
+            "SLURM GPUs",
+            {
+                "variables": {**STEP, "SLURM_GPUS_PER_TASK": "4", "SLURM_GPUS_ON_NODE": "4"},
+                "ranks": replace(SLURM_RANKS, source="torchrun"),
+            },
+            "pass",
+            "1 tasks and 4 GPUs",
+        ),
+        # A task a node.
+        (
+            "SLURM GPUs",
+            {
+                "variables": {**STEP, "SLURM_GPUS_PER_TASK": "1", "SLURM_GPUS_ON_NODE": "1"},
+                "ranks": replace(SLURM_RANKS, local_rank=0, local_world=1),
+                "probes": torch_with(DEVICE),
+            },
+            "pass",
+            "1 tasks and 1 GPUs",
         ),
         ("SLURM cores", {"variables": STEP}, "pass", "not set"),
         ("SLURM cores", {"variables": {**STEP, "SLURM_CPUS_PER_TASK": "9"}}, "pass", "9 a task"),

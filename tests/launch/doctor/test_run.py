@@ -60,18 +60,32 @@ def test_a_run(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert like(run.settings(found), "pass", "possible with 1 ranks")
 
 
-def test_data(situation: Make, tmp_path: Path) -> None:
+def prepared(folder: Path) -> Path:
+    """``folder`` with a shard of 4 tokens."""
     from distmoe.data.manifest import Manifest, Shard, Totals, make_split, write_manifest
 
+    folder.mkdir()
     shard = Shard("train-0", 4, 1, 8, "")
-    np.arange(4, dtype="<u2").tofile(tmp_path / "train-0.bin")
-    np.array([0, 4], dtype="<u8").tofile(tmp_path / "train-0.idx")
+    np.arange(4, dtype="<u2").tofile(folder / "train-0.bin")
+    np.array([0, 4], dtype="<u8").tofile(folder / "train-0.idx")
     splits = {"train": make_split((shard,))}
     write_manifest(
-        tmp_path,
+        folder,
         Manifest(1, "uint16", 8, "<eod>", 0, "", splits, (), Totals(4, 1, 9), {}),
     )
-    found = situation(config=Config(data=DataConfig(path=str(tmp_path))))
-    assert like(run.data(found), "pass", "4 tokens in 1 shards")
-    (tmp_path / "train-0.bin").write_bytes(b"12")
-    assert like(run.data(found), "fail", "train-0.bin is 2 bytes long")
+    return folder
+
+
+def test_data(situation: Make, tmp_path: Path) -> None:
+    web, code = prepared(tmp_path / "web"), prepared(tmp_path / "code")
+    one = situation(config=Config(data=DataConfig(path=str(web))))
+    assert like(run.data(one), "pass", "4 tokens in 1 shards, all")
+    mix = (f"{web}:3", f"{code}:1")
+    two = situation(config=Config(data=DataConfig(path="nowhere", mix=mix)))
+    assert like(run.data(two), "pass", "8 tokens in 2 shards of 2 folders, all")
+    (code / "train-0.bin").write_bytes(b"12")
+    assert like(run.data(two), "fail", "train-0.bin is 2 bytes long")
+    assert run.data(one).status == "pass"
+    wrong = situation(config=Config(data=DataConfig(mix=(str(web),))))
+    assert like(run.data(wrong), "fail", f"data.mix has '{web}'; it must be FOLDER:WEIGHT")
+    assert run.data(wrong).fix.startswith("data.mix")
