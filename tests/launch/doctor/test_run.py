@@ -45,8 +45,8 @@ def test_a_run(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         checkpoint=CheckpointConfig(keep_last=2, keep_every=50),
     )
     found = situation(config=config, probes=Answers(parameters={"count": 1 << 20}))
-    assert like(run.settings(found), "fail", "no manifest.json there")
-    assert like(run.data(found), "fail", "no manifest.json there")
+    assert like(run.settings(found), "fail", "no manifest.json")
+    assert like(run.data(found), "fail", "no manifest.json")
     # Steps 50 to 200 for ever, two, and the one that is being written: 7 x 12 MiB.
     room = SimpleNamespace(free=7 * 12 << 20)
     monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: room)
