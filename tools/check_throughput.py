@@ -31,6 +31,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distmoe.planner.command_line import command_line
+
 LIMIT = 0.02
 LOOK_S = 0.002
 STOPPED_BY_SIGNAL = 75
@@ -82,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"reported {it.reported:>10,.1f} tokens/s  {it.error:+.2%}"
         )
     if arguments.json:
-        facts = {"command": command, "comparisons": [asdict(it) for it in comparisons]}
+        facts = {"command": command_line(), "comparisons": [asdict(it) for it in comparisons]}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 1 if any(abs(it.error) > LIMIT for it in comparisons) else 0
 
