@@ -5,108 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from published_models import (
+    DEEPSEEK_16B,
+    LLAMA3_8B,
+    MIXTRAL_8X22B,
+    QWEN2_57B,
+    QWEN3_30B,
+    SONICMOE_7B,
+)
+
 from distmoe.config import Config, resolve
 from distmoe.config.keys import with_values
 from distmoe.metrics.flops import flops_per_token
-
-DENSE_ONLY = {"moe.num_experts": 1, "moe.top_k": 1, "moe.rounding.rule": "none"}
-SONICMOE_7B = {
-    "model.vocab_size": 50304,
-    "model.hidden_size": 1536,
-    "model.n_layers": 44,
-    "model.n_dense_layers": 0,
-    "model.n_heads": 12,
-    "model.n_kv_heads": 4,
-    "moe.num_experts": 128,
-    "moe.top_k": 8,
-    "moe.intermediate_size": 256,
-    "moe.rounding.rule": "none",
-    "data.seq_len": 4096,
-    "parallel.engine": "fsdp2",
-    "parallel.dp_shard": 8,
-    "parallel.ep": 1,
-}
-LLAMA3_8B = DENSE_ONLY | {
-    "model.vocab_size": 128256,
-    "model.hidden_size": 4096,
-    "model.n_layers": 32,
-    "model.n_dense_layers": 32,
-    "model.n_heads": 32,
-    "model.n_kv_heads": 8,
-    "model.intermediate_size": 14336,
-    "model.qk_norm": False,
-    "data.seq_len": 8192,
-    "parallel.engine": "fsdp2",
-    "train.micro_batch_size": 1,
-    "train.activation_checkpoint": "selective",
-}
-QWEN3_30B = {
-    "model.vocab_size": 151936,
-    "model.hidden_size": 2048,
-    "model.n_layers": 48,
-    "model.n_dense_layers": 0,
-    "model.n_heads": 32,
-    "model.n_kv_heads": 4,
-    "model.head_dim": 128,
-    "moe.num_experts": 128,
-    "moe.top_k": 8,
-    "moe.intermediate_size": 768,
-    "moe.rounding.rule": "none",
-    "moe.router": "balanced",
-    "data.seq_len": 4096,
-}
-MIXTRAL_8X22B = {
-    "model.vocab_size": 32768,
-    "model.hidden_size": 6144,
-    "model.n_layers": 56,
-    "model.n_dense_layers": 0,
-    "model.n_heads": 48,
-    "model.n_kv_heads": 8,
-    "model.qk_norm": False,
-    "moe.num_experts": 8,
-    "moe.top_k": 2,
-    "moe.intermediate_size": 16384,
-    "moe.rounding.rule": "none",
-    "data.seq_len": 4096,
-    "moe.router": "balanced",
-}
-QWEN2_57B = {
-    "model.vocab_size": 151936,
-    "model.hidden_size": 3584,
-    "model.n_layers": 28,
-    "model.n_dense_layers": 0,
-    "model.n_heads": 28,
-    "model.n_kv_heads": 4,
-    "model.qk_norm": False,
-    "moe.num_experts": 64,
-    "moe.top_k": 8,
-    "moe.intermediate_size": 2560,
-    "moe.shared_intermediate_size": 20480,
-    "moe.rounding.rule": "none",
-    "data.seq_len": 4096,
-    "moe.router": "balanced",
-}
-DEEPSEEK_16B = {
-    "model.vocab_size": 102400,
-    "model.hidden_size": 2048,
-    "model.n_layers": 27,
-    "model.n_dense_layers": 1,
-    "model.intermediate_size": 10944,
-    "model.n_heads": 16,
-    "model.n_kv_heads": 16,
-    "model.head_dim": 160,
-    "model.qk_norm": False,
-    "moe.num_experts": 64,
-    "moe.top_k": 6,
-    "moe.intermediate_size": 1408,
-    "moe.shared_intermediate_size": 2816,
-    "moe.rounding.rule": "none",
-    "moe.router": "balanced",
-    "data.seq_len": 4096,
-    "parallel.engine": "fsdp2",
-    "parallel.ep": 32,
-}
-
 
 H100_PEAK = 989e12
 DAY_S = 86400
@@ -147,6 +57,19 @@ COPIES = {
     "moe.dispatch.steps": 1,
     "moe.dispatch.overlap": False,
 }
+GROUPED_MM = (
+    "their experts are torch._grouped_mm, for which 242 TFLOP/s are reported (forward, a layer of "
+    "Qwen3-30B-A3B: ByteDance-Seed/VeOmni #460) where 510 are assumed"
+)
+B200_EXPERTS = "their experts are torch._grouped_mm, on a B200 where 1,100 TFLOP/s are assumed"
+ROW_FOR_EVERY_RANK = COPIES | {"moe.dispatch.level": "rank"}
+TITAN_EP32 = {"parallel.ep": 32, "moe.router": "balanced"}
+NOUS_EP8 = {
+    "parallel.engine": "fsdp2",
+    "parallel.ep": 8,
+    "train.micro_batch_size": 8,
+    "train.activation_checkpoint": "full",
+}
 ROWS = (
     Row(
         "SonicMoE 7B",
@@ -171,7 +94,8 @@ ROWS = (
         8,
         5762,
         LLAMA3_8B,
-        "dense, 1 x 8192 tokens; they compute every second product again, we all of a block",
+        "H100 of 96 GB and 500 W; dense, 1 x 8192 tokens; they compute every second product "
+        "again, we all of a block",
         batch=1,
     ),
     Row(
@@ -188,8 +112,8 @@ ROWS = (
         "Megatron-Bridge, 2026-08",
         16,
         1024 * 4096 / 16 / 20.15,
-        QWEN3_30B | MEGATRON_EP16,
-        "1 x 4096 tokens, EP 16 with overlap, forced balance",
+        QWEN3_30B | MEGATRON_EP16 | {"moe.dispatch.level": "node"},
+        "1 x 4096 tokens, EP 16 with overlap, forced balance; HybridEP, taken as a row for a node",
         batch=64,
     ),
     Row(
@@ -202,12 +126,21 @@ ROWS = (
         batch=64,
     ),
     Row(
+        "Qwen3-30B-A3B, all-to-all",
+        "Megatron-Bridge, 2026-05",
+        16,
+        1024 * 4096 / 16 / 31.31,
+        QWEN3_30B | MEGATRON_EP16 | {"moe.dispatch.level": "copies"},
+        "the same with overlap",
+        batch=64,
+    ),
+    Row(
         "Mixtral 8x22B",
         "arXiv 2504.14960",
         128,
         _tokens_at(0.493, MIXTRAL_8X22B, 128),
         MIXTRAL_8X22B,
-        "49.3 % MFU with tensor and pipeline parallelism",
+        "49.3 % MFU with tensor and pipeline parallelism; tokens/s computed from it by our FLOPs",
     ),
     Row(
         "Qwen2-57B-A14B",
@@ -215,25 +148,78 @@ ROWS = (
         64,
         _tokens_at(0.390, QWEN2_57B, 64),
         QWEN2_57B,
-        "39.0 % MFU with tensor and pipeline parallelism",
+        "39.0 % MFU with tensor and pipeline parallelism; tokens/s computed from it by our FLOPs",
     ),
     Row(
         "DeepSeek 16B",
         "torchtitan #3434",
         32,
         9775,
-        DEEPSEEK_16B | COPIES | {"moe.dispatch.steps": 2, "moe.dispatch.overlap": True},
-        "EP 32, a copy for every expert, two chunks; latent attention as 16 heads of 160",
-        "their step waits on the host for the sizes of every exchange, and moves rows into place",
+        DEEPSEEK_16B
+        | TITAN_EP32
+        | COPIES
+        | {"moe.dispatch.steps": 2, "moe.dispatch.overlap": True},
+        "4 x 4096 tokens, EP 32, a copy for every expert, two chunks, forced balance; latent "
+        "attention as 16 heads of 160",
+        GROUPED_MM,
+        batch=4,
+    ),
+    Row(
+        "DeepSeek 16B, no overlap",
+        "torchtitan #3434",
+        32,
+        7670,
+        DEEPSEEK_16B | TITAN_EP32 | COPIES,
+        "the same without chunks",
+        GROUPED_MM,
+        batch=4,
+    ),
+    Row(
+        "DeepSeek 16B",
+        "torchtitan #1789",
+        8,
+        11500,
+        DEEPSEEK_16B | COPIES | {"parallel.ep": 8, "train.activation_checkpoint": "selective"},
+        "4 x 4096 tokens, EP 8, a copy for every expert, without overlap; steps 10 to 40 of one "
+        "rank, 11,250 to 11,760",
+        GROUPED_MM,
+        batch=4,
+    ),
+    Row(
+        "Qwen3-30B-A3B",
+        "NousResearch/torchtitan #19",
+        8,
+        9930,
+        QWEN3_30B | NOUS_EP8 | COPIES,
+        "compiled, EP 8, a copy for every expert, without overlap; taken from the next row: "
+        "8 x 4096 tokens, everything computed again, forced balance",
+        f"{B200_EXPERTS}; rows are moved into place by operators that the next row has fused",
+        machine="b200",
+    ),
+    Row(
+        "Qwen3-30B-A3B, DeepEP",
+        "NousResearch/torchtitan #19",
+        8,
+        14796,
+        QWEN3_30B | NOUS_EP8 | ROW_FOR_EVERY_RANK,
+        "the same, a row for every rank",
+        B200_EXPERTS,
+        machine="b200",
     ),
     Row(
         "Qwen3-30B-A3B",
         "mlc-ai/pith-train #79",
         8,
         19450,
-        QWEN3_30B | {"parallel.engine": "fsdp2", "parallel.ep": 1},
-        "torchtitan without EP",
-        "a B200 is assumed to reach what an H100 does, with kernels that they have not",
+        QWEN3_30B
+        | {
+            "moe.router": "softmax_topk",
+            "data.seq_len": 8192,
+            "parallel.engine": "fsdp2",
+            "parallel.ep": 1,
+            "train.micro_batch_size": 8,
+        },
+        "torchtitan without EP, compiled, 8 x 8192 tokens; what they recompute is none of our ways",
         machine="b200",
     ),
     Row(
@@ -241,9 +227,8 @@ ROWS = (
         "mlc-ai/pith-train #79",
         8,
         20000,
-        QWEN3_30B | {"parallel.ep": 4},
-        "PithTrain, EP 4, forced balance",
-        "the same",
+        QWEN3_30B | {"data.seq_len": 8192, "parallel.ep": 4},
+        "PithTrain, EP 4 and two pipeline stages, 8192 tokens a sequence, forced balance",
         machine="b200",
     ),
 )

@@ -2,7 +2,9 @@
 
 A ring over n ranks moves (n - 1) / n of the tensor past every rank. Where the group spans nodes,
 each node receives what the others hold, through the links of all its members together; inside the
-node every member receives all of it. The slower of the two decides.
+node every member receives all of it. The slower of the two decides. Of the n - 1 steps of the ring
+as many cross nodes as there are other nodes; each takes the latency of its link, as in NCCL's model
+of a ring (src/graph/tuning.cc). Its trees, and reductions in the switch, are not modelled.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Collectives:
         latency = node_s = remote_s = 0.0
         if group.per_node > 1:
             link = self.profile.link("node")
-            latency += (group.per_node - 1) * link.latency_s
+            latency += (group.size - group.num_nodes) * link.latency_s
             node_s = num_bytes * (group.size - 1) / group.size / link.bytes_per_s
         if group.num_nodes > 1:
             link = self.profile.link("remote")

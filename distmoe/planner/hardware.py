@@ -23,6 +23,7 @@ from distmoe.planner.machine_profile import (
     load_profile,
 )
 from distmoe.planner.roofline import DeviceSpeed, LayerSize, layer_floor_s, layer_flops
+from distmoe.planner.row_volumes import groups_touched
 
 KNOWN = {"h100": H100, "h200": H200, "b200": B200}
 """What --hardware may be, beside a file -> the device's name."""
@@ -70,8 +71,10 @@ class Hardware:
         """FLOP/s of the expert products of ``shape``, forward and backward together."""
         if self.speed is None:
             return self.profile.gemm_flops[shape.dtype]
+        # Of each token one row comes to every rank that has one of its experts.
+        ranks_per_token = groups_touched(ep, num_experts=shape.num_experts, top_k=shape.top_k)
         size = LayerSize(
-            rows=shape.num_tokens * ep,
+            rows=round(shape.num_tokens * ranks_per_token),
             pairs=shape.num_tokens * shape.top_k,
             experts=shape.num_experts // ep,
             hidden=shape.hidden,

@@ -7,10 +7,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distmoe.config import Config, resolve
+from distmoe.config import Config, ConfigError, resolve
 from distmoe.config.keys import with_values
 from distmoe.moe.schedule import Schedule
 from distmoe.planner.cost_model import ORDERS, best_schedule
+from distmoe.planner.engine_traffic import TRAFFIC
 from distmoe.planner.expert_time import ExpertTimes, expert_times
 from distmoe.planner.hardware import Hardware, dtype_on
 from distmoe.planner.job_memory import JobMemory, predict_memory
@@ -20,13 +21,15 @@ from distmoe.planner.layouts import differing, layouts, problems_of
 from distmoe.planner.routing_skew import rank_loads
 from distmoe.planner.row_volumes import FloatArray, RankLayout
 from distmoe.planner.schedule_policy import layer_shape
+from distmoe.registry import ENGINE_MEMORY
 
 STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Steps of the exchange that are tried, unless their number is given."""
 AUTO = {"level": "auto", "order": "auto", "steps": 0}
 """What the dispatch settings are called when they are free."""
-LEVELS = ("rank", "node")
-"""A copy for every expert is never faster than a row for every rank."""
+LEVELS = {"cpu": ("rank", "node"), "gpu": ("rank",)}
+"""What level auto may be: GPUs do not relay, as in `train.agreed_schedule`; a copy for every expert
+is never faster than a row for every rank."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,18 @@ class _Exchange:
     times: ExpertTimes | None
     busiest: float
 
+    def applied_to(self, config: Config) -> Config:
+        """``config`` with the schedule, if anything travels."""
+        if config.parallel.ep == 1:
+            return config
+        names = {f"moe.dispatch.{name}": getattr(self.schedule, name) for name in AUTO}
+        return with_values(config, names)
+
 
 @dataclass(frozen=True)
 class _Sketch:
-    """A layout before it is simulated; ``least_s``: no step is shorter."""
+    """A layout before it is simulated; ``config`` names its dispatch; ``least_s``: no step is
+    shorter."""
 
     config: Config
     stages: JobStages
@@ -84,9 +95,11 @@ class _Sketch:
 
 
 class Planner:
-    """Predictions for one config on one machine; ``skew`` as of `routing_skew`."""
+    """Predictions for one config on one machine; ``skew`` as of `routing_skew`. ConfigError for an
+    engine of which no traffic or no memory is known."""
 
     def __init__(self, config: Config, world: int, hardware: Hardware, *, skew: float) -> None:
+        check_engine(config.parallel.engine)
         self.config, self.world, self.hardware = config, world, hardware
         self._skew = skew
         self._dtype = dtype_on(config, hardware)
@@ -126,6 +139,11 @@ class Planner:
         resolved = resolve(config, self.world, local_world=self.hardware.ranks_per_node)
         return self._simulated(self._sketch(resolved, [f"moe.dispatch.{name}" for name in AUTO]))
 
+    def memory(self, config: Config, world: int, pinned: Collection[str]) -> JobMemory:
+        """Of a resolved config on ``world`` ranks, with its best exchange."""
+        exchange = self._exchange(config, pinned)
+        return predict_memory(exchange.applied_to(config), world, skew=exchange.busiest)
+
     def fits(self, memory: JobMemory) -> bool:
         return memory.total <= self.hardware.memory_bytes
 
@@ -144,8 +162,9 @@ class Planner:
         return sorted(found, key=lambda layout: (layout.time.seconds, layout.memory.total))[:count]
 
     def _sketch(self, config: Config, pinned: Collection[str]) -> _Sketch:
-        stages = job_stages(config, self.hardware, dtype=self._dtype)
         exchange = self._exchange(config, pinned)
+        config = exchange.applied_to(config)
+        stages = job_stages(config, self.hardware, dtype=self._dtype)
         least_s = least_seconds(config, self.world, stages)
         if exchange.times is not None:
             passes = (exchange.times.forward, exchange.times.backward)
@@ -162,17 +181,11 @@ class Planner:
         )
 
     def _simulated(self, sketch: _Sketch) -> Layout:
-        config, schedule = sketch.config, sketch.exchange.schedule
-        dispatch = {
-            "moe.dispatch.level": schedule.level,
-            "moe.dispatch.order": schedule.order,
-            "moe.dispatch.steps": schedule.steps,
-        }
         return Layout(
-            config=with_values(config, dispatch) if config.parallel.ep > 1 else config,
+            config=sketch.config,
             memory=sketch.memory,
             time=step_time(
-                config,
+                sketch.config,
                 self.world,
                 sketch.stages,
                 sketch.exchange.times,
@@ -198,11 +211,12 @@ class Planner:
         expert_flops = self.hardware.expert_flops(shape, ep)
         profile = replace(self.hardware.profile, gemm_flops={self._dtype: expert_flops})
         given = _given_dispatch(config, pinned)
+        device = "cpu" if config.run.device == "cpu" else "gpu"
         found = best_schedule(
             shape,
             layout,
             profile,
-            levels=(given["level"],) if "level" in given else LEVELS,
+            levels=(given["level"],) if "level" in given else LEVELS[device],
             orders=(given["order"],) if "order" in given else ORDERS,
             steps=given.get("steps", 0),
             step_counts=STEP_COUNTS,
@@ -225,6 +239,16 @@ class Planner:
             ep=config.parallel.ep,
             num_layers=num_layers,
             skew=self._skew,
+        )
+
+
+def check_engine(name: str) -> None:
+    """ConfigError unless a plan knows the engine."""
+    known = [engine for engine in ENGINE_MEMORY if engine in TRAFFIC]
+    if name not in ("auto", *known):
+        raise ConfigError(
+            f"parallel.engine is '{name}'; distmoe plan knows {', '.join(known)}: another needs a "
+            "line of registry.ENGINE_MEMORY and one of planner.engine_traffic.TRAFFIC"
         )
 
 

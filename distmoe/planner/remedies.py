@@ -8,7 +8,6 @@ from typing import Any
 
 from distmoe.config.keys import with_values
 from distmoe.planner.hardware import Hardware
-from distmoe.planner.job_memory import predict_memory
 from distmoe.planner.layouts import layouts
 from distmoe.planner.plan_job import Planner
 
@@ -58,7 +57,7 @@ def _least(
     hardware: Hardware = planner.hardware
     config = with_values(planner.config, values)
     needs = [
-        (predict_memory(layout, world).total, layout.parallel.ep)
+        (planner.memory(layout, world, {*pinned, *values}).total, layout.parallel.ep)
         for layout in layouts(
             config,
             world,

@@ -16,6 +16,7 @@ from distmoe.planner.hardware import (
 )
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import PRESETS, Link, Origin, Profile, save_profile
+from distmoe.planner.roofline import LayerSize, layer_floor_s
 
 MEASURED = Profile(
     links={"own": Link(1e-6, 1e9), "remote": Link(1e-4, 1e7)},
@@ -56,6 +57,18 @@ def test_experts_of_a_known_machine_run_at_a_share_of_the_roofline() -> None:
     assert hardware.expert_flops(SHAPE, 1) == pytest.approx(expected, rel=2e-3)
     # Few rows an expert: their weights are read for little.
     assert hardware.expert_flops(replace(SHAPE, num_tokens=256), 1) < 0.5 * expected
+
+
+def test_rows_of_spread_experts_are_those_that_tokens_have() -> None:
+    """With one expert a token has one row, wherever it is; alone on its rank each of the eight has
+    its own."""
+    hardware, one = find_hardware("h100"), replace(SHAPE, top_k=1)
+    assert hardware.expert_flops(one, 16) > hardware.expert_flops(one, 1)
+    pairs = 8 * 24576
+    size = LayerSize(rows=pairs, pairs=pairs, experts=1, hidden=1536, intermediate=256)
+    assert hardware.speed is not None
+    expected = EXPERT_EFFICIENCY * 18 * pairs * 1536 * 256 / layer_floor_s(size, hardware.speed)
+    assert hardware.expert_flops(SHAPE, 128) == pytest.approx(expected)
 
 
 def test_rates_of_a_measured_profile_are_taken_as_they_are(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distmoe.config import Config, ModelConfig, MoEConfig, TrainConfig, check, resolve
+from distmoe.config import Config, ConfigError, ModelConfig, MoEConfig, TrainConfig, check, resolve
 from distmoe.config.keys import value_of, with_values
 from distmoe.planner.collective_time import Collectives, RankGroup
 from distmoe.planner.hardware import Hardware, find_hardware
@@ -138,6 +138,15 @@ def test_where_nothing_fits_more_ranks_or_host_memory_do() -> None:
     found = remedies(planner, set())
     assert [(one.world, one.fits) for one in found[2:]] == [(32, False), (64, True)]
     assert found[1].values["deepspeed.offload_optimizer"] == "cpu"
+    spread = with_values(config, {"parallel.ep": 16, "model.vocab_size": 512} | found[0].values)
+    pinned = {"parallel.ep", *found[0].values}
+    skewed = Planner(spread, WORLD, hardware(enough), skew=3.0)
+    layout = min(
+        (skewed.layout(one) for one in layouts(spread, WORLD, ranks_per_node=8, pinned=pinned)),
+        key=lambda layout: layout.memory.total,
+    )
+    # With the rows of the busiest rank, as layouts of the plan have them.
+    assert remedies(skewed, {"parallel.ep"})[0].bytes == layout.memory.total
     # An engine that was given cannot be another.
     assert remedies(planner, {"parallel.engine"}) == [found[0], *found[2:]]
 
@@ -156,8 +165,33 @@ def test_given_dispatch_is_kept() -> None:
     plan = planned(80, pinned={"moe.dispatch.level", "parallel.ep"}, config=given)
     assert {layout.config.moe.dispatch.level for layout in plan.best} == {"copies"}
     free = planned(80, pinned={"parallel.ep"}, config=given)
-    assert free.best[0].config.moe.dispatch.level == "rank"
-    assert free.best[0].time.seconds < plan.best[0].time.seconds
+    best = free.best[0]
+    assert best.config.moe.dispatch.level == "rank"
+    assert best.time.seconds < plan.best[0].time.seconds
+    # Not that of the file, whose copies need more.
+    planner = Planner(CONFIG, WORLD, hardware(), skew=1.5)
+    assert best.memory == planner.layout(best.config).memory
+    assert best.memory.total < plan.best[0].memory.total
+
+
+def test_gpus_relay_only_if_they_are_told_to() -> None:
+    """Over two nodes, where a row to a node is the fastest."""
+
+    def level(**settings: str) -> str:
+        values = {key.replace("__", "."): value for key, value in settings.items()}
+        config = with_values(CONFIG, {"parallel.ep": 16, "train.dtype": "bf16"} | values)
+        planner = Planner(config, WORLD, hardware(), skew=1.5)
+        return planner.layout(config).config.moe.dispatch.level
+
+    assert level() == "rank"
+    assert level(run__device="cpu") == "node"
+    assert level(moe__dispatch__level="node") == "node"
+
+
+def test_an_engine_that_no_plan_knows_is_named() -> None:
+    config = with_values(CONFIG, {"parallel.engine": "plain"})
+    with pytest.raises(ConfigError, match=r"parallel.engine is 'plain'; .* knows single, fsdp2, d"):
+        Planner(config, WORLD, hardware(), skew=1.5)
 
 
 def test_a_model_without_experts() -> None:

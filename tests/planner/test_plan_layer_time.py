@@ -80,10 +80,11 @@ def test_collective_inside_a_node() -> None:
 
 
 def test_collective_over_nodes_uses_the_links_of_all_members() -> None:
-    """Two nodes of four: half of the tensor crosses to each, over four links."""
+    """Two nodes of four: half of the tensor crosses to each, over four links. Of the ring's seven
+    steps one crosses."""
     collectives, group = Collectives(LINKS, 4), RankGroup(8, 4)
     found = collectives.gather(group, 800.0)
-    assert found == Transfer(3 * 0.5 + 2.0 + 10.0, node_s=7.0, remote_s=10.0)
+    assert found == Transfer(6 * 0.5 + 2.0 + 10.0, node_s=7.0, remote_s=10.0)
     assert collectives.all_reduce(group, 800.0).seconds == 2 * found.seconds
     # Every second rank of a node: half of the links.
     alone = RankGroup.strided(4, stride=2, ranks_per_node=4)
