@@ -23,6 +23,7 @@ from distmoe.config.own_options import (
 from distmoe.config.ranges import out_of_range
 from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
 from distmoe.planner.layouts import FREE, differing, problems_of
+from distmoe.planner.machine_profile import Profile
 from distmoe.planner.plan_job import Plan, Planner
 from distmoe.planner.plan_report import (
     DISPATCH,
@@ -176,6 +177,7 @@ def _request(argv: Sequence[str]) -> _Request:
             f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
         )
     _check_sizes(config, world)
+    _check_links(given, hardware.profile, world, per_node)
     return _Request(
         file=file,
         plain=load_config(file),
@@ -200,3 +202,16 @@ def _check_sizes(config: Config, world: int) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _check_links(given: str, profile: Profile, world: int, per_node: int) -> None:
+    """The profile called ``given`` has the links that ``world`` ranks use."""
+    for link, needed, where in (
+        ("node", per_node > 1, "as ranks of one node"),
+        ("remote", world > per_node, "over several nodes"),
+    ):
+        if needed and link not in profile.links:
+            raise ConfigError(
+                f"profile '{given}' has no link '{link}', which {world} GPUs, {per_node} on a "
+                f"node, need; run `distmoe doctor comm --save` {where}, or add [links.{link}]"
+            )

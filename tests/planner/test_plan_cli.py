@@ -5,6 +5,7 @@ import json
 import shlex
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,22 @@ def test_a_measured_profile_takes_the_place_of_a_name(
     options = ["--gpus", "8", "--top", "1", "--parallel.engine", "fsdp2"]
     assert plan(FILE, *options, "--parallel.profile", str(file)) == 0
     assert "8 x NVIDIA H200, 8 on a node" in capsys.readouterr().out
+
+
+def test_links_that_a_profile_lacks_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    h200, file = PRESETS["NVIDIA H200"], str(tmp_path / "machine.toml")
+    for lacking, gpus, missing in (
+        (("remote",), "16", "no link 'remote', which 16 GPUs, 8 on a node, need"),
+        (("node", "remote"), "8", "no link 'node', which 8 GPUs, 8 on a node, need"),
+    ):
+        links = {name: link for name, link in h200.links.items() if name not in lacking}
+        save_profile(replace(h200, links=links), file)
+        assert plan(FILE, "--gpus", gpus, "--hardware", file) == 2
+        assert f"profile '{file}' has {missing}; run" in capsys.readouterr().err
+    # One GPU sends nothing.
+    assert plan(FILE, "--gpus", "1", "--hardware", file, "--memory-gib", "1") == 1
 
 
 def test_thousands_of_ranks_take_seconds(capsys: pytest.CaptureFixture[str]) -> None:
