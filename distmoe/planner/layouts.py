@@ -34,9 +34,10 @@ def layouts(
     """Resolved configs, each possible. ``pinned``: keys that keep the value of ``config``."""
     for values in _cuts(config, world, ranks_per_node, pinned):
         cut = with_values(config, values)
-        if not problems_of(cut, world, ranks_per_node):
-            for more in _variants(cut, pinned):
-                yield resolve(with_values(cut, more), world, local_world=ranks_per_node)
+        for more in _variants(cut, pinned):
+            layout = with_values(cut, more)
+            if not problems_of(layout, world, ranks_per_node):
+                yield resolve(layout, world, local_world=ranks_per_node)
 
 
 def problems_of(config: Config, world: int, ranks_per_node: int) -> list[str]:
@@ -81,7 +82,7 @@ def _cuts(
 
 
 def _variants(config: Config, pinned: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    """What may change in a possible layout without making it impossible."""
+    """What else may change, as the engine knows it; possible or not."""
     axes: dict[str, tuple[Any, ...]] = {"train.activation_checkpoint": RECOMPUTE}
     if config.parallel.engine == "fsdp2" and config.parallel.dp_shard != 1:
         axes["parallel.reshard_after_forward"] = (True, False)

@@ -58,6 +58,23 @@ def test_every_layout_is_possible_and_no_two_are_the_same() -> None:
     assert alone == "single"
 
 
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({}, {1, 2, 3}),
+        ({"train.compile": "dense"}, {1, 2}),
+        ({"deepspeed.offload_optimizer": "cpu", "deepspeed.offload_parameters": "cpu"}, {3}),
+    ],
+)
+def test_zero_stages_are_those_that_a_run_allows(settings: Any, stages: set[int]) -> None:
+    given = with_values(CONFIG, settings | {"parallel.engine": "deepspeed", "parallel.ep": 4})
+    pinned = {*settings, "parallel.engine", "parallel.ep"}
+    found = list(layouts(given, WORLD, ranks_per_node=8, pinned=pinned))
+    assert {one.deepspeed.zero_stage for one in found} == stages
+    for one in found:
+        check(one, WORLD, with_data=False)
+
+
 def test_given_settings_stay() -> None:
     given = with_values(CONFIG, {"parallel.ep": 4, "parallel.dp_shard": 8})
     pinned = {"parallel.ep", "parallel.dp_shard", "train.activation_checkpoint"}
