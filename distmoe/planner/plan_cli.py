@@ -133,15 +133,29 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
 
 def _advise(request: _Request, plan: Plan, console: Console) -> None:
     """How to train with the best layout."""
-    best = plan.best[0]
-    command = ["distmoe", "train", str(request.file), *request.settings]
-    command += options_of(best, request.config)
-    console.print(f"\nTrain with it:\n  {shlex.join(command)}", soft_wrap=True)
+    best, world, per_node = plan.best[0], request.world, request.hardware.ranks_per_node
+    options = [*request.settings, *options_of(best, request.config)]
+    # Without a launcher `distmoe train` starts the ranks itself.
+    starts = {"launch.nproc": world} if world == per_node != request.config.launch.nproc else {}
+    options += [word for key, value in starts.items() for word in (f"--{key}", str(value))]
+    by = "" if world == per_node else " under SLURM (docs/launch.md has other launchers)"
+    console.print(
+        f"\nTrain with it{by}:\n  {_command(request.file, world, per_node, options)}",
+        soft_wrap=True,
+    )
     if request.write:
         keys = (*FREE, *DISPATCH, *named_keys(request.settings))
-        changes = differing(request.plain, best.config, keys)
+        changes = differing(request.plain, best.config, keys) | starts
         request.write.write_text(as_toml(changes, file=request.file, written_to=request.write))
-        console.print(f"or with {request.write}")
+        console.print(f"or\n  {_command(request.write, world, per_node, ())}", soft_wrap=True)
+
+
+def _command(file: Path, world: int, per_node: int, options: Sequence[str]) -> str:
+    """It starts ``world`` ranks with ``file``."""
+    if world == per_node:
+        return shlex.join(["distmoe", "train", str(file), *options])
+    ranks = ["--nodes", str(world // per_node), "--ranks-per-node", str(per_node)]
+    return shlex.join(["distmoe", "launch", "slurm", str(file), *ranks, *options])
 
 
 def _why_nothing(request: _Request) -> list[str]:

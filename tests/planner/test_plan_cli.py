@@ -69,13 +69,55 @@ def test_json_has_every_figure(printed: str, files: Path) -> None:
 def test_both_ways_to_train_give_the_best_layout(printed: str, files: Path) -> None:
     best = json.loads((files / "plan.json").read_text())["best"][0]["settings"]
     written = load_config(files / "best.toml")
-    command = next(line for line in printed.splitlines() if "distmoe train " in line)
+    command, other = (line for line in printed.splitlines() if "distmoe train " in line)
     typed = load_config(FILE, shlex.split(command)[3:])
+    assert shlex.split(other) == ["distmoe", "train", str(files / "best.toml")]
     for config in (written, typed):
+        assert config.launch.nproc == 8
         check(config, 8, local_world=8, with_data=False)
         assert {key: value_of(config, key) for key in best} == best
         assert config.optim.lr == 1e-4
-    assert written == typed == with_values(load_config(FILE), best | {"optim.lr": 1e-4})
+    others = {"optim.lr": 1e-4, "launch.nproc": 8}
+    assert written == typed == with_values(load_config(FILE), best | others)
+
+
+@pytest.mark.parametrize(
+    ("file", "gpus", "words", "settings"),
+    [
+        ("eight_gpu.toml", 8, ["distmoe", "train"], ["--parallel.ep", "4", "--launch.nproc=2"]),
+        ("models/sonicmoe_7b.toml", 16, ["distmoe", "launch", "slurm"], ["--parallel.ep", "8"]),
+    ],
+)
+def test_what_is_printed_starts_all_ranks(
+    file: str,
+    gpus: int,
+    words: list[str],
+    settings: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Its own checks say so, with data there."""
+    splits = {name: {"tokens": 10**9} for name in ("train", "validation")}
+    data = {"vocab_size": 50304, "splits": splits, "tokenizer_sha256": "0" * 64}
+    (tmp_path / "manifest.json").write_text(json.dumps(data))
+    fixed = ["--parallel.engine=fsdp2", "--train.micro_batch_size=2", "--data.path", str(tmp_path)]
+    job = ["--gpus", str(gpus), "--hardware", "h200", "--write", str(tmp_path / "best.toml")]
+    assert plan(str(CONFIGS / file), *job, *fixed, *settings) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("  distmoe ")]
+    assert len(commands) == 2
+    for command in commands:
+        assert command[: len(words)] == words
+        rest = command[len(words) :]
+        if words[1] == "launch":
+            assert cli.main(["launch", "slurm", *rest, "--dry-run"]) == 0
+            script = capsys.readouterr().out
+            assert "#SBATCH --nodes=2" in script
+            assert "RANKS_PER_NODE=8" in script
+        else:
+            assert load_config(rest[0], rest[1:]).launch.nproc == gpus
+            assert cli.main(["config", *rest]) == 0
+            assert "nproc = 8" in capsys.readouterr().out
 
 
 def test_exit_codes_and_messages(
