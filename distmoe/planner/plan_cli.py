@@ -191,6 +191,11 @@ def _request(argv: Sequence[str]) -> _Request:
             f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
         )
     _check_sizes(config, world)
+    # The peaks that are known are those of GPUs.
+    if config.run.device == "cpu" and hardware.peak_flops is not None:
+        raise ConfigError(
+            f"run.device is cpu, and --hardware is a GPU, {hardware.name}; give --run.device cuda"
+        )
     _check_links(given, hardware.profile, world, per_node)
     return _Request(
         file=file,

@@ -140,6 +140,10 @@ def test_exit_codes_and_messages(
             "--train.global_batch_size=4",
         ],
         "model.vocab_size is 0, and data.path is": [*JOB, "--model.vocab_size", "0"],
+        "run.device is cpu, and --hardware is a GPU, NVIDIA H100 80GB HBM3; give --run.device": [
+            *JOB,
+            "--run.device=cpu",
+        ],
         "train.dtype is fp32": [*JOB, "--train.dtype", "fp32"],
         "moe.num_experts is 64; it must be a multiple of parallel.ep (3)": [
             *JOB,
