@@ -43,21 +43,28 @@ LETTERS = "abcdefghij"
 def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
     """Layouts that fit, the config's own among them, and the fastest that do not."""
     rows = [(str(number), layout) for number, layout in enumerate(plan.best, 1)]
+    too_large = f"more than the {hardware.memory_bytes / GIB:.1f} GiB of a GPU"
     if plan.as_written is not None:
-        rows.append(("file", plan.as_written))
+        fits = plan.as_written.memory.total <= hardware.memory_bytes
+        rows.append(("file" if fits else "file*", plan.as_written))
     if rows:
         title = "Fastest layouts, and that of the file" if plan.best else "The layout of the file"
         console.print(_table(rows, title))
+        if rows[-1][0] == "file*":
+            console.print(f"   * does not fit: it needs {too_large}", soft_wrap=True)
     for problem in plan.impossible:
         console.print(f"as it is, the file is impossible here: {problem}", soft_wrap=True)
     if plan.misfits:
         need = "Faster, but they need" if plan.best else "The fastest, which need"
-        have = f"{hardware.memory_bytes / GIB:.1f} GiB"
         rows = list(zip(LETTERS, (misfit.layout for misfit in plan.misfits), strict=False))
-        console.print(_table(rows, f"\n{need} more than the {have} of a GPU"))
+        console.print(_table(rows, f"\n{need} {too_large}"))
         for letter, misfit in zip(LETTERS, plan.misfits, strict=False):
-            if misfit.changes:
-                console.print(f"   {letter} fits with {_said(misfit.changes)}", soft_wrap=True)
+            if misfit.changed is not None:
+                console.print(
+                    f"   {letter} fits with {_said(misfit.changes)}: then "
+                    f"{misfit.changed.time.tokens_per_s_per_rank:,.0f} tokens/s/GPU",
+                    soft_wrap=True,
+                )
     if plan.best:
         _print_best(plan.best[0], console)
 
@@ -184,7 +191,12 @@ def as_json(plan: Plan, hardware: Hardware, *, world: int, skew: float) -> dict[
         "fitting": plan.fitting,
         "best": [figures(layout) for layout in plan.best],
         "misfits": [
-            figures(misfit.layout) | {"changes_to_fit": misfit.changes} for misfit in plan.misfits
+            figures(misfit.layout)
+            | {
+                "changes_to_fit": misfit.changes,
+                "changed": figures(misfit.changed) if misfit.changed else None,
+            }
+            for misfit in plan.misfits
         ],
         "as_written": figures(plan.as_written) if plan.as_written else None,
         "impossible": plan.impossible,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 import time
 from contextlib import redirect_stdout
@@ -51,6 +52,25 @@ def test_tables_are_narrow_and_ranked(printed: str, files: Path) -> None:
     assert rates[0] == round(best["tokens_per_second_per_rank"])
     assert f"{best['mfu']:.1%}" in table[0]
     assert "Predictions, not measurements" in printed
+
+
+def test_what_does_not_fit_is_marked_and_its_change_has_a_price(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    figures = tmp_path / "plan.json"
+    job = [*JOB, "--parallel.engine", "fsdp2", "--parallel.ep=8", "--json", str(figures)]
+    assert plan(*job, "--memory-gib", "30") == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^file\* ", output, re.MULTILINE)
+    assert "   * does not fit: it needs more than the 30.0 GiB of a GPU" in output
+    misfits = json.loads(figures.read_text())["misfits"]
+    assert misfits
+    for letter, misfit in zip("abc", misfits, strict=False):
+        (line,) = re.findall(rf"^   {letter} fits with .*$", output, re.MULTILINE)
+        rate = misfit["changed"]["tokens_per_second_per_rank"]
+        assert line.endswith(f": then {rate:,.0f} tokens/s/GPU")
+        assert rate < misfit["tokens_per_second_per_rank"]
+        assert misfit["changed"]["memory_bytes"]["total"] < 30 * 2**30
 
 
 def test_json_has_every_figure(printed: str, files: Path) -> None:

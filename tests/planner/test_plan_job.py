@@ -114,6 +114,10 @@ def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
         changed = with_values(misfit.layout.config, misfit.changes)
         check(changed, WORLD, with_data=False)
         assert predict_memory(changed, WORLD).total < TIGHT * GIB
+        assert misfit.changed is not None
+        assert not differing(misfit.changed.config, changed)
+        assert misfit.changed.memory.total < TIGHT * GIB
+        assert misfit.changed.time.seconds >= plan.best[0].time.seconds
         others = [differing(misfit.layout.config, one) for one in _fitting(TIGHT)]
         assert _number(misfit.changes) == min(map(_number, others)) > 0
 
@@ -151,7 +155,7 @@ def test_where_nothing_fits_more_ranks_or_host_memory_do() -> None:
     plan = planner.plan(pinned=set(), top=3)
     assert not plan.best
     assert plan.fitting == 0
-    assert all(not misfit.changes for misfit in plan.misfits)
+    assert all(not misfit.changes and misfit.changed is None for misfit in plan.misfits)
     found = remedies(planner, set())
     assert [(one.world, one.fits) for one in found[2:]] == [(32, False), (64, True)]
     assert found[1].values["deepspeed.offload_optimizer"] == "cpu"
