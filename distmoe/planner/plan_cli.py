@@ -22,7 +22,7 @@ from distmoe.config.own_options import (
 )
 from distmoe.config.ranges import out_of_range
 from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
-from distmoe.planner.layouts import FREE, differing, problems_of
+from distmoe.planner.layouts import FREE, differing, obstacles
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.plan_job import Plan, Planner
 from distmoe.planner.plan_report import (
@@ -98,7 +98,10 @@ def main(argv: Sequence[str]) -> int:
         planner = Planner(request.config, request.world, request.hardware, skew=request.skew)
         plan = planner.plan(pinned=pinned, top=request.top)
         if not plan.tried:
-            raise ConfigError(_why_nothing(request))
+            per_node = request.hardware.ranks_per_node
+            raise ConfigError(
+                obstacles(request.config, request.world, ranks_per_node=per_node, pinned=pinned)
+            )
     except ConfigError as error:
         for problem in error.problems:
             print(f"distmoe plan: error: {problem}", file=sys.stderr)
@@ -156,15 +159,6 @@ def _command(file: Path, world: int, per_node: int, options: Sequence[str]) -> s
         return shlex.join(["distmoe", "train", str(file), *options])
     ranks = ["--nodes", str(world // per_node), "--ranks-per-node", str(per_node)]
     return shlex.join(["distmoe", "launch", "slurm", str(file), *ranks, *options])
-
-
-def _why_nothing(request: _Request) -> list[str]:
-    """Complaints about the simplest layout, which stand for all."""
-    config = replace(request.config, parallel=replace(request.config.parallel, dp_shard=0))
-    per_node = request.hardware.ranks_per_node
-    return problems_of(config, request.world, per_node) or [
-        "no layout is possible: the given settings exclude each other"
-    ]
 
 
 def _request(argv: Sequence[str]) -> _Request:

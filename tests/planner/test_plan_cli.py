@@ -182,6 +182,39 @@ def test_exit_codes_and_messages(
     assert capsys.readouterr().out.startswith("usage: distmoe plan")
 
 
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        # The file's ep, which is free, has no part in it.
+        ([], "train.global_batch_size is 512; it must be a multiple of 48, the ranks (48) * "),
+        (
+            ["--train.micro_batch_size=2"],
+            "train.global_batch_size is 512; it must be a multiple of 96, the ranks (48) * ",
+        ),
+        (["--train.global_batch_size=480", "--parallel.dp_shard=5"], "parallel.dp_shard is 5; "),
+        (
+            ["--train.global_batch_size=480", "--parallel.dp_replicate=5"],
+            "parallel.dp_replicate is 5; it must divide the number of ranks (48)",
+        ),
+        (
+            [
+                "--train.global_batch_size=480",
+                "--parallel.engine=deepspeed",
+                "--parallel.dp_replicate=2",
+            ],
+            "parallel.dp_replicate is 2; it must be 1 with parallel.engine 'deepspeed'",
+        ),
+    ],
+)
+def test_only_what_cannot_be_mended_is_named(
+    capsys: pytest.CaptureFixture[str], settings: list[str], problem: str
+) -> None:
+    file = str(CONFIGS / "models/sonicmoe_7b.toml")
+    assert plan(file, "--gpus", "48", "--hardware", "h100", *settings) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"distmoe plan: error: {problem}")
+
+
 def test_a_measured_profile_takes_the_place_of_a_name(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
