@@ -53,7 +53,7 @@ options:
 
 examples:
   distmoe plan configs/models/sonicmoe_7b.toml --gpus 64 --hardware h100
-  distmoe plan configs/eight_gpu.toml --gpus 8 --hardware h200 --parallel.engine fsdp2 --top 3
+  distmoe plan configs/eight_gpu.toml --gpus 8 --hardware h200 --model.vocab_size 50304
   distmoe plan configs/quickstart.toml --gpus 2 --hardware machine.toml --memory-gib 4
 """
 OWN_OPTIONS = (

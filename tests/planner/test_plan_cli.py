@@ -241,6 +241,17 @@ def test_links_that_a_profile_lacks_are_named(
     assert plan(FILE, "--gpus", "1", "--hardware", file, "--memory-gib", "1") == 1
 
 
+def test_the_front_page_plans_without_data(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "configs").symlink_to(CONFIGS)
+    monkeypatch.chdir(tmp_path)
+    readme = (CONFIGS.parent / "README.md").read_text()
+    (command,) = re.findall(r"^distmoe plan .*$", readme, re.MULTILINE)
+    assert plan(*shlex.split(command)[2:], "--parallel.engine", "fsdp2", "--parallel.ep=8") == 0
+    assert "eight_gpu.toml on 8 x NVIDIA H100" in capsys.readouterr().out
+
+
 def test_thousands_of_ranks_take_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(CONFIGS / "models/sonicmoe_7b.toml")
     begun = time.process_time()
