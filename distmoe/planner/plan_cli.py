@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,7 +110,8 @@ def main(argv: Sequence[str]) -> int:
     _print_head(request, plan, console)
     print_plan(plan, request.hardware, console)
     if not plan.best:
-        print_remedies(remedies(planner, pinned), console)
+        found = remedies(planner, pinned)
+        print_remedies(found, request.config, request.hardware, console)
     else:
         _advise(request, plan, console)
     if request.json:
@@ -129,9 +130,21 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     )
     source = hardware.profile.origin.note or "a measured profile"
     console.print(
-        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}\n",
+        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}",
         soft_wrap=True,
     )
+    for line in _left_out(request.config, plan):
+        console.print(line, soft_wrap=True)
+    console.print()
+
+
+def _left_out(config: Config, plan: Plan) -> Iterator[str]:
+    """What was asked for and is not in the figures."""
+    shown = [*plan.best, *(misfit.layout for misfit in plan.misfits)]
+    engines = {layout.config.parallel.engine for layout in shown}
+    offload = (config.deepspeed.offload_optimizer, config.deepspeed.offload_parameters)
+    if "deepspeed" in engines and offload != ("none", "none"):
+        yield "time without offload: transfers and the CPU's optimizer are not predicted"
 
 
 def _advise(request: _Request, plan: Plan, console: Console) -> None:

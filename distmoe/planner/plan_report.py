@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distmoe.config import Config
-from distmoe.config.keys import value_of
+from distmoe.config import Config, resolve
+from distmoe.config.keys import value_of, with_values
 from distmoe.planner.hardware import Hardware
+from distmoe.planner.job_memory import zero3_host_memory
 from distmoe.planner.layouts import FREE, differing
 from distmoe.planner.plan_job import Layout, Plan
-from distmoe.planner.remedies import Remedy
+from distmoe.planner.remedies import OFFLOAD, Remedy
 
 GIB = 2**30
 DISPATCH = ("moe.dispatch.level", "moe.dispatch.order", "moe.dispatch.steps")
@@ -69,15 +70,27 @@ def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
         _print_best(plan.best[0], console)
 
 
-def print_remedies(found: Sequence[Remedy], console: Console) -> None:
+def print_remedies(
+    found: Sequence[Remedy], config: Config, hardware: Hardware, console: Console
+) -> None:
+    """``found`` for ``config``, as it was read."""
     console.print("No layout fits. What the smallest ones need of each GPU:")
     for remedy in found:
         verdict = "fits" if remedy.fits else "does not fit"
         console.print(
             f"  {remedy.bytes / GIB:7.1f} GiB, {verdict}: {remedy.world} GPUs, "
-            f"{_said(remedy.values)}",
+            f"{_said(remedy.values)}{_host_memory(remedy, config, hardware)}",
             soft_wrap=True,
         )
+
+
+def _host_memory(remedy: Remedy, config: Config, hardware: Hardware) -> str:
+    """What a remedy by offload needs beside the GPUs' memory."""
+    if not remedy.values.keys() >= OFFLOAD.keys():
+        return ""
+    resolved = resolve(with_values(config, remedy.values), remedy.world)
+    size = hardware.ranks_per_node * zero3_host_memory(resolved, remedy.world)
+    return f", and about {size / GIB:,.0f} GiB of host memory a node"
 
 
 def _table(rows: Sequence[tuple[str, Layout]], title: str) -> Table:

@@ -252,6 +252,19 @@ def test_the_front_page_plans_without_data(
     assert "eight_gpu.toml on 8 x NVIDIA H100" in capsys.readouterr().out
 
 
+def test_what_offload_costs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--parallel.ep=8", "--train.micro_batch_size=4", "--deepspeed.offload_optimizer=cpu"]
+    left_out = "time without offload: transfers and the CPU's optimizer are not predicted"
+    for engine, told in (("deepspeed", True), ("fsdp2", False)):
+        assert plan(*JOB, *small, "--parallel.engine", engine) == 0
+        assert (left_out in capsys.readouterr().out) == told
+    assert plan(*JOB, "--parallel.ep=8", "--memory-gib", "4") == 1
+    remedies = re.findall(r"^.* GPUs, .*$", capsys.readouterr().out, re.MULTILINE)
+    (host,) = re.findall(r"and about ([\d,]+) GiB of host memory a node", "\n".join(remedies))
+    # 22 bytes of each of its 6.9 billion parameters are on the node.
+    assert 22 * 6.9e9 / 2**30 == pytest.approx(float(host.replace(",", "")), rel=0.02)
+
+
 def test_thousands_of_ranks_take_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     file = str(CONFIGS / "models/sonicmoe_7b.toml")
     begun = time.process_time()
