@@ -140,6 +140,8 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
 
 def _left_out(config: Config, plan: Plan) -> Iterator[str]:
     """What was asked for and is not in the figures."""
+    if config.train.compile != "none":
+        yield "train.compile is predicted as none"
     shown = [*plan.best, *(misfit.layout for misfit in plan.misfits)]
     engines = {layout.config.parallel.engine for layout in shown}
     offload = (config.deepspeed.offload_optimizer, config.deepspeed.offload_parameters)

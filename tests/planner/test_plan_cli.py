@@ -252,6 +252,18 @@ def test_the_front_page_plans_without_data(
     assert "eight_gpu.toml on 8 x NVIDIA H100" in capsys.readouterr().out
 
 
+def test_compilation_is_not_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    small = [*JOB, "--parallel.ep=8", "--train.micro_batch_size=4", "--parallel.engine=fsdp2"]
+    said = []
+    for mode in ("none", "dense"):
+        assert plan(*small, "--train.compile", mode) == 0
+        said.append(capsys.readouterr().out.split("Train with it")[0].splitlines())
+    plain, compiled = said
+    assert [line for line in compiled if line not in plain] == [
+        "train.compile is predicted as none"
+    ]
+
+
 def test_what_offload_costs_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--parallel.ep=8", "--train.micro_batch_size=4", "--deepspeed.offload_optimizer=cpu"]
     left_out = "time without offload: transfers and the CPU's optimizer are not predicted"
