@@ -23,7 +23,6 @@ from distmoe.config.own_options import (
 from distmoe.config.ranges import out_of_range
 from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
 from distmoe.planner.layouts import FREE, differing, obstacles
-from distmoe.planner.machine_profile import Profile
 from distmoe.planner.plan_job import Plan, Planner
 from distmoe.planner.plan_report import (
     DISPATCH,
@@ -194,25 +193,15 @@ def _request(argv: Sequence[str]) -> _Request:
         memory_gib=number_option(own, "--memory-gib", 0.0, least=0.0),
         ranks_per_node=integer_option(own, "--ranks-per-node", 0, least=1),
     )
-    per_node = min(hardware.ranks_per_node, world)
-    if world % per_node:
-        raise ConfigError(
-            f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
-        )
     _check_sizes(config, world)
-    # The peaks that are known are those of GPUs.
-    if config.run.device == "cpu" and hardware.peak_flops is not None:
-        raise ConfigError(
-            f"run.device is cpu, and --hardware is a GPU, {hardware.name}; give --run.device cuda"
-        )
-    _check_links(given, hardware.profile, world, per_node)
+    _check_machine(config, world, hardware, given)
     return _Request(
         file=file,
         plain=load_config(file),
         config=config,
         settings=tuple(settings),
         world=world,
-        hardware=replace(hardware, ranks_per_node=per_node),
+        hardware=replace(hardware, ranks_per_node=min(hardware.ranks_per_node, world)),
         skew=number_option(own, "--skew", DEFAULT_SKEW, least=1.0),
         top=integer_option(own, "--top", 10, least=1),
         json=file_option(own, "--json"),
@@ -232,14 +221,21 @@ def _check_sizes(config: Config, world: int) -> None:
         raise ConfigError(problems)
 
 
-def _check_links(given: str, profile: Profile, world: int, per_node: int) -> None:
-    """The profile called ``given`` has the links that ``world`` ranks use."""
-    for link, needed, where in (
-        ("node", per_node > 1, "as ranks of one node"),
-        ("remote", world > per_node, "over several nodes"),
-    ):
-        if needed and link not in profile.links:
-            raise ConfigError(
-                f"profile '{given}' has no link '{link}', which {world} GPUs, {per_node} on a "
-                f"node, need; run `distmoe doctor comm --save` {where}, or add [links.{link}]"
-            )
+def _check_machine(config: Config, world: int, hardware: Hardware, given: str) -> None:
+    """``given``: what the user called the hardware."""
+    per_node = min(hardware.ranks_per_node, world)
+    if world % per_node:
+        raise ConfigError(
+            f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
+        )
+    # The peaks that are known are those of GPUs.
+    if config.run.device == "cpu" and hardware.peak_flops is not None:
+        raise ConfigError(
+            f"run.device is cpu, and --hardware is a GPU, {hardware.name}; give --run.device cuda"
+        )
+    if missing := hardware.missing_link(world):
+        where = {"node": "as ranks of one node", "remote": "over several nodes"}[missing]
+        raise ConfigError(
+            f"profile '{given}' has no link '{missing}', which {world} GPUs, {per_node} on a node, "
+            f"need; run `distmoe doctor comm --save` {where}, or add [links.{missing}]"
+        )

@@ -118,7 +118,7 @@ def test_what_is_printed_starts_all_ranks(
 ) -> None:
     """Its own checks say so, with data there."""
     splits = {name: {"tokens": 10**9} for name in ("train", "validation")}
-    data = {"vocab_size": 50304, "splits": splits, "tokenizer_sha256": "0" * 64}
+    data = {"vocab_size": 50304, "eod_id": 0, "splits": splits, "tokenizer_sha256": "0" * 64}
     (tmp_path / "manifest.json").write_text(json.dumps(data))
     fixed = ["--parallel.engine=fsdp2", "--train.micro_batch_size=2", "--data.path", str(tmp_path)]
     job = ["--gpus", str(gpus), "--hardware", "h200", "--write", str(tmp_path / "best.toml")]
@@ -237,8 +237,10 @@ def test_links_that_a_profile_lacks_are_named(
         save_profile(replace(h200, links=links), file)
         assert plan(FILE, "--gpus", gpus, "--hardware", file) == 2
         assert f"profile '{file}' has {missing}; run" in capsys.readouterr().err
-    # One GPU sends nothing.
+    # One GPU sends nothing; what more of them would need is not known.
     assert plan(FILE, "--gpus", "1", "--hardware", file, "--memory-gib", "1") == 1
+    remedies = capsys.readouterr().out.split("No layout fits")[1]
+    assert set(re.findall(r": (\d+) GPUs", remedies)) == {"1"}
 
 
 def test_the_front_page_plans_without_data(
