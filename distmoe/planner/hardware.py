@@ -56,6 +56,12 @@ class Hardware:
         """Of the device's memory, read and written bytes together."""
         return 2 * self.profile.link("own").bytes_per_s
 
+    def missing_link(self, world: int) -> str:
+        """The first link class that ``world`` ranks use and the profile lacks, or ""."""
+        per_node = min(self.ranks_per_node, world)
+        used = {"node": per_node > 1, "remote": world > per_node}
+        return next((name for name in used if used[name] and name not in self.profile.links), "")
+
     def dense_flops(self, dtype: str) -> float:
         """FLOP/s of the products of a block; where a profile lacks them, of the experts'."""
         flops = self.profile.dense_flops.get(dtype, self.profile.gemm_flops[dtype])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from distmoe.config import Config
 from distmoe.planner.block_activations import BlockActivations, block_activations
 from distmoe.planner.engine_memory import Job
+from distmoe.planner.engine_memory.deepspeed import DeepSpeedMemory
 from distmoe.planner.loss_activations import LossActivations, loss_activations
 from distmoe.planner.parameter_shapes import model_units
 from distmoe.planner.step_moments import Moment, Stage
@@ -85,6 +86,12 @@ def predict_memory(
     peak = max(found, key=lambda memory: memory.tensors)
     margin = device_context + int(FRAGMENTATION * peak.tensors) if on_gpu else 0
     return replace(peak, margin=margin)
+
+
+def zero3_host_memory(config: Config, world: int) -> int:
+    """Bytes of host memory that a rank needs for what ZeRO 3 offloads, of a resolved config."""
+    job = Job(config, world, model_units(config), _itemsize(config), config.run.device != "cpu")
+    return DeepSpeedMemory(job).zero3_host_bytes
 
 
 def _itemsize(config: Config) -> int:

@@ -1,7 +1,7 @@
 """Every way to lay a job out over its ranks that the config's own checks allow.
 
-What the user gave as an option stays; the other settings of `FREE` are tried. Layouts that would
-cut a group across nodes unevenly are left out.
+What the user gave as an option stays; the other settings of `FREE` are tried. Groups that nodes
+would cut unevenly are left out, unless they were given.
 """
 
 from __future__ import annotations
@@ -32,11 +32,20 @@ def layouts(
     config: Config, world: int, *, ranks_per_node: int, pinned: Collection[str]
 ) -> Iterator[Config]:
     """Resolved configs, each possible. ``pinned``: keys that keep the value of ``config``."""
-    for values in _cuts(config, world, ranks_per_node, pinned):
-        cut = with_values(config, values)
-        if not problems_of(cut, world, ranks_per_node):
-            for more in _variants(cut, pinned):
-                yield resolve(with_values(cut, more), world, local_world=ranks_per_node)
+    for layout in _tried(config, world, ranks_per_node, pinned):
+        if not problems_of(layout, world, ranks_per_node):
+            yield resolve(layout, world, local_world=ranks_per_node)
+
+
+def obstacles(
+    config: Config, world: int, *, ranks_per_node: int, pinned: Collection[str]
+) -> list[str]:
+    """Why `layouts` finds nothing: the problems of the layout that has the fewest."""
+    found = (
+        problems_of(layout, world, ranks_per_node)
+        for layout in _tried(config, world, ranks_per_node, pinned)
+    )
+    return min(found, key=len)
 
 
 def problems_of(config: Config, world: int, ranks_per_node: int) -> list[str]:
@@ -55,10 +64,20 @@ def differing(config: Config, other: Config, keys: Collection[str] = FREE) -> di
     }
 
 
+def _tried(
+    config: Config, world: int, ranks_per_node: int, pinned: Collection[str]
+) -> Iterator[Config]:
+    """Layouts, possible or not."""
+    for values in _cuts(config, world, ranks_per_node, pinned):
+        cut = with_values(config, values)
+        for more in _variants(cut, pinned):
+            yield with_values(cut, more)
+
+
 def _cuts(
     config: Config, world: int, ranks_per_node: int, pinned: Collection[str]
 ) -> Iterator[Mapping[str, Any]]:
-    """Engine, axes and micro-batch, possible or not."""
+    """Engine, axes and micro-batch."""
     engines = ("single",) if world == 1 else ("fsdp2", "deepspeed")
     moe_layers = config.model.n_layers - config.model.n_dense_layers
     experts = config.moe.num_experts if moe_layers else 1
@@ -70,18 +89,23 @@ def _cuts(
         "train.micro_batch_size": [n for n in _divisors(per_rank) if n <= MOST_SEQUENCES],
     }
     if "parallel.dp_shard" in pinned and config.parallel.dp_shard:
-        axes["parallel.dp_replicate"] = [max(1, world // config.parallel.dp_shard)]
+        replicas, left = divmod(world, config.parallel.dp_shard)
+        axes["parallel.dp_replicate"] = [1 if left else replicas]
     axes |= {key: [value_of(config, key)] for key in axes if key in pinned}
+    sharding_given = {"parallel.dp_shard", "parallel.dp_replicate"} & set(pinned)
     for engine, ep, replicas, batch in product(*axes.values()):
         shards = world // replicas
-        fits = _fits(ep, ranks_per_node) and _fits(shards, ranks_per_node)
-        if (fits or "parallel.ep" in pinned) and (engine != "deepspeed" or replicas == 1):
+        if (
+            ("parallel.ep" in pinned or _fits(ep, ranks_per_node))
+            and (sharding_given or _fits(shards, ranks_per_node))
+            and (sharding_given or engine != "deepspeed" or replicas == 1)
+        ):
             values = dict(zip(axes, (engine, ep, replicas, batch), strict=True))
             yield values | ({} if "parallel.dp_shard" in pinned else {"parallel.dp_shard": shards})
 
 
 def _variants(config: Config, pinned: Collection[str]) -> Iterator[Mapping[str, Any]]:
-    """What may change in a possible layout without making it impossible."""
+    """What else may change, as the engine knows it."""
     axes: dict[str, tuple[Any, ...]] = {"train.activation_checkpoint": RECOMPUTE}
     if config.parallel.engine == "fsdp2" and config.parallel.dp_shard != 1:
         axes["parallel.reshard_after_forward"] = (True, False)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from distmoe.config.own_options import (
 )
 from distmoe.config.ranges import out_of_range
 from distmoe.planner.hardware import KNOWN, Hardware, find_hardware
-from distmoe.planner.layouts import FREE, differing, problems_of
+from distmoe.planner.layouts import FREE, differing, obstacles
 from distmoe.planner.plan_job import Plan, Planner
 from distmoe.planner.plan_report import (
     DISPATCH,
@@ -52,7 +52,7 @@ options:
 
 examples:
   distmoe plan configs/models/sonicmoe_7b.toml --gpus 64 --hardware h100
-  distmoe plan configs/eight_gpu.toml --gpus 8 --hardware h200 --parallel.engine fsdp2 --top 3
+  distmoe plan configs/eight_gpu.toml --gpus 8 --hardware h200 --model.vocab_size 50304
   distmoe plan configs/quickstart.toml --gpus 2 --hardware machine.toml --memory-gib 4
 """
 OWN_OPTIONS = (
@@ -97,7 +97,10 @@ def main(argv: Sequence[str]) -> int:
         planner = Planner(request.config, request.world, request.hardware, skew=request.skew)
         plan = planner.plan(pinned=pinned, top=request.top)
         if not plan.tried:
-            raise ConfigError(_why_nothing(request))
+            per_node = request.hardware.ranks_per_node
+            raise ConfigError(
+                obstacles(request.config, request.world, ranks_per_node=per_node, pinned=pinned)
+            )
     except ConfigError as error:
         for problem in error.problems:
             print(f"distmoe plan: error: {problem}", file=sys.stderr)
@@ -106,7 +109,8 @@ def main(argv: Sequence[str]) -> int:
     _print_head(request, plan, console)
     print_plan(plan, request.hardware, console)
     if not plan.best:
-        print_remedies(remedies(planner, pinned), console)
+        found = remedies(planner, pinned)
+        print_remedies(found, request.config, request.hardware, console)
     else:
         _advise(request, plan, console)
     if request.json:
@@ -125,31 +129,50 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     )
     source = hardware.profile.origin.note or "a measured profile"
     console.print(
-        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}\n",
+        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}",
         soft_wrap=True,
     )
+    for line in _left_out(request.config, plan):
+        console.print(line, soft_wrap=True)
+    console.print()
+
+
+def _left_out(config: Config, plan: Plan) -> Iterator[str]:
+    """What was asked for and is not in the figures."""
+    if config.train.compile != "none":
+        yield "train.compile is predicted as none"
+    shown = [*plan.best, *(misfit.layout for misfit in plan.misfits)]
+    engines = {layout.config.parallel.engine for layout in shown}
+    offload = (config.deepspeed.offload_optimizer, config.deepspeed.offload_parameters)
+    if "deepspeed" in engines and offload != ("none", "none"):
+        yield "time without offload: transfers and the CPU's optimizer are not predicted"
 
 
 def _advise(request: _Request, plan: Plan, console: Console) -> None:
     """How to train with the best layout."""
-    best = plan.best[0]
-    command = ["distmoe", "train", str(request.file), *request.settings]
-    command += options_of(best, request.config)
-    console.print(f"\nTrain with it:\n  {shlex.join(command)}", soft_wrap=True)
+    best, world, per_node = plan.best[0], request.world, request.hardware.ranks_per_node
+    options = [*request.settings, *options_of(best, request.config)]
+    # Without a launcher `distmoe train` starts the ranks itself.
+    starts = {"launch.nproc": world} if world == per_node != request.config.launch.nproc else {}
+    options += [word for key, value in starts.items() for word in (f"--{key}", str(value))]
+    by = "" if world == per_node else " under SLURM (docs/launch.md has other launchers)"
+    console.print(
+        f"\nTrain with it{by}:\n  {_command(request.file, world, per_node, options)}",
+        soft_wrap=True,
+    )
     if request.write:
         keys = (*FREE, *DISPATCH, *named_keys(request.settings))
-        changes = differing(request.plain, best.config, keys)
+        changes = differing(request.plain, best.config, keys) | starts
         request.write.write_text(as_toml(changes, file=request.file, written_to=request.write))
-        console.print(f"or with {request.write}")
+        console.print(f"or\n  {_command(request.write, world, per_node, ())}", soft_wrap=True)
 
 
-def _why_nothing(request: _Request) -> list[str]:
-    """Complaints about the simplest layout, which stand for all."""
-    config = replace(request.config, parallel=replace(request.config.parallel, dp_shard=0))
-    per_node = request.hardware.ranks_per_node
-    return problems_of(config, request.world, per_node) or [
-        "no layout is possible: the given settings exclude each other"
-    ]
+def _command(file: Path, world: int, per_node: int, options: Sequence[str]) -> str:
+    """It starts ``world`` ranks with ``file``."""
+    if world == per_node:
+        return shlex.join(["distmoe", "train", str(file), *options])
+    ranks = ["--nodes", str(world // per_node), "--ranks-per-node", str(per_node)]
+    return shlex.join(["distmoe", "launch", "slurm", str(file), *ranks, *options])
 
 
 def _request(argv: Sequence[str]) -> _Request:
@@ -170,19 +193,15 @@ def _request(argv: Sequence[str]) -> _Request:
         memory_gib=number_option(own, "--memory-gib", 0.0, least=0.0),
         ranks_per_node=integer_option(own, "--ranks-per-node", 0, least=1),
     )
-    per_node = min(hardware.ranks_per_node, world)
-    if world % per_node:
-        raise ConfigError(
-            f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
-        )
     _check_sizes(config, world)
+    _check_machine(config, world, hardware, given)
     return _Request(
         file=file,
         plain=load_config(file),
         config=config,
         settings=tuple(settings),
         world=world,
-        hardware=replace(hardware, ranks_per_node=per_node),
+        hardware=replace(hardware, ranks_per_node=min(hardware.ranks_per_node, world)),
         skew=number_option(own, "--skew", DEFAULT_SKEW, least=1.0),
         top=integer_option(own, "--top", 10, least=1),
         json=file_option(own, "--json"),
@@ -200,3 +219,23 @@ def _check_sizes(config: Config, world: int) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _check_machine(config: Config, world: int, hardware: Hardware, given: str) -> None:
+    """``given``: what the user called the hardware."""
+    per_node = min(hardware.ranks_per_node, world)
+    if world % per_node:
+        raise ConfigError(
+            f"--gpus is {world}; it must be a multiple of {per_node}, the GPUs of a node"
+        )
+    # The peaks that are known are those of GPUs.
+    if config.run.device == "cpu" and hardware.peak_flops is not None:
+        raise ConfigError(
+            f"run.device is cpu, and --hardware is a GPU, {hardware.name}; give --run.device cuda"
+        )
+    if missing := hardware.missing_link(world):
+        where = {"node": "as ranks of one node", "remote": "over several nodes"}[missing]
+        raise ConfigError(
+            f"profile '{given}' has no link '{missing}', which {world} GPUs, {per_node} on a node, "
+            f"need; run `distmoe doctor comm --save` {where}, or add [links.{missing}]"
+        )

@@ -43,11 +43,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Misfit:
-    """A layout that needs more memory than there is, and the fewest settings to change, with their
-    values, until it fits; none if nothing fits."""
+    """A layout that needs more memory than there is, the fewest settings to change, with their
+    values, until it fits, and what it is then; none if nothing fits."""
 
     layout: Layout
     changes: dict[str, Any]
+    changed: Layout | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Planner:
         return Plan(
             best=best,
             misfits=[
-                Misfit(layout, nearest_change(layout.config, fitting))
+                self._misfit(layout, fitting)
                 for layout in others
                 if not best or layout.time.seconds < best[0].time.seconds
             ],
@@ -160,6 +161,12 @@ class Planner:
             if len(slowest) > count:
                 heapq.heappop(slowest)
         return sorted(found, key=lambda layout: (layout.time.seconds, layout.memory.total))[:count]
+
+    def _misfit(self, layout: Layout, fitting: Sequence[_Sketch]) -> Misfit:
+        near = nearest(layout.config, fitting)
+        if near is None:
+            return Misfit(layout, {}, None)
+        return Misfit(layout, differing(layout.config, near.config), self._simulated(near))
 
     def _sketch(self, config: Config, pinned: Collection[str]) -> _Sketch:
         exchange = self._exchange(config, pinned)
@@ -263,14 +270,15 @@ def one_of_each(sketches: Sequence[_Sketch]) -> list[_Sketch]:
     return list(found.values())
 
 
-def nearest_change(config: Config, fitting: Sequence[_Sketch]) -> dict[str, Any]:
-    """The settings of the fitting layout that differs in the fewest; of equals, the fastest."""
-    changes = [(differing(config, sketch.config), sketch.least_s) for sketch in fitting]
-    # dp_shard follows from dp_replicate.
-    found = min(
-        changes, key=lambda c: (len(c[0].keys() - {"parallel.dp_shard"}), c[1]), default=None
-    )
-    return found[0] if found else {}
+def nearest(config: Config, fitting: Sequence[_Sketch]) -> _Sketch | None:
+    """The layout that differs in the fewest settings; of equals, the fastest."""
+
+    def distance(sketch: _Sketch) -> tuple[int, float]:
+        # dp_shard follows from dp_replicate.
+        changes = differing(config, sketch.config).keys() - {"parallel.dp_shard"}
+        return len(changes), sketch.least_s
+
+    return min(fitting, key=distance, default=None)
 
 
 def _given_dispatch(config: Config, pinned: Collection[str]) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from distmoe.config import Config
-from distmoe.config.keys import value_of
+from distmoe.config import Config, resolve
+from distmoe.config.keys import value_of, with_values
 from distmoe.planner.hardware import Hardware
+from distmoe.planner.job_memory import zero3_host_memory
 from distmoe.planner.layouts import FREE, differing
 from distmoe.planner.plan_job import Layout, Plan
-from distmoe.planner.remedies import Remedy
+from distmoe.planner.remedies import OFFLOAD, Remedy
 
 GIB = 2**30
 DISPATCH = ("moe.dispatch.level", "moe.dispatch.order", "moe.dispatch.steps")
@@ -43,34 +44,53 @@ LETTERS = "abcdefghij"
 def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
     """Layouts that fit, the config's own among them, and the fastest that do not."""
     rows = [(str(number), layout) for number, layout in enumerate(plan.best, 1)]
+    too_large = f"more than the {hardware.memory_bytes / GIB:.1f} GiB of a GPU"
     if plan.as_written is not None:
-        rows.append(("file", plan.as_written))
+        fits = plan.as_written.memory.total <= hardware.memory_bytes
+        rows.append(("file" if fits else "file*", plan.as_written))
     if rows:
         title = "Fastest layouts, and that of the file" if plan.best else "The layout of the file"
         console.print(_table(rows, title))
+        if rows[-1][0] == "file*":
+            console.print(f"   * does not fit: it needs {too_large}", soft_wrap=True)
     for problem in plan.impossible:
         console.print(f"as it is, the file is impossible here: {problem}", soft_wrap=True)
     if plan.misfits:
         need = "Faster, but they need" if plan.best else "The fastest, which need"
-        have = f"{hardware.memory_bytes / GIB:.1f} GiB"
         rows = list(zip(LETTERS, (misfit.layout for misfit in plan.misfits), strict=False))
-        console.print(_table(rows, f"\n{need} more than the {have} of a GPU"))
+        console.print(_table(rows, f"\n{need} {too_large}"))
         for letter, misfit in zip(LETTERS, plan.misfits, strict=False):
-            if misfit.changes:
-                console.print(f"   {letter} fits with {_said(misfit.changes)}", soft_wrap=True)
+            if misfit.changed is not None:
+                console.print(
+                    f"   {letter} fits with {_said(misfit.changes)}: then "
+                    f"{misfit.changed.time.tokens_per_s_per_rank:,.0f} tokens/s/GPU",
+                    soft_wrap=True,
+                )
     if plan.best:
         _print_best(plan.best[0], console)
 
 
-def print_remedies(found: Sequence[Remedy], console: Console) -> None:
+def print_remedies(
+    found: Sequence[Remedy], config: Config, hardware: Hardware, console: Console
+) -> None:
+    """``found`` for ``config``, as it was read."""
     console.print("No layout fits. What the smallest ones need of each GPU:")
     for remedy in found:
         verdict = "fits" if remedy.fits else "does not fit"
         console.print(
             f"  {remedy.bytes / GIB:7.1f} GiB, {verdict}: {remedy.world} GPUs, "
-            f"{_said(remedy.values)}",
+            f"{_said(remedy.values)}{_host_memory(remedy, config, hardware)}",
             soft_wrap=True,
         )
+
+
+def _host_memory(remedy: Remedy, config: Config, hardware: Hardware) -> str:
+    """What a remedy by offload needs beside the GPUs' memory."""
+    if not remedy.values.keys() >= OFFLOAD.keys():
+        return ""
+    resolved = resolve(with_values(config, remedy.values), remedy.world)
+    size = hardware.ranks_per_node * zero3_host_memory(resolved, remedy.world)
+    return f", and about {size / GIB:,.0f} GiB of host memory a node"
 
 
 def _table(rows: Sequence[tuple[str, Layout]], title: str) -> Table:
@@ -184,7 +204,12 @@ def as_json(plan: Plan, hardware: Hardware, *, world: int, skew: float) -> dict[
         "fitting": plan.fitting,
         "best": [figures(layout) for layout in plan.best],
         "misfits": [
-            figures(misfit.layout) | {"changes_to_fit": misfit.changes} for misfit in plan.misfits
+            figures(misfit.layout)
+            | {
+                "changes_to_fit": misfit.changes,
+                "changed": figures(misfit.changed) if misfit.changed else None,
+            }
+            for misfit in plan.misfits
         ],
         "as_written": figures(plan.as_written) if plan.as_written else None,
         "impossible": plan.impossible,

@@ -37,12 +37,14 @@ class Remedy:
 
 def remedies(planner: Planner, pinned: Collection[str]) -> list[Remedy]:
     """The smallest layout, the smallest that keeps its state in host memory, and the smallest on
-    more ranks, until one fits; those that are possible."""
+    more ranks, until one fits; those that are possible, on links that the profile has."""
     smallest = {key: value for key, value in SMALLEST.items() if key not in pinned}
     found = list(_least(planner, planner.world, smallest, pinned))
     if not OFFLOAD.keys() & set(pinned):
         found += _least(planner, planner.world, smallest | OFFLOAD, pinned)
     for factor in FACTORS:
+        if planner.hardware.missing_link(planner.world * factor):
+            break
         more = list(_least(planner, planner.world * factor, smallest, pinned))
         found += more
         if any(remedy.fits for remedy in more):

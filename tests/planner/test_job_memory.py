@@ -21,9 +21,13 @@ from distmoe.engines.fsdp2 import Fsdp2Engine
 from distmoe.engines.single import SingleEngine
 from distmoe.mesh import build_mesh
 from distmoe.metrics.flops import parameter_counts
+from distmoe.planner.engine_memory import Job
+from distmoe.planner.engine_memory.deepspeed import DeepSpeedMemory
 from distmoe.planner.exchange_rows import exchange_rows
-from distmoe.planner.job_memory import predict_memory
+from distmoe.planner.job_memory import predict_memory, zero3_host_memory
 from distmoe.planner.live_storages import LiveStorages
+from distmoe.planner.parameter_shapes import model_units
+from distmoe.planner.step_moments import Moment, Stage
 from distmoe.train.step import train_step
 
 # Sizes that no number of ranks divides.
@@ -125,6 +129,31 @@ def test_zero_stages_hold_less_and_less() -> None:
     states = [memory.parameters + memory.gradients + memory.optimizer for memory in by_stage]
     assert states[0] > states[1] > states[2]
     assert len({memory.optimizer for memory in by_stage[:2]}) == 1
+
+
+def test_zero_3_gathers_the_experts_that_run_however_large_they_are() -> None:
+    """Between the uses of parameters it keeps 10^9 elements; experts of a block are more here."""
+    large = {"model__hidden_size": 4096, "moe__intermediate_size": 2048, "run__device": "cuda"}
+    zero_3 = {"parallel__engine": "deepspeed", "deepspeed__zero_stage": 3}
+    buffers = []
+    for experts in (64, 128):
+        config = config_of(8, moe__num_experts=experts, **large, **zero_3)
+        job = Job(config, 8, model_units(config), 2, on_gpu=True)
+        buffers.append(DeepSpeedMemory(job).held(Moment(Stage.LOSS, 3)).buffers)
+    assert buffers[1] - buffers[0] == 2 * 64 * 3 * 4096 * 2048
+
+
+def test_what_zero_3_offloads_is_in_host_memory() -> None:
+    zero_3 = {"parallel__engine": "deepspeed", "deepspeed__zero_stage": 3, "run__device": "cuda"}
+    optimizer = zero_3 | {"deepspeed__offload_optimizer": "cpu"}
+    both = optimizer | {"deepspeed__offload_parameters": "cpu"}
+    stays = predict_memory(config_of(8, **zero_3), 8)
+    elements = stays.optimizer // 8
+    # fp32 weights, two moments, gradients in two buffers; bf16 weights.
+    for settings, host, device in ((zero_3, 0, 6), (optimizer, 20, 2), (both, 22, 0)):
+        config = config_of(8, **settings)
+        assert zero3_host_memory(config, 8) == host * elements
+        assert predict_memory(config, 8).parameters == device * elements
 
 
 def test_recomputing_more_keeps_less() -> None:

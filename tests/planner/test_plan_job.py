@@ -58,6 +58,23 @@ def test_every_layout_is_possible_and_no_two_are_the_same() -> None:
     assert alone == "single"
 
 
+@pytest.mark.parametrize(
+    ("settings", "stages"),
+    [
+        ({}, {1, 2, 3}),
+        ({"train.compile": "dense"}, {1, 2}),
+        ({"deepspeed.offload_optimizer": "cpu", "deepspeed.offload_parameters": "cpu"}, {3}),
+    ],
+)
+def test_zero_stages_are_those_that_a_run_allows(settings: Any, stages: set[int]) -> None:
+    given = with_values(CONFIG, settings | {"parallel.engine": "deepspeed", "parallel.ep": 4})
+    pinned = {*settings, "parallel.engine", "parallel.ep"}
+    found = list(layouts(given, WORLD, ranks_per_node=8, pinned=pinned))
+    assert {one.deepspeed.zero_stage for one in found} == stages
+    for one in found:
+        check(one, WORLD, with_data=False)
+
+
 def test_given_settings_stay() -> None:
     given = with_values(CONFIG, {"parallel.ep": 4, "parallel.dp_shard": 8})
     pinned = {"parallel.ep", "parallel.dp_shard", "train.activation_checkpoint"}
@@ -97,6 +114,10 @@ def test_what_does_not_fit_says_what_would(plan: Plan) -> None:
         changed = with_values(misfit.layout.config, misfit.changes)
         check(changed, WORLD, with_data=False)
         assert predict_memory(changed, WORLD).total < TIGHT * GIB
+        assert misfit.changed is not None
+        assert not differing(misfit.changed.config, changed)
+        assert misfit.changed.memory.total < TIGHT * GIB
+        assert misfit.changed.time.seconds >= plan.best[0].time.seconds
         others = [differing(misfit.layout.config, one) for one in _fitting(TIGHT)]
         assert _number(misfit.changes) == min(map(_number, others)) > 0
 
@@ -134,7 +155,7 @@ def test_where_nothing_fits_more_ranks_or_host_memory_do() -> None:
     plan = planner.plan(pinned=set(), top=3)
     assert not plan.best
     assert plan.fitting == 0
-    assert all(not misfit.changes for misfit in plan.misfits)
+    assert all(not misfit.changes and misfit.changed is None for misfit in plan.misfits)
     found = remedies(planner, set())
     assert [(one.world, one.fits) for one in found[2:]] == [(32, False), (64, True)]
     assert found[1].values["deepspeed.offload_optimizer"] == "cpu"

@@ -3,7 +3,7 @@
 Groups are dense weights that decay, those that do not, and experts. With stages 1 and 2 each is one
 flat tensor, padded to a multiple of twice its ranks: all of them for dense weights, those with the
 same experts for experts. Stage 3 cuts every parameter by itself, and frees a gathered one only when
-it is not due again among the next max_live elements.
+it is not due again among the next max_live elements; what runs is gathered, however large it is.
 """
 
 from __future__ import annotations
@@ -57,6 +57,14 @@ class DeepSpeedMemory:
             return 0
         return self.b * sum(self.partition)
 
+    @property
+    def zero3_host_bytes(self) -> int:
+        """What stage 3 keeps in host memory: fp32 weights, two moments, and the gradients of all
+        micro-batches and those for the optimizer; parameters in the compute dtype."""
+        state = 5 * FP32 if self._offloads else 0
+        offloads_parameters = self.job.on_gpu and self.options.offload_parameters == "cpu"
+        return (state + (self.b if offloads_parameters else 0)) * sum(self.partition)
+
     def held(self, moment: Moment) -> Held:
         gradients = self._gradients(moment)
         if moment.stage is Stage.STEP:
@@ -75,8 +83,10 @@ class DeepSpeedMemory:
         return FP32 * sum(self.partition) if begun and not self._offloads else 0
 
     def _gathered(self) -> int:
-        """Whole parameters of stage 3."""
-        return self.b * min(self.whole, MAX_LIVE) if self.stage == 3 else 0
+        """Whole parameters of stage 3: those kept or gathered ahead, or the experts that run."""
+        if self.stage < 3:
+            return 0
+        return self.b * max(min(self.whole, MAX_LIVE), elements(self.job.units.experts))
 
     def _reduction(self) -> int:
         """The bucket, and a copy of what is in it that is summed in fp32."""
