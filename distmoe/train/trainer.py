@@ -82,6 +82,7 @@ class Trainer:
         resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
         self.done, resumed_from = self.checkpoints.resume()
+        self.skipped_in_a_row: tuple[str, ...] = ()
         self._open_data(resources)
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -271,8 +272,6 @@ class Trainer:
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
             self.reporter.console.line(line)
-
-    skipped_in_a_row: tuple[str, ...] = ()
 
     def _lr(self) -> float:
         optim = self.config.optim

@@ -14,7 +14,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 T, H, I, E, K, TILE = 512, 192, 32, 4, 2, 32
 
 
-def measured(rule: str, activation: str = "swiglu") -> tuple[ActivationShape, Measured]:
+def measured(
+    rule: str, activation: str = "swiglu", num_tokens: int = T
+) -> tuple[ActivationShape, Measured]:
     config = MoEConfig(
         hidden_size=H,
         intermediate_size=I,
@@ -25,11 +27,11 @@ def measured(rule: str, activation: str = "swiglu") -> tuple[ActivationShape, Me
         rounding=RoundingConfig(rule, tile=TILE),
     )
     layer = MoE(config).half().to(DEVICE)
-    x, dout = (torch.randn(T, H, device=DEVICE).half() for _ in range(2))
+    x, dout = (torch.randn(num_tokens, H, device=DEVICE).half() for _ in range(2))
     result = measure(layer, x.requires_grad_(), dout)
     width = layer.experts.w_in_eGH.shape[1]
-    pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
-    return ActivationShape(T=T, H=H, I=I, E=E, G=width, pairs=pairs), result
+    pairs = num_tokens * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
+    return ActivationShape(T=num_tokens, H=H, I=I, E=E, G=width, pairs=pairs), result
 
 
 def test_formula() -> None:
@@ -47,5 +49,5 @@ def test_formula() -> None:
 
 
 def test_an_activation_without_a_gate_keeps_half_of_z() -> None:
-    shape, result = measured("none", "relu2")
+    shape, result = measured("none", "relu2", num_tokens=64)
     assert result.saved["float16", (shape.pairs, I)] == keeps(shape)["z"]
