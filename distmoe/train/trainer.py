@@ -70,6 +70,8 @@ def train(config: Config, ranks: RankInfo) -> bool:
 class Trainer:
     """Everything of a run, built in the order of the data path. ``done``: finished steps."""
 
+    skipped_in_a_row: tuple[str, ...] = ()
+
     def __init__(
         self, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
     ) -> None:
@@ -82,7 +84,6 @@ class Trainer:
         resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
         self.done, resumed_from = self.checkpoints.resume()
-        self.skipped_in_a_row: tuple[str, ...] = ()
         self._open_data(resources)
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
