@@ -18,11 +18,11 @@ help:
 train: .venv/.installed $(SHAKESPEARE)
 	$(BIN)/distmoe train configs/quickstart.toml $(ARGS)
 
-# Tests that start processes come by themselves: they bring ranks of their own, and wait a lot.
+# Tests that start processes come by themselves: they bring ranks of their own.
 test: lint .triton36/.installed
 ifeq ($(ARGS),)
 	$(BIN)/pytest -n 2 -m "not processes and not gpu"
-	$(BIN)/pytest -n 3 --dist loadfile -m "processes and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu"
 else
 	$(BIN)/pytest $(ARGS)
 endif
