@@ -36,11 +36,16 @@ WITHOUT_VARIANTS = ["H1536 I256 swiglu bf16", "row_sum", "tile_list", "dscore", 
 WITHOUT_VARIANTS += ["router_topk softmax E128", "router_topk backward softmax E64", "round_select"]
 WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
 
+# Beside these other dtypes and shapes, and one more activation with a gate and one without;
+# tools/inspect_kernels.py has all of all.
+WITH_VARIANTS = [*WITHOUT_VARIANTS, "fp16", "fp32", "H1048", "H2048", "H4096", "H1044"]
+WITH_VARIANTS += ["geglu", "relu2", "router_logits", "router_topk sigmoid E128", "softmax E4096"]
+
 
 @pytest.mark.parametrize(
     ("triton", "targets", "only"),
     [
-        ("3.6", ["sm_90"], [""]),
+        ("3.6", ["sm_90"], WITH_VARIANTS),
         ("3.9", ["sm_90", "sm_80", "sm_100", "gfx942"], WITHOUT_VARIANTS),
     ],
     ids=["3.6", "3.9"],

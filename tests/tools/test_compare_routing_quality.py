@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compare_routing_quality
 import pytest
+from wrong_arguments import refusal
 
 from distmoe.data.cli import main as data_main
 
@@ -55,9 +57,10 @@ def test_runs_table_json_and_no_run_twice(tmp_path: Path) -> None:
         (["--", "--train.steps", "0"], "train.steps is 0"),
     ],
 )
-def test_wrong_options_start_nothing(options: list[str], words: str, tmp_path: Path) -> None:
+def test_wrong_options_start_nothing(
+    options: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = ["--config", str(ROOT / "configs/routing_quality.toml")]
-    done = compare("--runs", str(tmp_path / "runs"), *config, *options)
-    assert done.returncode == 2
-    assert words in done.stderr
+    arguments = ["--runs", str(tmp_path / "runs"), *config, *options]
+    assert words in refusal(compare_routing_quality.main, arguments, capsys)
     assert not (tmp_path / "runs").exists()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import measure_routing_cost
 import pytest
+from wrong_arguments import refusal
 
 pytestmark = pytest.mark.processes
 
@@ -52,7 +54,5 @@ def test_bytes_and_rounds_of_every_way(tmp_path: Path) -> None:
         (["--tile", "0"], "--tile is 0; it must be at least 1"),
     ],
 )
-def test_wrong_options(options: list[str], words: str) -> None:
-    done = measure(*options)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in refusal(measure_routing_cost.main, options, capsys)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simulate_routing
+from wrong_arguments import refusal
 
 from distmoe.planner.routing_trace import RankTrace, TraceFacts, write_trace
 
@@ -99,10 +101,11 @@ def test_a_broken_trace_is_a_failure_in_one_line(trace: Path) -> None:
 @pytest.mark.parametrize(
     "sizes", [["--tokens", "8"], ["--experts", "8"], ["--skew", "1"], ["--seed", "1"]]
 )
-def test_a_trace_has_its_own_sizes(trace: Path, sizes: list[str]) -> None:
-    done = simulate("--trace", str(trace), *sizes)
-    assert done.returncode == 2
-    assert f"{sizes[0]} and --trace: a trace has its own; only --tile can be changed" in done.stderr
+def test_a_trace_has_its_own_sizes(
+    trace: Path, sizes: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(simulate_routing.main, ["--trace", str(trace), *sizes], capsys)
+    assert f"{sizes[0]} and --trace: a trace has its own; only --tile can be changed" in said
 
 
 @pytest.mark.processes
@@ -118,14 +121,15 @@ def test_a_trace_has_its_own_sizes(trace: Path, sizes: list[str]) -> None:
         (["--rules", "x"], "no rule 'x'; known: none, nearest, balance"),
     ],
 )
-def test_wrong_arguments(arguments: list[str], words: str) -> None:
-    done = simulate(*SMALL, *arguments)
-    assert done.returncode == 2
-    assert words in done.stderr
+def test_wrong_arguments(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in refusal(simulate_routing.main, [*SMALL, *arguments], capsys)
 
 
 @pytest.mark.processes
-def test_a_folder_without_a_trace_is_a_wrong_argument(tmp_path: Path) -> None:
-    done = simulate("--trace", str(tmp_path))
-    assert done.returncode == 2
-    assert f"--trace: {tmp_path} has no routing trace" in done.stderr
+def test_a_folder_without_a_trace_is_a_wrong_argument(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(simulate_routing.main, ["--trace", str(tmp_path)], capsys)
+    assert f"--trace: {tmp_path} has no routing trace" in said

@@ -1,0 +1,19 @@
+"""How a tool ends that was given wrong arguments; in this process, since a start takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+
+def refusal(
+    main: Callable[[Sequence[str]], int],
+    arguments: Sequence[str],
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """What it says; it must end with 2."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err
