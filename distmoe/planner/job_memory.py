@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from distmoe.config import Config
 from distmoe.planner.block_activations import BlockActivations, block_activations
-from distmoe.planner.engine_memory import Job
+from distmoe.planner.engine_memory import EngineMemory, Job
 from distmoe.planner.engine_memory.deepspeed import DeepSpeedMemory
 from distmoe.planner.loss_activations import LossActivations, loss_activations
 from distmoe.planner.parameter_shapes import model_units
@@ -66,7 +66,7 @@ def predict_memory(
     on_gpu = config.run.device != "cpu"
     itemsize = _itemsize(config)
     job = Job(config, world, model_units(config), itemsize, on_gpu)
-    engine = ENGINE_MEMORY.load(config.parallel.engine)(job)
+    engine: EngineMemory = ENGINE_MEMORY.load(config.parallel.engine)(job)
     blocks = block_activations(config, itemsize=itemsize, skew=skew)
     loss = loss_activations(config, itemsize=itemsize)
     found = []

@@ -117,3 +117,12 @@ def test_each_corpus_is_checked(make_folder: Callable[..., str]) -> None:
 def test_a_mask_needs_a_token_to_predict(make_folder: Callable[..., str]) -> None:
     options = ["--data.path", make_folder("one"), "--data.document_mask", "--data.seq_len", "1"]
     assert "data.seq_len is 1; it must be at least 2 with data.document_mask" in problems(*options)
+
+
+def test_a_mask_on_a_gpu_needs_heads_that_its_attention_has(
+    make_folder: Callable[..., str],
+) -> None:
+    options = ["--data.path", make_folder("one"), "--model.head_dim", "8", "--run.device", "cuda"]
+    expected = "model.head_dim is 8; it must be at least 16 with data.document_mask on a GPU"
+    assert expected in problems(*options, "--data.document_mask", "--train.steps", "0")
+    assert expected not in problems(*options, "--train.steps", "0")
