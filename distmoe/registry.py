@@ -125,12 +125,12 @@ ENGINES = Registry(
         "deepspeed": "distmoe.engines.deepspeed_zero:DeepSpeedZeroEngine",
     },
 )
-ENGINE_MEMORY = Registry(
-    "engine with a memory model",
+ENGINE_COSTS = Registry(
+    "engine that plans know",
     {
-        "single": "distmoe.planner.engine_memory.single:SingleMemory",
-        "fsdp2": "distmoe.planner.engine_memory.fsdp2:Fsdp2Memory",
-        "deepspeed": "distmoe.planner.engine_memory.deepspeed:DeepSpeedMemory",
+        "single": "distmoe.planner.engine_costs.single:SingleCosts",
+        "fsdp2": "distmoe.planner.engine_costs.fsdp2:Fsdp2Costs",
+        "deepspeed": "distmoe.planner.engine_costs.deepspeed:DeepSpeedCosts",
     },
 )
 SCHEDULES = Registry(

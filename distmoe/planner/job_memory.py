@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from distmoe.config import Config
 from distmoe.planner.block_activations import BlockActivations, block_activations
-from distmoe.planner.engine_memory import EngineMemory, Job
-from distmoe.planner.engine_memory.deepspeed import DeepSpeedMemory
+from distmoe.planner.engine_costs import EngineCosts, Job
+from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
 from distmoe.planner.loss_activations import LossActivations, loss_activations
 from distmoe.planner.parameter_shapes import model_units
 from distmoe.planner.step_moments import Moment, Stage
-from distmoe.registry import ENGINE_MEMORY
+from distmoe.registry import ENGINE_COSTS
 
 # Assumed, not measured: the CUDA context with its kernels, and NCCL's channels.
 CUDA_CONTEXT = 1_500 << 20
@@ -66,7 +66,7 @@ def predict_memory(
     on_gpu = config.run.device != "cpu"
     itemsize = _itemsize(config)
     job = Job(config, world, model_units(config), itemsize, on_gpu)
-    engine: EngineMemory = ENGINE_MEMORY.load(config.parallel.engine)(job)
+    engine: EngineCosts = ENGINE_COSTS.load(config.parallel.engine)(job)
     blocks = block_activations(config, itemsize=itemsize, skew=skew)
     loss = loss_activations(config, itemsize=itemsize)
     found = []
@@ -91,7 +91,7 @@ def predict_memory(
 def zero3_host_memory(config: Config, world: int) -> int:
     """Bytes of host memory that a rank needs for what ZeRO 3 offloads, of a resolved config."""
     job = Job(config, world, model_units(config), _itemsize(config), config.run.device != "cpu")
-    return DeepSpeedMemory(job).zero3_host_bytes
+    return DeepSpeedCosts(job).zero3_host_bytes
 
 
 def _itemsize(config: Config) -> int:

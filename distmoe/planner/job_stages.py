@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from distmoe.config import Config
 from distmoe.metrics.flops import parameter_counts
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
-from distmoe.planner.engine_traffic import TRAFFIC, EngineTraffic
+from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
 from distmoe.planner.pipeline_simulation import Stage
+from distmoe.registry import ENGINE_COSTS
 
 GRADIENT_BYTES = 4
 """Of an element that is reduced: every engine is told to reduce in fp32."""
@@ -52,7 +53,7 @@ class _Builder:
         parallel, per_node = config.parallel, hardware.ranks_per_node
         self._config = config
         self._itemsize = ITEMSIZE[dtype]
-        self._traffic: EngineTraffic = TRAFFIC[parallel.engine](config)
+        self._traffic: EngineTraffic = ENGINE_COSTS.load(parallel.engine).traffic(config)
         self._rates = Rates(
             hardware.dense_flops(dtype), hardware.attention_flops(dtype), hardware.bytes_per_s
         )

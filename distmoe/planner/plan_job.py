@@ -11,7 +11,6 @@ from distmoe.config import Config, ConfigError, resolve
 from distmoe.config.keys import with_values
 from distmoe.moe.schedule import Schedule
 from distmoe.planner.cost_model import ORDERS, best_schedule
-from distmoe.planner.engine_traffic import TRAFFIC
 from distmoe.planner.expert_time import ExpertTimes, expert_times
 from distmoe.planner.hardware import Hardware, dtype_on
 from distmoe.planner.job_memory import JobMemory, predict_memory
@@ -21,7 +20,7 @@ from distmoe.planner.layouts import differing, layouts, problems_of
 from distmoe.planner.routing_skew import rank_loads
 from distmoe.planner.row_volumes import FloatArray, RankLayout
 from distmoe.planner.schedule_policy import layer_shape
-from distmoe.registry import ENGINE_MEMORY
+from distmoe.registry import ENGINE_COSTS
 
 STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Steps of the exchange that are tried, unless their number is given."""
@@ -251,11 +250,10 @@ class Planner:
 
 def check_engine(name: str) -> None:
     """ConfigError unless a plan knows the engine."""
-    known = [engine for engine in ENGINE_MEMORY if engine in TRAFFIC]
-    if name not in ("auto", *known):
+    if name != "auto" and name not in ENGINE_COSTS:
         raise ConfigError(
-            f"parallel.engine is '{name}'; distmoe plan knows {', '.join(known)}: another needs a "
-            "line of registry.ENGINE_MEMORY and one of planner.engine_traffic.TRAFFIC"
+            f"parallel.engine is '{name}'; distmoe plan knows {', '.join(ENGINE_COSTS)}: another "
+            "needs a line of registry.ENGINE_COSTS"
         )
 
 

@@ -21,8 +21,8 @@ from distmoe.engines.fsdp2 import Fsdp2Engine
 from distmoe.engines.single import SingleEngine
 from distmoe.mesh import build_mesh
 from distmoe.metrics.flops import parameter_counts
-from distmoe.planner.engine_memory import Job
-from distmoe.planner.engine_memory.deepspeed import DeepSpeedMemory
+from distmoe.planner.engine_costs import Job
+from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
 from distmoe.planner.exchange_rows import exchange_rows
 from distmoe.planner.job_memory import predict_memory, zero3_host_memory
 from distmoe.planner.live_storages import LiveStorages
@@ -139,7 +139,7 @@ def test_zero_3_gathers_the_experts_that_run_however_large_they_are() -> None:
     for experts in (64, 128):
         config = config_of(8, moe__num_experts=experts, **large, **zero_3)
         job = Job(config, 8, model_units(config), 2, on_gpu=True)
-        buffers.append(DeepSpeedMemory(job).held(Moment(Stage.LOSS, 3)).buffers)
+        buffers.append(DeepSpeedCosts(job).held(Moment(Stage.LOSS, 3)).buffers)
     assert buffers[1] - buffers[0] == 2 * 64 * 3 * 4096 * 2048
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from math import prod
 
-from distmoe.planner.engine_memory import FP32, Held, Job
+from distmoe.config import Config
+from distmoe.planner.engine_costs import FP32, EngineTraffic, Held, Job
 from distmoe.planner.parameter_shapes import Shape, elements
 from distmoe.planner.step_moments import Moment, Stage
 
@@ -18,7 +19,7 @@ from distmoe.planner.step_moments import Moment, Stage
 MAX_LIVE = 1_000_000_000
 
 
-class DeepSpeedMemory:
+class DeepSpeedCosts:
     """Offloaded state counts on a CPU only, whose memory it is."""
 
     def __init__(self, job: Job) -> None:
@@ -64,6 +65,17 @@ class DeepSpeedMemory:
         state = 5 * FP32 if self._offloads else 0
         offloads_parameters = self.job.on_gpu and self.options.offload_parameters == "cpu"
         return (state + (self.b if offloads_parameters else 0)) * sum(self.partition)
+
+    @staticmethod
+    def traffic(config: Config) -> EngineTraffic:
+        stage = config.deepspeed.zero_stage
+        return EngineTraffic(
+            gathers_forward=stage == 3,
+            gathers_backward=stage == 3,
+            reduces_every_backward=stage > 1,
+            hidden=config.deepspeed.overlap_comm,
+            gathers_update=stage < 3,
+        )
 
     def held(self, moment: Moment) -> Held:
         gradients = self._gradients(moment)

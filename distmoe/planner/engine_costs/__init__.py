@@ -1,7 +1,8 @@
-"""What an engine holds on a rank beside activations, moment by moment of an optimizer step.
+"""What an engine costs a rank: memory beside activations, and what it sends between ranks.
 
 A step has a few moments at one of which memory is at its peak; an engine tells for each what it
-holds then. Every engine of `registry.ENGINES` has one file here and a line in `ENGINE_MEMORY`.
+holds then, and when it gathers parameters and reduces gradients. Every engine of `registry.ENGINES`
+has one file here and a line in `ENGINE_COSTS`.
 """
 
 from __future__ import annotations
@@ -68,13 +69,34 @@ class Job:
         return block >= self.units.num_dense
 
 
-class EngineMemory(Protocol):
+@dataclass(frozen=True)
+class EngineTraffic:
+    """``gathers_forward``, ``gathers_backward``: a block's parameters, in the compute dtype, for
+    every pass. ``reduces_every_backward``: gradients, in fp32; else once a step. ``hidden``:
+    reductions go on beside the backward; gathers of sharded parameters always do.
+    ``gathers_update``: the new parameters, after the optimizer."""
+
+    gathers_forward: bool = False
+    gathers_backward: bool = False
+    reduces_every_backward: bool = True
+    hidden: bool = True
+    gathers_update: bool = False
+
+
+class EngineCosts(Protocol):
     """One engine on one job. ``parameters`` and ``optimizer``: bytes that are there all the time,
     every copy of the weights among the parameters."""
 
     parameters: int
     optimizer: int
 
+    def __init__(self, job: Job) -> None: ...
+
     def held(self, moment: Moment) -> Held:
-        """The rest."""
+        """The rest of the memory."""
+        ...
+
+    @staticmethod
+    def traffic(config: Config) -> EngineTraffic:
+        """Of a resolved ``config``; groups of one rank have nothing to send."""
         ...

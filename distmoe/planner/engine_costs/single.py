@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from math import prod
 
-from distmoe.planner.engine_memory import FP32, Held, Job
+from distmoe.config import Config
+from distmoe.planner.engine_costs import FP32, EngineTraffic, Held, Job
 from distmoe.planner.parameter_shapes import elements
 from distmoe.planner.step_moments import Moment, Stage
 
 
-class SingleMemory:
+class SingleCosts:
     """Nothing is sharded. A weight's gradient is added to the master's as soon as it is there."""
 
     def __init__(self, job: Job) -> None:
@@ -18,6 +19,10 @@ class SingleMemory:
         self.whole = units.dense_elements + units.expert_elements
         self.parameters = (FP32 + job.itemsize) * self.whole
         self.optimizer = 2 * FP32 * self.whole
+
+    @staticmethod
+    def traffic(config: Config) -> EngineTraffic:
+        return EngineTraffic()
 
     def held(self, moment: Moment) -> Held:
         done = self.whole if self.job.accumulates else self.job.finished(moment)

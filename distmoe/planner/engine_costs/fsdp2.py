@@ -9,13 +9,14 @@ is reduced last, so the head's gradient waits, whole, for the embedding's.
 
 from __future__ import annotations
 
-from distmoe.planner.engine_memory import FP32, Held, Job
+from distmoe.config import Config
+from distmoe.planner.engine_costs import FP32, EngineTraffic, Held, Job
 from distmoe.planner.parameter_shapes import elements
 from distmoe.planner.shard_sizes import ShardedUnit, sharded_model
 from distmoe.planner.step_moments import Moment, Stage
 
 
-class Fsdp2Memory:
+class Fsdp2Costs:
     """Shards are padded parameter by parameter, so every rank holds the same."""
 
     def __init__(self, job: Job) -> None:
@@ -25,6 +26,12 @@ class Fsdp2Memory:
         self.parameters = FP32 * self.shard
         self.optimizer = 2 * FP32 * self.shard
         self.reshards = job.config.parallel.reshard_after_forward
+
+    @staticmethod
+    def traffic(config: Config) -> EngineTraffic:
+        return EngineTraffic(
+            gathers_forward=True, gathers_backward=config.parallel.reshard_after_forward
+        )
 
     def held(self, moment: Moment) -> Held:
         return Held(self._gradients(moment), self._buffers(moment))
