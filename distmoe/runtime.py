@@ -55,20 +55,23 @@ def start(
     threads: int,
     engine: str,
     facts: Mapping[str, str] | None = None,
+    problem: str = "",
 ) -> Runtime:
     """Set the device, the threads, and, for several ranks or a sharding engine, the group.
 
-    ConfigError if a rank has no device, or if the ranks differ in ``facts``, the kind of their
-    device or a version.
+    ConfigError if a rank has no device, if the ranks differ in ``facts``, the kind of their device
+    or a version, or for a ``problem`` that only this rank has.
     """
-    picked, problem = torch.device("cpu"), ""
+    if problem and ranks.world == 1:
+        raise ConfigError(problem)
+    picked = torch.device("cpu")
     try:
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
     except ConfigError as error:
         if ranks.world == 1:
             raise
         # Told to all ranks, of which one has to tell the user.
-        problem = str(error)
+        problem = problem or str(error)
     if threads:
         torch.set_num_threads(threads)
     if ranks.world == 1 and engine == "single":

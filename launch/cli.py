@@ -139,8 +139,7 @@ def _train_here(config: Config, argv: Sequence[str]) -> int:
     from distmoe.launch.local import run_local
 
     command = [sys.executable, "-m", "distmoe.launch.cli", "train", *argv]
-    advice = RESUMES if config.checkpoint.resume == "auto" else ""
-    return run_local(command, config.launch.nproc, threads=config.launch.threads, advice=advice)
+    return run_local(command, config.launch.nproc, threads=config.launch.threads, advice=RESUMES)
 
 
 def _config(argv: Sequence[str]) -> int:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from distmoe.config import Config, corpora
 from distmoe.config.keys import key_types, value_of
+from distmoe.train.changed_data import manifest_mark
 
 # Machines may differ in these. Ranks of a node are compared where they are used.
 OF_A_MACHINE = {
@@ -24,15 +22,10 @@ def common_facts(config: Config) -> dict[str, str]:
     """Every setting but those of a machine, and which data there are; for `meet`."""
     facts = {key: repr(value_of(config, key)) for key in key_types() if key not in OF_A_MACHINE}
     if not config.data.mix:
-        facts["the manifest of data.path"] = _manifest_hash(config.data.path)
+        facts["the manifest of data.path"] = manifest_mark(config.data.path)
         return facts
     for number, corpus in enumerate(corpora(config.data)):
         facts[f"entry {number} of data.mix"] = (
-            f"manifest {_manifest_hash(corpus.path)}, weight {corpus.weight}"
+            f"manifest {manifest_mark(corpus.path)}, weight {corpus.weight}"
         )
     return facts
-
-
-def _manifest_hash(folder: str) -> str:
-    manifest = Path(folder, "manifest.json").read_bytes()
-    return f"{hashlib.sha256(manifest).hexdigest()[:12]}..."
