@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
+from distmoe.comm.kernel_clock import KernelClock
 from distmoe.comm.message import Message, Way
 from distmoe.comm.timeline import Note, Timeline
 from distmoe.comm.watchdog import Wait, Watchdog
@@ -20,6 +21,7 @@ ALMOST = 0.95
 class Observer:
     """``layer``: an opaque label. ``wait_seconds``: that the host waited for this exchange's
     messages; on CUDA the stream waits instead, and only a timeline tells how long.
+    ``wait_cpu_seconds``: CPU time of the process meanwhile, as some transports wait by asking.
 
     ``timeout_s``: after it a wait fails. Transports without a process group end their waits by it;
     the others by the timeout of their group, which should be the same.
@@ -31,6 +33,8 @@ class Observer:
         self.layer = "an exchange without a name"
         self.timeout_s = 60.0
         self.wait_seconds = 0.0
+        self.wait_cpu_seconds = 0.0
+        self.kernel_clock: KernelClock | None = None
         self.timeline: Timeline | None = None
         self.watchdog: Watchdog | None = None
 
@@ -41,15 +45,21 @@ class Observer:
             return _NOTHING
         return timeline.span("compute", name, layer=self.layer, block=block)
 
+    def kernels(self) -> AbstractContextManager[None]:
+        """Put around kernels that need no other rank; costs nothing while they are not timed."""
+        clock = self.kernel_clock
+        return _NOTHING if clock is None or not clock.on else clock.span()
+
     def posting(self, kind: str) -> AbstractContextManager[None]:
         """Put around the start of messages; costs nothing while no timeline is on."""
         timeline = self._active
         return _NOTHING if timeline is None else timeline.span("post", kind, layer=self.layer)
 
     @property
-    def is_tracing(self) -> bool:
-        """Whether a timeline notes intervals now."""
-        return self._active is not None
+    def is_timing(self) -> bool:
+        """Whether a timeline notes intervals now, or kernels are timed."""
+        timed = self.kernel_clock is not None and self.kernel_clock.on
+        return timed or self._active is not None
 
     @property
     def _active(self) -> Timeline | None:
@@ -82,6 +92,7 @@ class Observer:
         wait = Wait(self._own_rank, self._world_ranks, self.layer, kind, messages)
         if self.watchdog is not None:
             self.watchdog.waiting = wait
+        cpu_then = time.process_time()
         try:
             for message in messages:
                 self._wait_for(kind, message)
@@ -94,6 +105,7 @@ class Observer:
             if self.watchdog is not None:
                 self.watchdog.waiting = None
             self.wait_seconds += time.perf_counter() - wait.began
+            self.wait_cpu_seconds += time.process_time() - cpu_then
 
     def _wait_for(self, kind: str, message: Message) -> None:
         timeline, began = self._active, time.perf_counter()

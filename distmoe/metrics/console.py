@@ -12,7 +12,7 @@ from distmoe.metrics.record import StepRecord
 HEADING_EVERY = 20
 
 LEGEND = (
-    "slowest: compute time of the slowest rank over the mean; load: busiest expert over the mean;\n"
+    "slowest: own time of the slowest rank over the mean; load: busiest expert over the mean;\n"
     "tiles: busiest rank over the mean; waste: padding among the rows that ran (if not rounded);\n"
     "moved: pairs that rounding dropped or added, of those that top-k chose (and their scores)"
 )
@@ -99,7 +99,8 @@ def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
         # A step is skipped for a norm that is not finite, so nothing is hidden.
         ("grad", 7, "SKIPPED" if record.skipped else f"{record.grad_norm:.3f}"),
         ("tok/s/rank", 10, f"{record.tokens_per_second_per_rank:,.0f}"),
-        ("slowest", 7, f"{record.slowest_over_mean:.2f}x"),
+        # Nobody timed it.
+        ("slowest", 7, "-" if record.slowest_rank is None else f"{record.slowest_over_mean:.2f}x"),
         # A load that the router did not choose is no figure of training.
         ("load", 6, "forced" if forced else f"{load.load_max_over_mean:.2f}x"),
         ("tiles", 6, f"{load.tiles_max_over_mean:.2f}x"),

@@ -39,7 +39,9 @@ class StepRecord:
     model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
     known; ``palm_``: the same with attention's full square. ``energy_joules``: what the devices of
     all ranks used in ``step_seconds``, and from it ``watts_per_rank`` and ``tokens_per_joule``; nan
-    if one of them does not count. ``not_finite``: of a skipped step, what was not finite first, and
+    if one of them does not count. ``slowest_over_mean``, ``slowest_rank``: by the time in which a
+    rank worked and waited for nobody, on a GPU in its expert kernels; nan and None in a step that
+    was not timed. ``not_finite``: of a skipped step, what was not finite first, and
     on which ranks. ``corpora``: in the order of the config.
     """
 
@@ -68,7 +70,7 @@ class StepRecord:
     watts_per_rank: float
     tokens_per_joule: float
     slowest_over_mean: float
-    slowest_rank: int
+    slowest_rank: int | None
     memory_gib: float
     rows_mib: float
     rows_mib_with_copies: float
@@ -95,18 +97,22 @@ class StepRecord:
         return {**self.flat(), "layers": layers, "corpora": corpora}
 
     def scalars(self) -> dict[str, float]:
-        """Curves by `group/name`; none for what the device does not have."""
+        """Curves by `group/name`; none for what the step does not have."""
         flat = self.flat()
         found = {
             f"{group}/{name}": float(flat[name])
             for group, names in GROUPS.items()
             for name in names
-            if name not in OF_SOME_DEVICES or not math.isnan(flat[name])
+            if name not in OF_SOME_STEPS or not _is_missing(flat[name])
         }
         for corpus in self.corpora:
             found[f"corpora_samples/{corpus.corpus}"] = float(corpus.samples)
             found[f"corpora_epochs/{corpus.corpus}"] = corpus.epochs
         return found
+
+
+def _is_missing(value: float | None) -> bool:
+    return value is None or math.isnan(value)
 
 
 def validation_scalars(loss: float, corpora: Mapping[str, float]) -> dict[str, float]:
@@ -162,8 +168,8 @@ GROUPS = {
     "energy": ("energy_joules", "watts_per_rank", "tokens_per_joule"),
 }
 
-# nan on a device without a known peak, or without a counter.
-OF_SOME_DEVICES = ("mfu", "palm_mfu", *GROUPS["energy"])
+# nan or None on a device without a known peak or a counter, or in a step that was not timed.
+OF_SOME_STEPS = ("mfu", "palm_mfu", "slowest_over_mean", "slowest_rank", *GROUPS["energy"])
 
 # Figures that TensorBoard has for every layer: `layers_NAME/layer_01`.
 LAYER_FIGURES = (

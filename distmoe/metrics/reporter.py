@@ -126,7 +126,7 @@ class Reporter:
             pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
             with self._told("expert_load.jsonl"):
                 self._loads.write({"step": record.step, "pairs": pairs})
-        if record.step % metrics.log_every == 0 or record.step == 1 or last or record.skipped:
+        if is_logged(record.step, self.config) or record.skipped:
             self.console.step(record)
         self._last = record
         if self._layer_table_is_due(record):
@@ -258,6 +258,11 @@ class Reporter:
                     writer.close()
         self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
         self._wandb = None
+
+
+def is_logged(step: int, config: Config) -> bool:
+    """Whether the console has a line of ``step``, whatever happens in it."""
+    return step in (1, config.train.steps) or step % config.metrics.log_every == 0
 
 
 def _own_device(config: Config) -> torch.device:

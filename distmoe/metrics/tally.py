@@ -53,7 +53,8 @@ class RunFigures:
     """``steps``: all; of them ``measured``: those after the warm-up of their start, or all if there
     are no others. ``medians``: over the measured steps, nan for what no step has;
     ``warm_up_speed``: tokens/s/rank, median of the others. ``trained_tokens``: of steps that were
-    not skipped. ``slowest_rank``: the one that was so most often. ``routing``: forced if it ever
+    not skipped. ``slowest_rank``: the one that was so most often,
+    None if that was never known. ``routing``: forced if it ever
     was. ``ranks``: of the last step. ``energy``: of the measured steps; ``joules``: of all steps
     that have them."""
 
@@ -66,7 +67,7 @@ class RunFigures:
     sums: dict[str, float]
     medians: dict[str, float]
     warm_up_speed: float
-    slowest_rank: int
+    slowest_rank: int | None
     memory_gib: float
     energy: EnergyFigures
     joules: float
@@ -123,7 +124,8 @@ class Tally:
             value = step[name]
             self._values[name].append(math.nan if value is None else value)
         self._warm.append(step["warm_up"])
-        self._slowest[step["slowest_rank"]] += 1
+        if step["slowest_rank"] is not None:
+            self._slowest[step["slowest_rank"]] += 1
         self._skipped += step["skipped"]
         self._trained += 0 if step["skipped"] else step["tokens"]
         self._ranks = step["ranks"]
@@ -151,7 +153,7 @@ class Tally:
             sums=dict(self._sums),
             medians={name: _median([v[n] for n in used]) for name, v in self._values.items()},
             warm_up_speed=_median([speed[n] for n, warm in enumerate(self._warm) if warm]),
-            slowest_rank=self._slowest.most_common(1)[0][0],
+            slowest_rank=next((rank for rank, _ in self._slowest.most_common(1)), None),
             memory_gib=self._memory,
             energy=self._energy.figures(used),
             joules=self._energy.figures(range(len(self))).joules,

@@ -94,7 +94,9 @@ def tokens_per_second_per_rank(tokens: int, seconds: float, world: int) -> float
 
 
 def slowest_over_mean(seconds_by_rank: list[float]) -> float:
-    """The slowest rank's compute time over the mean; 1 is even."""
+    """Own time of the slowest rank over the mean; 1 is even, nan if one is not known."""
+    if any(map(math.isnan, seconds_by_rank)):
+        return math.nan
     return max(seconds_by_rank) / max(statistics.fmean(seconds_by_rank), 1e-9)
 
 

@@ -149,7 +149,7 @@ class MoE(nn.Module):
 
     def _observed_mlp(self) -> MoeMlp:
         observer = self.exchange.observer
-        watched = observer.is_tracing or is_profiling()
+        watched = observer.is_timing or is_profiling()
         return TimedMlp(self.mlp, observer) if watched else self.mlp
 
     def _named(self, name: str) -> AbstractContextManager[object]:

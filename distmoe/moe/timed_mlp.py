@@ -1,4 +1,4 @@
-"""The expert kernels with every call on the timeline, and under a name in profiles."""
+"""The expert kernels with every call timed: on the timeline, by the kernel clock, in profiles."""
 
 from __future__ import annotations
 
@@ -40,7 +40,11 @@ class TimedMlp:
     def _noted(self, call: str, block: int | None = None) -> Iterator[None]:
         name = f"experts {call}" if block is None else f"experts {call}, step {block}"
         observer = self._observer
-        with named_range(name, layer=observer.layer), observer.compute(call, block=block):
+        with (
+            named_range(name, layer=observer.layer),
+            observer.compute(call, block=block),
+            observer.kernels(),
+        ):
             yield
 
     def _next(self, call: str) -> int:

@@ -125,9 +125,9 @@ def _from_ranks(
     outcome: StepOutcome, communication: StepCommunication, runtime: Runtime, lap: Lap
 ) -> dict[str, Any]:
     """Fields of the record: what every rank knows of itself alone, in one all-gather."""
-    compute_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
+    own_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
         [
-            outcome.compute_seconds,
+            _own_seconds(outcome, communication, runtime.device),
             communication.exposed_seconds,
             communication.node_bytes,
             communication.remote_bytes,
@@ -137,10 +137,11 @@ def _from_ranks(
         runtime,
     )
     exposed, energy = statistics.fmean(exposed_seconds), sum(joules)
+    slowest = slowest_over_mean(own_seconds)
     rank_seconds = max(lap.step, 1e-9) * runtime.ranks.world
     return {
-        "slowest_over_mean": slowest_over_mean(compute_seconds),
-        "slowest_rank": int(np.argmax(compute_seconds)),
+        "slowest_over_mean": slowest,
+        "slowest_rank": None if math.isnan(slowest) else int(np.argmax(own_seconds)),
         "memory_gib": max(memory_gib),
         "energy_joules": energy,
         "watts_per_rank": energy / rank_seconds,
@@ -150,6 +151,17 @@ def _from_ranks(
         "node_mib": sum(node_bytes) / MIB,
         "remote_mib": sum(remote_bytes) / MIB,
     }
+
+
+def _own_seconds(
+    outcome: StepOutcome, communication: StepCommunication, device: torch.device
+) -> float:
+    """Seconds in which this rank worked and waited for nobody, nan if they are not known: its
+    expert kernels on a GPU, whose host does not see what the device waits for; on a CPU forward and
+    backward."""
+    if device.type == "cuda":
+        return communication.kernel_seconds
+    return outcome.cpu_seconds - communication.wait_cpu_seconds
 
 
 def _count_over_ranks(

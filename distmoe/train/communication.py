@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ import torch.distributed as dist
 
 from distmoe.comm import Exchange
 from distmoe.comm.heartbeat import Heartbeats
+from distmoe.comm.kernel_clock import KernelClock
 from distmoe.comm.observer import ALMOST
 from distmoe.comm.timeline import Timeline
 from distmoe.comm.trace import RankClock, write_trace
 from distmoe.comm.watchdog import Watchdog
 from distmoe.config import Config
 from distmoe.config.steps import parse_steps
+from distmoe.metrics.reporter import is_logged
 from distmoe.model.transformer import Transformer
 from distmoe.moe.layer import MoE
 from distmoe.runtime import Runtime, default_store
@@ -30,11 +33,15 @@ BEAT_S = 15.0
 @dataclass(frozen=True)
 class StepCommunication:
     """What the exchanges of this rank did in a step. ``exposed_seconds``: the host waited for them;
-    bytes are those that it sent, to ranks on its node and on others."""
+    bytes are those that it sent, to ranks on its node and on others. ``wait_cpu_seconds``: CPU time
+    of the waits. ``kernel_seconds``: of the GPU in this rank's expert kernels, nan if they were not
+    timed."""
 
     exposed_seconds: float = 0.0
     node_bytes: int = 0
     remote_bytes: int = 0
+    wait_cpu_seconds: float = 0.0
+    kernel_seconds: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,8 @@ class Communication:
         self._timeout_s = config.launch.timeout_s
         self._trace_steps = parse_steps(config.train.trace_steps)
         self._timeline = Timeline(runtime.device)
+        self._config = config
+        self._kernel_clock = KernelClock()
         self._tracing: _Tracing | None = None
         self._before = StepCommunication()
         self._heartbeats: Heartbeats | None = None
@@ -80,6 +89,7 @@ class Communication:
         observer = exchange.observer
         observer.layer, observer.timeout_s = layer, timeout_s
         observer.timeline, observer.watchdog = self._timeline, self._watchdog
+        observer.kernel_clock = self._kernel_clock
         self._exchanges.append(exchange)
 
     @contextmanager
@@ -103,15 +113,20 @@ class Communication:
             self._timeline.start()
         # Between traced steps, in a validation, nothing is noted.
         self._timeline.on = self._tracing is not None
+        if self._runtime.device.type == "cuda" and is_logged(step, self._config):
+            self._kernel_clock.begin()
         self._before = self._so_far()
 
     def end(self, step: int) -> tuple[StepCommunication, Path | None]:
-        """After the update of ``step``: what it did, and the trace that it completed, if any."""
+        """After the update of ``step``, when its device is through: what it did, and the trace that
+        it completed, if any."""
         before, now = self._before, self._so_far()
         used = StepCommunication(
             now.exposed_seconds - before.exposed_seconds,
             now.node_bytes - before.node_bytes,
             now.remote_bytes - before.remote_bytes,
+            now.wait_cpu_seconds - before.wait_cpu_seconds,
+            self._kernel_clock.end(),
         )
         self._timeline.on = False
         if self._tracing is None or step < self._trace_steps[-1]:
@@ -134,6 +149,7 @@ class Communication:
             sum(exchange.observer.wait_seconds for exchange in self._exchanges),
             sum(exchange.traffic.sent("node") for exchange in self._exchanges),
             sum(exchange.traffic.sent("remote") for exchange in self._exchanges),
+            sum(exchange.observer.wait_cpu_seconds for exchange in self._exchanges),
         )
 
     def _common_clock(self) -> RankClock:

@@ -26,7 +26,7 @@ class StepOutcome:
     """What a step did, over all ranks. Losses are means over the valid tokens of the global batch.
 
     ``layers[m][l]``: statistics of MoE layer l in micro-batch m, of this rank.
-    ``compute_seconds``: this rank's time in forward and backward; CPU time on a CPU.
+    ``cpu_seconds``: CPU time of this rank's process in forward and backward.
     ``forward_backward_seconds``: wall time, up to the loss of all ranks; ``optimizer_seconds``: of
     clipping and updates.
     ``not_finite``: of a skipped step, what was not finite first, and on which ranks; else "".
@@ -39,7 +39,7 @@ class StepOutcome:
     grad_norm: float
     skipped: bool
     valid_tokens: int
-    compute_seconds: float
+    cpu_seconds: float
     layers: list[list[MoEStats]]
     not_finite: str = ""
     forward_backward_seconds: float = 0.0
@@ -81,7 +81,7 @@ def train_step(
         grad_norm=result.grad_norm,
         skipped=result.skipped,
         valid_tokens=valid_tokens,
-        compute_seconds=own.compute_seconds,
+        cpu_seconds=own.cpu_seconds,
         layers=own.layers,
         not_finite=own.witness.accuse(group) if result.skipped else "",
         document_tokens=document_tokens,
@@ -92,11 +92,11 @@ def train_step(
 
 @dataclass(frozen=True)
 class _Own:
-    """Of this rank's micro-batches: its shares of the token, load-balance and z-loss [3]; the
-    seconds that it worked; statistics by micro-batch and layer; and who saw what was not finite."""
+    """Of this rank's micro-batches: its shares of the token, load-balance and z-loss [3]; the CPU
+    time of its process; statistics by micro-batch and layer; and who saw what was not finite."""
 
     sums: Tensor
-    compute_seconds: float
+    cpu_seconds: float
     layers: list[list[MoEStats]]
     witness: Witness
 
@@ -119,9 +119,7 @@ def _forward_backward(
     moe: MoEConfig,
     device: torch.device,
 ) -> _Own:
-    # On a CPU the time that the rank worked, without its waits for peers.
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    started = clock()
+    started = time.process_time()
     sums = torch.zeros(3, device=device)
     layers: list[list[MoEStats]] = []
     witness = Witness(engine.model)
@@ -138,7 +136,7 @@ def _forward_backward(
                 engine.backward(token_loss + len(out.layers) * router_loss)
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
             layers.append([layer.stats for layer in moe_layers])
-    return _Own(sums, clock() - started, layers, witness)
+    return _Own(sums, time.process_time() - started, layers, witness)
 
 
 def _update(

@@ -53,7 +53,7 @@ def test_a_run_on_the_screen(config: Config, record: Make, capsys: Captured) -> 
     assert speed.split() in lines
     assert "in all 12 M tokens a day".split() in lines
     assert "TFLOP/s/rank 1.5 (2 by the PaLM convention)".split() in lines
-    slowest = "slowest rank 1.10x the mean compute time; most often rank 1"
+    slowest = "slowest rank 1.10x the mean's own time; most often rank 1"
     assert slowest.split() in lines
     # Of a tenth of a second: 10, 70 with 20 of exposed communication, and 15 ms.
     split = "step time data 10.0%, compute 50.0%, exposed 20.0%, optimizer 15.0%, rest 5.0%"

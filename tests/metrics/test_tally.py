@@ -71,5 +71,8 @@ def test_what_no_step_has_is_nan_and_the_worst_is_kept(record: Make) -> None:
     assert math.isnan(figures.medians["palm_mfu"])
     # A line of metrics.jsonl has null for nan.
     tally = Tally()
-    tally.add({**steps[0].flat(), "mfu": None})
+    tally.add({**steps[0].flat(), "mfu": None, "slowest_rank": None, "slowest_over_mean": None})
     assert math.isnan(tally.figures().medians["mfu"])
+    assert tally.figures().slowest_rank is None
+    tally.add(steps[0].flat())
+    assert tally.figures().slowest_rank == 1

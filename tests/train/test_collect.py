@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -77,7 +78,7 @@ def run_step(
             routing = decisions[0].routing.trimmed()
             forwards.append(Forward(row, micro_batch, rank, scored[0], routing))
         stats.append([layer.stats for layer in layers])
-    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, rank + 1.0, stats)
+    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, rank + 1.5, stats)
     monkeypatch.setattr(
         "distmoe.train.collect.peak_memory_gib", lambda device: 8.0 - dist.get_rank()
     )
@@ -89,7 +90,9 @@ def run_step(
         lr=0.1,
         lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False, joules=10.0 * (rank + 1)),
         checkpoint_seconds=0.0,
-        communication=StepCommunication(0.1 * (rank + 1), (rank + 1) << 20, rank << 20),
+        communication=StepCommunication(
+            0.1 * (rank + 1), (rank + 1) << 20, rank << 20, wait_cpu_seconds=0.5
+        ),
         bytes_per_value=4,
         peak=1e12,
     )
@@ -198,7 +201,7 @@ def test_every_layer_is_what_a_loop_counts(
     assert record.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
     assert record.palm_mfu > record.mfu
     assert (record.data_seconds, record.validation_seconds) == (0.25, 0.5)
-    # Rank r computed for r + 1 seconds, and needs 8 - r GiB.
+    # Rank r computed for r + 1 seconds, half a second asked for messages, and needs 8 - r GiB.
     assert (record.slowest_rank, record.memory_gib) == (world - 1, 8.0)
     assert record.slowest_over_mean == pytest.approx(2 * world / (world + 1))
     # Rank r's device took 10 (r + 1) joules.
@@ -245,6 +248,33 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
 
     run_ranks(collect, 2)
     assert calls == ["all_reduce", "all_gather"]
+
+
+def test_on_a_gpu_only_timed_kernels_tell_the_slowest_rank() -> None:
+    """What the host did says nothing there."""
+    outcome = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 7.0, [[some_stats(), some_stats()]])
+    alone = Runtime(RankInfo(rank=0, world=1), torch.device("cuda"), None)
+
+    def record(communication: StepCommunication) -> StepRecord:
+        return collect_step(
+            outcome,
+            replace(CONFIG, parallel=ParallelConfig()),
+            alone,
+            step=1,
+            lr=0.1,
+            lap=Lap(1.0, {}, warm_up=True),
+            checkpoint_seconds=0.0,
+            communication=communication,
+            bytes_per_value=4,
+            peak=None,
+        )[0]
+
+    timed = record(StepCommunication(kernel_seconds=0.25))
+    assert (timed.slowest_over_mean, timed.slowest_rank) == (1.0, 0)
+    unknown = record(StepCommunication())
+    assert math.isnan(unknown.slowest_over_mean)
+    assert unknown.slowest_rank is None
+    assert "throughput/slowest_rank" not in unknown.scalars()
 
 
 def some_stats() -> MoEStats:

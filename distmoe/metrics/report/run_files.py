@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distmoe.metrics.record import OF_SOME_DEVICES
+from distmoe.metrics.record import OF_SOME_STEPS
 from distmoe.metrics.starts import END, START
 from distmoe.metrics.tally import MEDIANS, SUMS, RunFigures, Tally
 
@@ -20,7 +20,7 @@ DRAWN = ("step", "loss", "tokens_per_second_per_rank", "exposed_share", "warm_up
 FLAGS, WORDS = ("warm_up", "skipped"), ("routing",)
 NUMBERS = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules", *SUMS, *MEDIANS)
 # JSON has no nan: what a step or a device may not have is null.
-MAY_BE_NULL = ("loss", *OF_SOME_DEVICES, "validation_loss", "peak_flops")
+MAY_BE_NULL = ("loss", *OF_SOME_STEPS, "validation_loss", "peak_flops")
 
 
 class ReportError(ValueError):
@@ -204,7 +204,7 @@ def _check(
     ]
     for names, kind, called in kinds:
         for name in names:
-            if name in OF_SOME_DEVICES:
+            if name in OF_SOME_STEPS:
                 # Runs from before a figure was added do not have it.
                 line.setdefault(name, None)
             if name not in line:
