@@ -18,7 +18,7 @@ from distmoe import __version__
 from distmoe.comm.rendezvous import meet
 from distmoe.config import ConfigError, RankInfo
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ def stop(runtime: Runtime) -> None:
 
 @dataclass
 class StopSignal:
-    """Ctrl-C, SIGTERM and SIGUSR1 ask for an orderly end; a second Ctrl-C ends at once."""
+    """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, of a terminal that is gone, ask for an orderly end; a
+    second Ctrl-C ends at once."""
 
     received: int = 0
     _previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
@@ -130,6 +131,9 @@ class StopSignal:
     def install(self) -> None:
         """Take over the signals; only in the main thread."""
         for number in STOP_SIGNALS:
+            # Under nohup it stays ignored.
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._previous[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:

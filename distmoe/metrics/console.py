@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from distmoe.metrics.layer_table import layer_table
 from distmoe.metrics.record import StepRecord
+from distmoe.metrics.standard_output import StandardOutput
 
 # Step lines between two lines of column names.
 HEADING_EVERY = 20
@@ -22,7 +25,10 @@ class RunConsole:
     """``enabled`` False (all ranks but the first) prints nothing."""
 
     def __init__(self, *, enabled: bool, steps: int, first_step: int) -> None:
-        self.console = Console(quiet=not enabled, highlight=False, markup=False, soft_wrap=True)
+        self._output: Any = StandardOutput()
+        self.console = Console(
+            file=self._output, quiet=not enabled, highlight=False, markup=False, soft_wrap=True
+        )
         self.steps = steps
         self._step_lines = 0
         self._warned: set[str] = set()
@@ -87,6 +93,11 @@ class RunConsole:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def end(self) -> None:
+        """Nothing more is printed; again is harmless."""
+        self.close()
+        self._output.end()
 
 
 def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:

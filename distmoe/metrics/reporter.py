@@ -245,7 +245,6 @@ class Reporter:
 
     def close(self) -> None:
         """Close the files; again is harmless. Without `finish` before, the start has failed."""
-        self.console.close()
         if self._starts is not None:
             with self._told("starts.jsonl"):
                 self._starts.end(ERROR, seconds=self.clock.elapsed())
@@ -258,6 +257,7 @@ class Reporter:
                     writer.close()
         self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
         self._wandb = None
+        self.console.end()
 
 
 def is_logged(step: int, config: Config) -> bool:

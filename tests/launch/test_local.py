@@ -144,7 +144,7 @@ def test_ranks_that_have_saved_give_75_without_a_line(start: Start) -> None:
     assert finish(start("time.sleep(rank); sys.exit(75)")) == (75, [])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_signal_reaches_every_rank_once(start: Start, tmp_path: Path, signum: int) -> None:
     process = start(
         f"""
