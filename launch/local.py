@@ -25,7 +25,7 @@ NOTICE_S = 2.0
 """Time for the other ranks to notice by themselves that one has failed."""
 TERMINATE_S = 5.0
 """Time to end after SIGTERM."""
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 # Found before any fork: between fork and exec a child must not load a library.
 _PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -152,6 +152,8 @@ def _received_signals() -> Iterator[list[int]]:
     before = {
         signum: signal.signal(signum, lambda number, frame: received.append(number))
         for signum in FORWARDED
+        # The ranks inherit what nohup ignores.
+        if (signum, signal.getsignal(signum)) != (signal.SIGHUP, signal.SIG_IGN)
     }
     try:
         yield received

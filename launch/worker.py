@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -76,6 +77,8 @@ def _leave(code: int, ranks: RankInfo) -> int:
 
 
 def _flush_and_exit(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # A full disk, or a reader that is gone, is not why this rank leaves.
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(code)

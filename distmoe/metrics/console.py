@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import IO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,9 +25,13 @@ class RunConsole:
     """``enabled`` False (all ranks but the first) prints nothing."""
 
     def __init__(self, *, enabled: bool, steps: int, first_step: int) -> None:
-        self._output: Any = StandardOutput()
+        self._output = StandardOutput()
         self.console = Console(
-            file=self._output, quiet=not enabled, highlight=False, markup=False, soft_wrap=True
+            file=cast(IO[str], self._output),
+            quiet=not enabled,
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         self.steps = steps
         self._step_lines = 0
