@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -49,6 +50,8 @@ WAYS = {
 # A small rate: the first steps of a large one send all tokens to a few experts.
 LEARNING = ["--optim.warmup_steps", "0", "--optim.lr", "1e-4"]
 QUIET = [*LEARNING, "--train.validate_every", "0", "--checkpoint.every", "0"]
+# Every step has the load of every layer.
+QUIET += ["--metrics.expert_load_every", "1"]
 SIZES = {"ranks": 2, "mbit": 200, "pairs": 3, "steps": 12, "warm-up": 4}
 
 
@@ -109,10 +112,12 @@ def _run(
     steps = ["--train.steps", str(arguments.steps), "--run.dir", str(run_dir)]
     command = ["train", str(arguments.config), *QUIET, *settings, *steps]
     _ranks(joined, arguments, command, run_dir / "output.txt")
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    counted = [record for record in records if record["step"] > arguments.warm_up]
+    counted, loads = (
+        [line for line in _lines(run_dir / name) if line["step"] > arguments.warm_up]
+        for name in ("metrics.jsonl", "expert_load.jsonl")
+    )
     skew = statistics.fmean(
-        layer["load_max_over_mean"] for record in counted for layer in record["layers"]
+        layer["load_max_over_mean"] for load in loads for layer in load["layers"]
     )
     hardware = find_hardware(str(profile))
     config = load_config(arguments.config, settings)
@@ -125,6 +130,10 @@ def _run(
         predicted_wait_s=time.parts_s["exchange"] + time.parts_s["slower ranks"],
         skew=skew,
     )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _settings(arguments: argparse.Namespace) -> list[str]:

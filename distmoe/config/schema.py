@@ -330,8 +330,8 @@ class MetricsConfig:
     """Project of Weights & Biases that rank 0 sends the same curves to; a resumed run goes on as
     the same run there. WANDB_MODE=offline and wandb's other variables count. Empty: none."""
     expert_load_every: int = 50
-    """Steps between lines of expert_load.jsonl, and, in TensorBoard, histograms and images of the
-    expert load and the figures of each layer."""
+    """Steps between lines of expert_load.jsonl, which has the figures of each layer, and, in
+    TensorBoard, histograms and images of the expert load and the same figures."""
     layer_table_every: int = 0
     """Steps between tables of all MoE layers on the console. 0: only at the end, and of more than
     12 layers the 8 whose busiest rank is furthest above the mean."""

@@ -91,10 +91,12 @@ class StepRecord:
         return {**values, **self.load.flat()}
 
     def line(self) -> dict[str, Any]:
-        """The flat record, ``layers``: a flat load for each MoE layer, and ``corpora``."""
-        layers = [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
-        corpora = [asdict(corpus) for corpus in self.corpora]
-        return {**self.flat(), "layers": layers, "corpora": corpora}
+        """The flat record, and ``corpora``."""
+        return {**self.flat(), "corpora": [asdict(corpus) for corpus in self.corpora]}
+
+    def layer_lines(self) -> list[dict[str, Any]]:
+        """A flat load for each MoE layer, with its ``layer``."""
+        return [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
 
     def scalars(self) -> dict[str, float]:
         """Curves by `group/name`; none for what the step does not have."""

@@ -41,9 +41,9 @@ class Reporter:
     """Rank 0 writes and prints; on the other ranks every call does nothing that is seen.
 
     Files under run.dir: metrics.jsonl (a line per step), validation.jsonl (a line per validation),
-    expert_load.jsonl (pairs of every expert, now and then), starts.jsonl (two lines a start) and
-    tensorboard/. Lines of steps after ``resumed_step`` are cut first. ``peak``: FLOP/s of this
-    rank's device, None where MFU would have no meaning.
+    expert_load.jsonl (pairs of every expert and figures of every layer, now and then), starts.jsonl
+    (two lines a start) and tensorboard/. Lines of steps after ``resumed_step`` are cut first.
+    ``peak``: FLOP/s of this rank's device, None where MFU would have no meaning.
     """
 
     def __init__(self, config: Config, *, rank: int, world: int, resumed_step: int) -> None:
@@ -124,8 +124,9 @@ class Reporter:
         last = record.step == self.config.train.steps
         if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
             pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
+            line = {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
             with self._told("expert_load.jsonl"):
-                self._loads.write({"step": record.step, "pairs": pairs})
+                self._loads.write(line)
         if is_logged(record.step, self.config) or record.skipped:
             self.console.step(record)
         self._last = record

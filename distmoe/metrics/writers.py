@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distmoe.metrics.cut_lines import cut_after
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
 from distmoe.metrics.record import LAYER_FIGURES, StepRecord, validation_scalars
@@ -80,16 +82,10 @@ class JsonlWriter:
     file has each step once."""
 
     def __init__(self, path: Path, *, resumed_step: int) -> None:
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= resumed_step]
-        self._last_step = max(map(_step_of, kept), default=-math.inf)
-        # Written beside and renamed: a kill in this moment must not cost the history.
-        beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(line + "\n" for line in kept))
-        beside.replace(path)
+        self._last_step = cut_after(path, resumed_step)
         # Without a buffer, which would drop a line that does not fit beside the waiting ones.
         self._file = path.open("ab", buffering=0)
-        self._waiting = b""
+        self._waiting = b"" if _ends_a_line(path) else b"\n"
 
     def write(self, values: dict[str, Any]) -> None:
         """Append ``values``, which have a ``step``; a step that the file has is left as it is."""
@@ -119,12 +115,12 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step_of(line: str) -> float:
-    """The step of a line; infinity for one that a kill cut off."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+def _ends_a_line(path: Path) -> bool:
+    """Unless a kill came between a line and its end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        return file.read() in (b"", b"\n")
 
 
 class TensorBoardWriter:

@@ -112,7 +112,8 @@ def read_result(plan: Plan, folder: Path) -> Result:
     pairs = sum(step["pairs"] for step in steps)
     tokens = sum(step["tokens"] for step in steps)
     # Every MoE layer counts its tokens.
-    passes = sum(step["tokens"] * len(step["layers"]) for step in steps)
+    loads = json.loads((folder / "expert_load.jsonl").read_text().splitlines()[-1])
+    passes = tokens * len(loads["pairs"])
     return Result(
         plan=plan,
         validation_loss=last["validation_loss"],

@@ -80,10 +80,11 @@ def test_every_line_says_whether_the_routing_was_real(record: Make) -> None:
     assert record(1, routing="forced").flat()["routing"] == "forced"
 
 
-def test_a_line_has_the_layers_by_block(record: Make) -> None:
+def test_the_layers_by_block_have_lines_of_their_own(record: Make) -> None:
     line = record(1).line()
-    assert set(line) == NAMES | {"layers", "corpora"}
-    assert [layer["layer"] for layer in line["layers"]] == [1, 2]
-    assert all(set(layer) == LOAD_NAMES | {"layer"} for layer in line["layers"])
-    assert [layer["pairs_dropped"] for layer in line["layers"]] == [1, 2]
+    layers = record(1).layer_lines()
+    assert set(line) == NAMES | {"corpora"}
+    assert [layer["layer"] for layer in layers] == [1, 2]
+    assert all(set(layer) == LOAD_NAMES | {"layer"} for layer in layers)
+    assert [layer["pairs_dropped"] for layer in layers] == [1, 2]
     assert line["pairs_dropped"] == 3

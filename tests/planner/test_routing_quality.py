@@ -87,7 +87,10 @@ def test_one_seed_has_no_spread_and_no_top_k_no_difference() -> None:
 
 def test_a_result_is_read_from_the_files_of_the_run(tmp_path: Path) -> None:
     # Two MoE layers, of which each counts its tokens.
-    step = {"pairs": 100, "tokens": 50, "pairs_dropped": 4, "pairs_added": 3, "layers": [{}, {}]}
+    step = {"pairs": 100, "tokens": 50, "pairs_dropped": 4, "pairs_added": 3}
+    (tmp_path / "expert_load.jsonl").write_text(
+        json.dumps({"step": 2, "pairs": {"1": [], "2": []}}) + "\n"
+    )
     lines = [step | {"tokens_without_expert": 0}, step | {"tokens_without_expert": 5}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     validations = [{"step": 1, "validation_loss": 9.0}, {"step": 2, "validation_loss": 4.5}]

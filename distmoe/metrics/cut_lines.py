@@ -1,0 +1,54 @@
+"""Takes back the last lines of a file with one JSON object a step, however long the file is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK = 1 << 20
+
+
+def cut_after(path: Path, step: int) -> float:
+    """Cut the lines behind the last one of ``step`` or before it, and those that are no step, such
+    as one that a kill cut off; the step that the file ends with, -inf if it is empty.
+
+    Steps rise in the file, which is read from its end and cut in place: a kill in this moment
+    leaves all lines, or those that are kept. Step 0 is before all lines.
+    """
+    if not path.exists():
+        return -math.inf
+    with path.open("r+b") as file:
+        for begin, line in _from_the_end(file) if step > 0 else ():
+            if (found := _step_of(line)) <= step:
+                file.truncate(begin + len(line))
+                return found
+        file.truncate(0)
+    return -math.inf
+
+
+def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Every line with where it begins, the last one first."""
+    begin = file.seek(0, os.SEEK_END)
+    rest = b""
+    while begin > 0:
+        size = min(BLOCK, begin)
+        begin = file.seek(begin - size)
+        lines = (file.read(size) + rest).splitlines(keepends=True)
+        # The first may have begun in the block before.
+        rest = lines.pop(0) if begin > 0 else b""
+        end = begin + len(rest) + sum(map(len, lines))
+        for line in reversed(lines):
+            end -= len(line)
+            yield end, line
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a line; infinity for one that a kill cut off."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
