@@ -54,16 +54,19 @@ def start(
     timeout_s: float,
     threads: int,
     engine: str,
-    facts: Mapping[str, str] | None = None,
+    facts: Callable[[torch.device], Mapping[str, str]] | None = None,
 ) -> Runtime:
     """Set the device, the threads, and, for several ranks or a sharding engine, the group.
 
-    ConfigError if a rank has no device, or if the ranks differ in ``facts``, the kind of their
-    device or a version.
+    ``facts``: of this rank with its device; ConfigError if it cannot take part. ConfigError, too,
+    if a rank has no device, or if the ranks differ in their facts, the kind of their device or a
+    version.
     """
-    picked, problem = torch.device("cpu"), ""
+    picked, problem, found = torch.device("cpu"), "", dict[str, str]()
     try:
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
+        if facts is not None:
+            found.update(facts(picked))
     except ConfigError as error:
         if ranks.world == 1:
             raise
@@ -76,7 +79,7 @@ def start(
         return Runtime(ranks, picked, None)
     store: Store = HashStore()
     if ranks.world > 1:
-        own = {"the device": picked.type, **_versions(), **(facts or {})}
+        own = {"the device": picked.type, **_versions(), **found}
         store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
     _use(picked)
     dist.init_process_group(

@@ -2,16 +2,21 @@
 
 Nothing is tuned while a job runs: a rank that tunes stalls its peers' collectives, and ranks that
 tune apart end with different kernels. `tools/bench_moe.py --tune` times the candidates of a list;
-the first is the default. All of them are compiled ahead of time by the tests.
+the first is the default, unless a table (`tile_table`) has what was measured before. All candidates
+are compiled ahead of time by the tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 import torch
+
+from distmoe.registry import MOE_MLP_TILES
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,37 @@ class TileConfig:
         n = min(self.n, max(16, 1 << (columns - 1).bit_length()))
         chunks = max(1, min(self.chunks, n // 16))
         return self if n == self.n else replace(self, n=n, chunks=chunks)
+
+
+class ExpertShape(NamedTuple):
+    """The experts of a rank, as their kernels see them. ``gated``: G = 2I, else G = I."""
+
+    H: int
+    I: int
+    e: int
+    gated: bool
+    dtype: torch.dtype
+
+    @property
+    def G(self) -> int:
+        return 2 * self.I if self.gated else self.I
+
+    def __str__(self) -> str:
+        gated = "gated" if self.gated else "not gated"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"H{self.H} I{self.I} e{self.e} {gated} {dtype}"
+
+
+@dataclass(frozen=True)
+class TileSpace:
+    """What the kernels of one backend may run with, a line of `registry.MOE_MLP_TILES`.
+
+    ``candidates``: configurations by kernel, the default first. ``shared_bytes``: of shared memory
+    that a program of a kernel needs at least, with a configuration and for a shape.
+    """
+
+    candidates: Mapping[str, Sequence[TileConfig]]
+    shared_bytes: Callable[[str, TileConfig, ExpertShape], int]
 
 
 # Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over
@@ -101,16 +137,35 @@ POINTER_CONFIGS: dict[str, TileConfig] = {
 # fp32 multiplies in fp32, without tensor cores: for parity tests on a GPU, not for speed.
 FP32_CONFIG = TileConfig(32, 32, 32, 4, 2, tma=False)
 
-_overrides: dict[str, TileConfig] = {}
+
+def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
+    """Of the buffers of both operands. Barriers and indices take some hundred bytes more."""
+    reductions = {"up": shape.H, "down": shape.I, "dgrad": shape.H, "dx": shape.G}
+    weights = 2 * config.n if kernel == "up" and shape.gated else config.n
+    buffers = config.num_stages
+    if kernel.startswith("wgrad"):
+        buffers = (config.num_stages + 1) // 2
+    # A loop of one step has nothing to load ahead.
+    if reductions.get(kernel, inf) <= config.k:
+        buffers = 1
+    return (config.m + weights) * config.k * shape.dtype.itemsize * buffers
+
+
+SPACE = TileSpace(CANDIDATES, shared_bytes)
+
+# By backend and kernel.
+_overrides: dict[tuple[str, str], TileConfig] = {}
 
 
 @contextmanager
-def override(kernel: str, config: TileConfig) -> Iterator[None]:
-    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
-    if kernel not in CANDIDATES:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
+def override(kernel: str, config: TileConfig, *, backend: str = "triton") -> Iterator[None]:
+    """Let ``kernel`` (a name of the backend's `TileSpace`) run with ``config``, for benches and
+    tests."""
+    space: TileSpace = MOE_MLP_TILES.load(backend)
+    if kernel not in space.candidates:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(space.candidates)}")
     before = dict(_overrides)
-    _overrides[kernel] = config
+    _overrides[backend, kernel] = config
     try:
         yield
     finally:
@@ -118,16 +173,28 @@ def override(kernel: str, config: TileConfig) -> Iterator[None]:
         _overrides.update(before)
 
 
-def config_for(kernel: str, *, dtype: torch.dtype, columns: int, has_tma: bool) -> TileConfig:
+def overridden(backend: str, kernel: str) -> TileConfig | None:
+    """What `override` says, if it says anything."""
+    return _overrides.get((backend, kernel))
+
+
+def config_for(
+    kernel: str,
+    *,
+    dtype: torch.dtype,
+    columns: int,
+    has_tma: bool,
+    tuned: TileConfig | None = None,
+) -> TileConfig:
     """The configuration of ``kernel`` for operands of ``dtype`` and ``columns`` of the result.
 
     ``has_tma``: the device has it, and every row of the operands is a multiple of 16 bytes.
+    ``tuned``: what a table has for it, instead of the default.
     """
-    if kernel in _overrides:
-        config = _overrides[kernel]
-    elif dtype == torch.float32:
+    config = overridden("triton", kernel) or tuned
+    if config is None and dtype == torch.float32:
         config = FP32_CONFIG
-    else:
+    elif config is None:
         config = CANDIDATES[kernel][0] if has_tma else POINTER_CONFIGS[kernel]
     if config.tma and not has_tma:
         config = replace(config, tma=False)
