@@ -114,11 +114,7 @@ class _Reader:
                 values[field.name] = read(where, table, field.name)
         config = TileConfig(**values)
         self._check_tile(where, config)
-        ms, spread_ms = (self._number(where, table, key) for key in ("ms", "spread_ms"))
-        default_ms = None
-        if "default_ms" in table:
-            default_ms = self._number(where, table, "default_ms")
-        return TunedTile(config, ms, default_ms, spread_ms)
+        return TunedTile(config, *(self._number(where, table, key) for key in figures))
 
     def _check_tile(self, where: str, config: TileConfig) -> None:
         for key in ("m", "n", "k"):

@@ -22,12 +22,12 @@ def bucket_of(pairs: int) -> int:
 @dataclass(frozen=True)
 class TunedTile:
     """``ms``: median milliseconds of the call that it was timed in, without other kernels that can
-    be timed alone; ``default_ms``: of the default, None if that is wrong; ``spread_ms``: the
-    larger interquartile range of both."""
+    be timed alone; ``default_ms``: of the default; ``spread_ms``: the larger interquartile range of
+    both."""
 
     config: TileConfig
     ms: float
-    default_ms: float | None
+    default_ms: float
     spread_ms: float
 
 
