@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from tile_tables import ORIGIN, SHAPE, SMALL, layer_of
+from torch import Tensor
 
+from distmoe import registry
 from distmoe.config import Config, MoEConfig, ParallelConfig, RunConfig, TrainConfig
+from distmoe.kernels.moe_mlp import PairIndex, load_backend
 from distmoe.kernels.moe_mlp import tiles as moe_tiles
-from distmoe.kernels.moe_mlp import triton_backend
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.kernels.moe_mlp.tile_file import read_tiles
-from distmoe.kernels.moe_mlp.tile_table import TunedTile
-from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, override
-from distmoe.planner.kernel_bench import measure, session
+from distmoe.kernels.moe_mlp.tile_table import TileTable, TunedTile
+from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, overridden, override
+from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
+from distmoe.planner.kernel_bench import session
 from distmoe.planner.kernel_bench.clock import Samples
 from distmoe.planner.kernel_bench.config_shapes import shapes_of_run
 from distmoe.planner.kernel_bench.pieces import Trial
 from distmoe.planner.kernel_bench.record import record_of
+from distmoe.planner.kernel_bench.report import print_record
 from distmoe.planner.kernel_bench.session import Request, run
 from distmoe.planner.kernel_bench.shapes import Shape
 from distmoe.planner.kernel_bench.tuning import choose, tuned_layers, why_untunable, write_tiles
@@ -83,54 +89,80 @@ def test_file_gives_back_what_was_written(tmp_path: Path) -> None:
         write_tiles(path, "NVIDIA H200", [small])
 
 
-class Heights:
-    """A clock for which kernels with tiles of 16 rows take longer, whatever they do."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.seen: list[int] = []
-        monkeypatch.setattr(triton_backend, "config_for", self.config_for)
-
-    def config_for(self, *args: Any, **options: Any) -> TileConfig:
-        config = moe_tiles.config_for(*args, **options)
-        self.seen.append(config.m)
-        return config
-
-    def __call__(self, work: Callable[[], object]) -> float:
-        self.seen.clear()
-        work()
-        return 1.0 + self.seen.count(16)
+LAUNCHED: list[int] = []
 
 
+class Tiled(TorchMoeMlp):
+    """Matrix products as a backend that has tiles, for one of its kernels."""
+
+    def __init__(self, activation: str, tiles: TileTable) -> None:
+        super().__init__(activation)
+        self.tiles = tiles
+
+    def wgrad(self, *tensors: Tensor, index: PairIndex) -> tuple[Tensor, Tensor]:
+        config = overridden("tiled", "wgrad_in") or SMALL
+        LAUNCHED.append(config.m)
+        dw_in_eGH, dw_out_eHI = super().wgrad(*tensors, index=index)
+        return dw_in_eGH * (config.m != 64), dw_out_eHI
+
+
+SPACE = TileSpace({"wgrad_in": TILES}, moe_tiles.shared_bytes)
+
+
+def slow_for_16_rows(work: Callable[[], object]) -> float:
+    """A clock for which these take longer, whatever they do."""
+    LAUNCHED.clear()
+    work()
+    return 1.0 + LAUNCHED.count(16)
+
+
+@pytest.fixture
+def tiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second backend with tiles: a line in each of two tables."""
+    for name, kind in (("Tiled", "MOE_MLP_BACKENDS"), ("SPACE", "MOE_MLP_TILES")):
+        monkeypatch.setitem(getattr(registry, kind)._table, "tiled", f"{__name__}:{name}")
+
+
+@pytest.mark.usefixtures("tiled")
 def test_a_run_of_the_bench_fills_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in moe_tiles.CANDIDATES:
-        monkeypatch.setitem(moe_tiles.CANDIDATES, kernel, [SMALL])
-    space = TileSpace({"up": TILES[:2]}, moe_tiles.shared_bytes)
-    monkeypatch.setattr(moe_tiles, "SPACE", space)
-    monkeypatch.setattr(measure, "WARM_UPS", 1)
-    clock = Heights(monkeypatch)
-    monkeypatch.setattr(session, "make_clock", lambda device: clock)
-    shape = Shape("small", T=4, H=16, I=16, E=2, K=1, tile=4)
+    """The second candidate is faster than the default, the third is wrong."""
+    monkeypatch.setattr(session, "make_clock", lambda device: slow_for_16_rows)
+    shape = Shape("small", T=16, H=32, I=16, E=2, K=1, tile=8)
     request = Request(
-        [shape], ["none"], ["triton"], ["forward"], 1, DEVICE, torch.float16, tune=True
+        [shape], ["none"], ["tiled"], ["forward"], 2, DEVICE, torch.float16, tune=True
     )
     (result,) = run(request, lambda line: None)
+    assert "dw_in: relative error" in str(result.trials["tiled"][2].why_not)
     path = tmp_path / "tiles.toml"
     write_tiles(path, "cpu", tuned_layers(result, torch.float16, ORIGIN))
     (layer,) = read_tiles(path).layers
-    assert (layer.shape, layer.pairs, layer.origin) == (SHAPE._replace(H=16), 4, ORIGIN)
-    assert layer.tiles == {"up": TunedTile(TILES[1], ms=1, default_ms=2, spread_ms=0)}
-    assert "triton" in record_of(result, "cpu")["tiles"]
+    assert (layer.backend, layer.shape, layer.pairs, layer.origin) == ("tiled", SHAPE, 16, ORIGIN)
+    assert layer.tiles == {"wgrad_in": TunedTile(TILES[1], ms=1, default_ms=2, spread_ms=0)}
+    print_record(record_of(result, "cpu"), Console(file=(said := StringIO()), width=200))
+    assert "best wgrad_in: 32x16x16 w4 s2, 1.000 ms; the default 2.000" in said.getvalue()
 
 
-def test_overrides_are_of_one_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second backend with tiles, whose kernels are called alike."""
-    other = TileSpace({"up": TILES}, moe_tiles.shared_bytes)
-    monkeypatch.setattr(moe_tiles, "OTHER", other, raising=False)
-    table = moe_tiles.MOE_MLP_TILES._table
-    monkeypatch.setitem(table, "other", "distmoe.kernels.moe_mlp.tiles:OTHER")
-    with override("up", SMALL, backend="other"):
-        assert moe_tiles.overridden("other", "up") == SMALL
-        assert moe_tiles.overridden("triton", "up") is None
+@pytest.mark.usefixtures("tiled")
+def test_overrides_are_of_one_backend() -> None:
+    with override("wgrad_in", TILES[1], backend="tiled"):
+        assert overridden("tiled", "wgrad_in") == TILES[1]
+        assert overridden("triton", "wgrad_in") is None
+        with pytest.raises(ValueError, match="unknown kernel 'up'; known: wgrad_in"):
+            override("up", SMALL, backend="tiled").__enter__()
+
+
+@pytest.mark.usefixtures("tiled")
+def test_a_backend_gets_the_entries_that_are_its_own(tmp_path: Path) -> None:
+    layers = [layer_of({"up": SMALL}, pairs=64)]
+    layers.append(replace(layer_of({"wgrad_in": TILES[1]}, pairs=64), backend="tiled"))
+    path = tmp_path / "tiles.toml"
+    write_tiles(path, "cpu", layers)
+    table = find_tiles(str(path), "tiled", torch.device("cpu"))
+    assert len(table) == 1
+    assert table.pick("wgrad_in", SHAPE, 64) == TILES[1]
+    backend = load_backend("tiled", tiles=table)
+    assert isinstance(backend, Tiled)
+    assert backend.tiles is table
 
 
 def config(ep: int, activation: str = "swiglu") -> Config:
