@@ -67,7 +67,6 @@ class TileTable:
     def __init__(self, device: str = "", layers: Iterable[TunedLayer] = ()) -> None:
         self.device, self.triton_versions = device, set[str]()
         self._buckets: dict[tuple[str, ExpertShape], dict[int, TileConfig]] = {}
-        self._picked: dict[tuple[str, ExpertShape, int], TileConfig | None] = {}
         for layer in layers:
             self.triton_versions.add(layer.origin.triton)
             for kernel, tile in layer.tiles.items():
@@ -80,18 +79,10 @@ class TileTable:
     def pick(self, kernel: str, shape: ExpertShape, pairs: int) -> TileConfig | None:
         """That of the nearest bucket which was measured for ``shape``, the lower one of two; None:
         nothing was, and the default is to be taken."""
-        if not self._buckets:
-            return None
-        key = (kernel, shape, bucket_of(pairs))
-        if key not in self._picked:
-            self._picked[key] = self._nearest(*key)
-        return self._picked[key]
-
-    def _nearest(self, kernel: str, shape: ExpertShape, bucket: int) -> TileConfig | None:
         buckets = self._buckets.get((kernel, shape))
         if buckets is None:
             return None
-        log = bucket.bit_length()
+        log = bucket_of(pairs).bit_length()
         return buckets[min(buckets, key=lambda b: (abs(b.bit_length() - log), b))]
 
     def digest(self) -> str:

@@ -173,6 +173,11 @@ def override(kernel: str, config: TileConfig, *, backend: str = "triton") -> Ite
         _overrides.update(before)
 
 
+def has_overrides() -> bool:
+    """Whether `override` says anything, about any kernel."""
+    return bool(_overrides)
+
+
 def overridden(backend: str, kernel: str) -> TileConfig | None:
     """What `override` says, if it says anything."""
     return _overrides.get((backend, kernel))

@@ -15,8 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
-from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, config_for
+from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable, bucket_of
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, config_for, has_overrides
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
@@ -39,6 +39,7 @@ class TritonMoeMlp:
 
     def __init__(self, activation: str, tiles: TileTable = DEFAULTS) -> None:
         self.act, self.tiles = activation_called(activation), tiles
+        self._configs: dict[tuple[str, ExpertShape, torch.device, int], TileConfig] = {}
 
     def forward(
         self,
@@ -162,12 +163,22 @@ class TritonMoeMlp:
     def _config(
         self, kernel: str, shape: ExpertShape, pairs: int, device: torch.device
     ) -> TileConfig:
+        """Found once for a bucket of ``pairs``, as every launch asks."""
+        if has_overrides():
+            return self._find_config(kernel, shape, pairs, device)
+        key = (kernel, shape, device, bucket_of(pairs))
+        if key not in self._configs:
+            self._configs[key] = self._find_config(kernel, shape, pairs, device)
+        return self._configs[key]
+
+    def _find_config(
+        self, kernel: str, shape: ExpertShape, pairs: int, device: torch.device
+    ) -> TileConfig:
         columns, has_tma = _columns_and_tma(kernel, shape, device)
         tuned = self.tiles.pick(kernel, shape, pairs)
         return config_for(kernel, dtype=shape.dtype, columns=columns, has_tma=has_tma, tuned=tuned)
 
 
-@cache
 def _columns_and_tma(kernel: str, shape: ExpertShape, device: torch.device) -> tuple[int, bool]:
     """Columns of a kernel's result, and whether the rows that it reads by TMA can be read so."""
     H, I, G = shape.H, shape.I, shape.G

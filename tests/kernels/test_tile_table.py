@@ -101,10 +101,10 @@ def test_kernels_are_launched_with_what_the_table_has(monkeypatch: pytest.Monkey
         "wgrad_out": TileConfig(32, 16, 16, 4, 3),
         "wgrad_in": TileConfig(16, 32, 32, 4, 3),
     }
-    problem = test_moe_mlp.make_problem("aligned").to(torch.float16)
-    index = test_moe_mlp.index_of(problem, [16, 0, 32])
-    shape = ExpertShape(H=32, I=16, e=3, gated=True, dtype=torch.float16)
-    mlp = load_backend("triton", tiles=TileTable("cpu", [layer_of(tiles, pairs=64, shape=shape)]))
+    problem = test_moe_mlp.make_problem("ragged").to(torch.float16)
+    index = test_moe_mlp.index_of(problem, [5, 0, 17, 3])
+    shape = ExpertShape(H=24, I=16, e=4, gated=True, dtype=torch.float16)
+    mlp = load_backend("triton", tiles=TileTable("cpu", [layer_of(tiles, pairs=25, shape=shape)]))
     notes: list[tuple[str, ...]] = []
     for name in ("up_kernel", "rows_kernel", "dgrad_kernel", "wgrad_kernel"):
         monkeypatch.setattr(triton_backend, name, Recorded(getattr(triton_backend, name), notes))

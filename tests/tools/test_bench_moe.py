@@ -196,7 +196,7 @@ def test_layers_of_a_run_are_benched_and_nothing_tuned_is_a_failure(
 ) -> None:
     """Two ranks, and a rank's share of a step; without the interpreter triton is missing."""
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
-    tuning = ["--tune", "--backends", "torch,triton", "--write-tiles", str(tmp_path / "tiles.toml")]
+    tuning = ["--tune", "--backends", "triton", "--write-tiles", str(tmp_path / "tiles.toml")]
     sizes = "[model]\nhidden_size = 32\n[data]\nseq_len = 16\n[launch]\nnproc = 2\n"
     experts = "[moe]\nintermediate_size = 16\nnum_experts = 4\ntop_k = 2\n"
     rounding = "[moe.rounding]\nrule = 'none'\n[parallel]\nep = 2\n"
