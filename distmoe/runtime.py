@@ -65,6 +65,7 @@ def start(
     picked, problem, found = torch.device("cpu"), "", dict[str, str]()
     try:
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
+        _use(picked)
         if facts is not None:
             found.update(facts(picked))
     except ConfigError as error:
@@ -75,13 +76,11 @@ def start(
     if threads:
         torch.set_num_threads(threads)
     if ranks.world == 1 and engine == "single":
-        _use(picked)
         return Runtime(ranks, picked, None)
     store: Store = HashStore()
     if ranks.world > 1:
         own = {"the device": picked.type, **_versions(), **found}
         store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
-    _use(picked)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo",
         store=store,

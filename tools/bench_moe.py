@@ -54,10 +54,13 @@ def main() -> int:
         parser.error(str(error))
     # Tables are cut to the width of a terminal, and a file has none.
     console = Console(highlight=False, markup=False, width=max(NARROWEST, Console().width))
-    where = environment(request.device)
+    where: dict[str, Any] = environment(request.device)
     console.print(f"{where['device']}, {_versions(where)}")
-    for name in _tiled(request.backends):
-        tiles = find_tiles(request.tiles, name, request.device).describe(triton_version())
+    where["tiles"] = {
+        name: find_tiles(request.tiles, name, request.device).describe(triton_version())
+        for name in _tiled(request.backends)
+    }
+    for name, tiles in where["tiles"].items():
         console.print(f"tiles of {name}: {tiles}")
     records: list[dict[str, Any]] = []
     failed = False
