@@ -44,6 +44,11 @@ WRONG = {
     "tile": ("m = 16", "m = 48", f"{ENTRY}: m is 48; it must be a power of two in [16, 512]"),
     "warps": ("num_warps = 4", "num_warps = 3", f"{ENTRY}: num_warps is 3; it must be one of 1, "),
     "chunks": ("chunks = 1", "chunks = 2", f"{ENTRY}: chunks is 2; it must be a power of two, at"),
+    "odd chunks": (
+        "n = 16\nk = 16\nnum_warps = 4\nnum_stages = 2\nchunks = 1",
+        "n = 64\nk = 16\nnum_warps = 4\nnum_stages = 2\nchunks = 3",
+        f"{ENTRY}: chunks is 3; it must be a power of two, at most n / 16 (4)",
+    ),
     "stages": ("num_stages = 2", "", f"{ENTRY}: num_stages is 'missing'; it must be an integer"),
     "key of a tile": ("m = 16", "m = 16\nx = 1", f"{ENTRY}: an unknown key is 'x = 1'; it must be"),
     "figure": ("ms = 1.0", "ms = inf", f"{ENTRY}: ms is inf; it must be a number"),
@@ -118,6 +123,17 @@ def test_a_user_names_a_file_of_this_device(tmp_path: Path) -> None:
     other = str(table_file(tmp_path / "other.toml", device="NVIDIA H100"))
     with pytest.raises(TileFileError, match=r"'NVIDIA H100' in '.*'; it must be this .* 'cpu'"):
         find_tiles(other, "triton", CPU)
+    assert len(find_tiles(other, "torch", CPU)) == 0
+
+
+def test_a_file_is_checked_against_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SMALL: two buffers of 16 rows and of twice 16 columns, 16 long.
+    path = table_file(tmp_path / "tiles.toml")
+    monkeypatch.setattr(finding, "shared_memory", lambda device: 3071)
+    with pytest.raises(TileFileError, match=r"needs 3072 bytes .* it must be at most 3071"):
+        find_tiles(str(path), "triton", CPU)
 
 
 def test_the_table_that_ships_for_a_device_is_found_by_its_name(

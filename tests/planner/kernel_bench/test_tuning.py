@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tile_tables import ORIGIN, SHAPE, SMALL, layer_of
+from tile_tables import ORIGIN, SHAPE, SMALL, layer_of, table_file
 from torch import Tensor
 
 from distmoe import registry
@@ -18,19 +18,23 @@ from distmoe.config import Config, MoEConfig, ParallelConfig, RunConfig, TrainCo
 from distmoe.kernels.moe_mlp import PairIndex, load_backend
 from distmoe.kernels.moe_mlp import tiles as moe_tiles
 from distmoe.kernels.moe_mlp.find_tiles import find_tiles
-from distmoe.kernels.moe_mlp.tile_file import read_tiles
+from distmoe.kernels.moe_mlp.tile_file import TileFileError, read_tiles
 from distmoe.kernels.moe_mlp.tile_table import TileTable, TunedTile
 from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, overridden, override
 from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
+from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
 from distmoe.planner.kernel_bench import session
 from distmoe.planner.kernel_bench.clock import Samples
 from distmoe.planner.kernel_bench.config_shapes import shapes_of_run
 from distmoe.planner.kernel_bench.pieces import Trial
+from distmoe.planner.kernel_bench.problem import make_problem
 from distmoe.planner.kernel_bench.record import record_of
 from distmoe.planner.kernel_bench.report import print_record
 from distmoe.planner.kernel_bench.session import Request, run
 from distmoe.planner.kernel_bench.shapes import Shape
+from distmoe.planner.kernel_bench.subjects import ContractSubject, Workspace
 from distmoe.planner.kernel_bench.tuning import choose, tuned_layers, why_untunable, write_tiles
+from distmoe.planner.measure_device import measure_launch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TILES = [replace(SMALL, m=m) for m in (16, 32, 64)]
@@ -163,6 +167,24 @@ def test_a_backend_gets_the_entries_that_are_its_own(tmp_path: Path) -> None:
     backend = load_backend("tiled", tiles=table)
     assert isinstance(backend, Tiled)
     assert backend.tiles is table
+
+
+def test_a_run_of_the_bench_takes_the_table_that_it_is_given(tmp_path: Path) -> None:
+    table = str(table_file(tmp_path / "tiles.toml"))
+    request = Request([], [], ["triton"], [], 1, torch.device("cpu"), torch.float16, tiles=table)
+    (candidate,), _ = session._find_all(request)
+    problem = make_problem(Shape("it", 4, 8, 8, 2, 1), "none", request.device, request.dtype)
+    subject = candidate.build(problem, Workspace.of(problem))
+    assert isinstance(subject, ContractSubject)
+    assert isinstance(subject.backend, TritonMoeMlp)
+    assert len(subject.backend.tiles) == 1
+
+
+def test_speeds_of_a_machine_are_of_the_run_s_tiles(tmp_path: Path) -> None:
+    """Found by what is wrong with them."""
+    moe = MoEConfig(kernel="triton", kernel_tiles=str(tmp_path / "nothing.toml"))
+    with pytest.raises(TileFileError, match=r"nothing\.toml"):
+        measure_launch(moe, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def config(ep: int, activation: str = "swiglu") -> Config:
