@@ -9,10 +9,13 @@ import torch
 
 from distmoe.config import Config, ConfigError, MoEConfig, corpora
 from distmoe.config.keys import key_types, value_of
+from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
+from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.kernels.moe_mlp.tile_file import TileFileError
 from distmoe.kernels.moe_mlp.tile_table import TileTable
+from distmoe.kernels.moe_mlp.tiles import ExpertShape
 
 # Machines may differ in these. Ranks of a node are compared where they are used.
 OF_A_MACHINE = {
@@ -49,6 +52,18 @@ def run_tiles(moe: MoEConfig, device: torch.device) -> TileTable:
         return find_tiles(moe.kernel_tiles, backend_for(moe.kernel, device), device)
     except TileFileError as error:
         raise ConfigError(f"moe.kernel_tiles: {error}") from error
+
+
+def expert_shape(config: Config, device: torch.device) -> ExpertShape:
+    """The experts of a rank of a resolved config on ``device``, as tables of tiles know them."""
+    moe = config.moe
+    return ExpertShape(
+        H=moe.hidden_size,
+        I=moe.intermediate_size,
+        e=moe.num_experts // config.parallel.ep,
+        gated=activation_called(moe.activation).gated,
+        dtype=compute_dtype(config, device),
+    )
 
 
 def _tiles_in_words(tiles: TileTable) -> str:

@@ -28,7 +28,7 @@ from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.profiling import Profiling
 from distmoe.train.record_routing import RoutingRecorder
-from distmoe.train.start import common_facts, run_tiles
+from distmoe.train.start import common_facts, expert_shape, run_tiles
 from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -129,8 +129,9 @@ class Trainer:
             ("state", self._state(resumed_from)),
         ]
         if kernel in MOE_MLP_TILES:
-            tiles = run_tiles(config.moe, device).describe(triton_version())
-            facts.insert(4, ("tiles", tiles))
+            tiles = run_tiles(config.moe, device)
+            shape = expert_shape(config, device)
+            facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
         if config.train.compile != "none":
             facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := self.recorder.steps_left:

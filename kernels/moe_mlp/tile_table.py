@@ -94,14 +94,19 @@ class TileTable:
         )
         return hashlib.sha256("\n".join(entries).encode()).hexdigest()[:12]
 
-    def describe(self, triton_version: str) -> str:
-        """In words, with a warning if it was not measured with this ``triton_version``."""
+    def describe(self, triton_version: str, shape: ExpertShape | None = None) -> str:
+        """In words, with a warning if it was not measured with this ``triton_version``, or has
+        nothing for ``shape``."""
         if not len(self):
             return "defaults"
-        others = sorted(self.triton_versions - {triton_version})
-        warning = f"; measured with triton {', '.join(others)}, and this is {triton_version}"
         entries = "1 entry" if len(self) == 1 else f"{len(self)} entries"
-        return f"tuned for {self.device} ({entries}){warning if others else ''}"
+        words = f"tuned for {self.device} ({entries})"
+        if shape is not None and all(shape != known for _, known in self._buckets):
+            return f"defaults: {words}, but not for {shape}"
+        others = sorted(self.triton_versions - {triton_version})
+        if others:
+            words += f"; measured with triton {', '.join(others)}, and this is {triton_version}"
+        return words
 
 
 DEFAULTS = TileTable()

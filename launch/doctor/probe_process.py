@@ -97,18 +97,19 @@ def tiles(arguments: Sequence[str]) -> dict[str, Any]:
     from distmoe.kernels.moe_mlp.find_tiles import find_tiles, triton_version
     from distmoe.kernels.moe_mlp.tile_file import TileFileError
     from distmoe.runtime import pick_device
+    from distmoe.train.start import expert_shape
 
     file, *settings = arguments
-    config = load_config(file, settings)
+    config = resolve(load_config(file, settings))
     device = pick_device(config.run.device, 0)
     kernel = backend_for(config.moe.kernel, device)
     try:
         table = find_tiles(config.moe.kernel_tiles, kernel, device)
     except TileFileError as error:
         return {"kernel": kernel, "wrong": str(error)}
-    version = triton_version()
+    version, shape = triton_version(), expert_shape(config, device)
     old = bool(table.triton_versions - {version})
-    return {"kernel": kernel, "wrong": "", "old": old, "seen": table.describe(version)}
+    return {"kernel": kernel, "wrong": "", "old": old, "seen": table.describe(version, shape)}
 
 
 def mpi_facts(arguments: Sequence[str]) -> dict[str, Any]:

@@ -51,7 +51,11 @@ def test_empty_table_is_the_defaults() -> None:
 
 def test_table_says_what_it_is_and_that_it_is_old() -> None:
     table = TileTable("NVIDIA H200", [layer_of({"up": SMALL, "down": SMALL}, pairs=64)])
-    assert table.describe("3.6.0") == "tuned for NVIDIA H200 (2 entries)"
+    for shape in (None, SHAPE):
+        assert table.describe("3.6.0", shape) == "tuned for NVIDIA H200 (2 entries)"
+    assert table.describe("3.6.0", SHAPE._replace(e=4)) == (
+        "defaults: tuned for NVIDIA H200 (2 entries), but not for H32 I16 e4 gated float16"
+    )
     assert table.describe("3.9.0") == (
         "tuned for NVIDIA H200 (2 entries); measured with triton 3.6.0, and this is 3.9.0"
     )

@@ -28,7 +28,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def run_with(data: Path, tiles: Path | str, kernel: str = "triton") -> Config:
-    moe = MoEConfig(kernel=kernel, kernel_tiles=str(tiles))
+    moe = MoEConfig(hidden_size=64, kernel=kernel, kernel_tiles=str(tiles))
     return Config(moe=moe, data=DataConfig(path=str(data)))
 
 
@@ -99,6 +99,9 @@ def header(config: Config) -> dict[str, str]:
 
 def test_a_run_says_which_tiles_it_takes(data: Path, tmp_path: Path) -> None:
     table = table_file(tmp_path / "tiles.toml")
-    assert header(run_with(data, table))["tiles"].startswith("tuned for cpu (1 entry); measured")
+    # The entry is of float16.
+    assert header(run_with(data, table))["tiles"] == (
+        "defaults: tuned for cpu (1 entry), but not for H64 I128 e16 gated float32"
+    )
     assert header(run_with(data, "default"))["tiles"] == "defaults"
     assert "tiles" not in header(run_with(data, table, kernel="torch"))
