@@ -9,14 +9,12 @@ are compiled ahead of time by the tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
 
 import torch
-
-from distmoe.registry import MOE_MLP_TILES
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,13 @@ class TileSpace:
     """What the kernels of one backend may run with, a line of `registry.MOE_MLP_TILES`.
 
     ``candidates``: configurations by kernel, the default first. ``shared_bytes``: of shared memory
-    that a program of a kernel needs at least, with a configuration and for a shape.
+    that a program of a kernel needs at least, with a configuration and for a shape. ``override``:
+    lets a kernel run with a configuration, whatever its default and its table are.
     """
 
     candidates: Mapping[str, Sequence[TileConfig]]
     shared_bytes: Callable[[str, TileConfig, ExpertShape], int]
+    override: Callable[[str, TileConfig], AbstractContextManager[None]]
 
 
 # Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over
@@ -138,8 +138,14 @@ POINTER_CONFIGS: dict[str, TileConfig] = {
 FP32_CONFIG = TileConfig(32, 32, 32, 4, 2, tma=False)
 
 
+def columns_of(kernel: str, shape: ExpertShape) -> int:
+    """Columns of a kernel's result, to which its tiles are fitted."""
+    return shape.I if kernel in ("up", "dgrad", "wgrad_out") else shape.H
+
+
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
     """Of the buffers of both operands. Barriers and indices take some hundred bytes more."""
+    config = config.fit(columns_of(kernel, shape))
     reductions = {"up": shape.H, "down": shape.I, "dgrad": shape.H, "dx": shape.G}
     weights = 2 * config.n if kernel == "up" and shape.gated else config.n
     buffers = config.num_stages
@@ -151,21 +157,16 @@ def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
     return (config.m + weights) * config.k * shape.dtype.itemsize * buffers
 
 
-SPACE = TileSpace(CANDIDATES, shared_bytes)
-
-# By backend and kernel.
-_overrides: dict[tuple[str, str], TileConfig] = {}
+_overrides: dict[str, TileConfig] = {}
 
 
 @contextmanager
-def override(kernel: str, config: TileConfig, *, backend: str = "triton") -> Iterator[None]:
-    """Let ``kernel`` (a name of the backend's `TileSpace`) run with ``config``, for benches and
-    tests."""
-    space: TileSpace = MOE_MLP_TILES.load(backend)
-    if kernel not in space.candidates:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(space.candidates)}")
+def override(kernel: str, config: TileConfig) -> Iterator[None]:
+    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
+    if kernel not in CANDIDATES:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
     before = dict(_overrides)
-    _overrides[backend, kernel] = config
+    _overrides[kernel] = config
     try:
         yield
     finally:
@@ -173,14 +174,12 @@ def override(kernel: str, config: TileConfig, *, backend: str = "triton") -> Ite
         _overrides.update(before)
 
 
+SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+
+
 def has_overrides() -> bool:
     """Whether `override` says anything, about any kernel."""
     return bool(_overrides)
-
-
-def overridden(backend: str, kernel: str) -> TileConfig | None:
-    """What `override` says, if it says anything."""
-    return _overrides.get((backend, kernel))
 
 
 def config_for(
@@ -196,7 +195,7 @@ def config_for(
     ``has_tma``: the device has it, and every row of the operands is a multiple of 16 bytes.
     ``tuned``: what a table has for it, instead of the default.
     """
-    config = overridden("triton", kernel) or tuned
+    config = _overrides.get(kernel, tuned)
     if config is None and dtype == torch.float32:
         config = FP32_CONFIG
     elif config is None:

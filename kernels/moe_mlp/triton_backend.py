@@ -16,7 +16,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable, bucket_of
-from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, config_for, has_overrides
+from distmoe.kernels.moe_mlp.tiles import (
+    ExpertShape,
+    TileConfig,
+    columns_of,
+    config_for,
+    has_overrides,
+)
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
@@ -174,24 +180,26 @@ class TritonMoeMlp:
     def _find_config(
         self, kernel: str, shape: ExpertShape, pairs: int, device: torch.device
     ) -> TileConfig:
-        columns, has_tma = _columns_and_tma(kernel, shape, device)
-        tuned = self.tiles.pick(kernel, shape, pairs)
-        return config_for(kernel, dtype=shape.dtype, columns=columns, has_tma=has_tma, tuned=tuned)
+        return config_for(
+            kernel,
+            dtype=shape.dtype,
+            columns=columns_of(kernel, shape),
+            has_tma=_rows_fit(kernel, shape) and _has_tma(device),
+            tuned=self.tiles.pick(kernel, shape, pairs),
+        )
 
 
-def _columns_and_tma(kernel: str, shape: ExpertShape, device: torch.device) -> tuple[int, bool]:
-    """Columns of a kernel's result, and whether the rows that it reads by TMA can be read so."""
-    H, I, G = shape.H, shape.I, shape.G
-    columns, widths = {
-        "up": (I, (H, I)),
-        "down": (H, (I, H)),
-        "dgrad": (I, (H, I)),
-        "dx": (H, (G, H)),
-        "wgrad_out": (I, (I,)),
-        "wgrad_in": (H, (G,)),
-    }[kernel]
-    bytes_fit = all(width * shape.dtype.itemsize % 16 == 0 for width in widths)
-    return columns, bytes_fit and _has_tma(device)
+def _rows_fit(kernel: str, shape: ExpertShape) -> bool:
+    """Whether the rows that a kernel reads by TMA are multiples of 16 bytes."""
+    widths = {
+        "up": (shape.H, shape.I),
+        "down": (shape.I, shape.H),
+        "dgrad": (shape.H, shape.I),
+        "dx": (shape.G, shape.H),
+        "wgrad_out": (shape.I,),
+        "wgrad_in": (shape.G,),
+    }
+    return all(width * shape.dtype.itemsize % 16 == 0 for width in widths[kernel])
 
 
 @cache

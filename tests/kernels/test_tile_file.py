@@ -91,6 +91,9 @@ def test_too_much_shared_memory_is_refused() -> None:
         "shared memory; it must be at most 232448",
     ):
         check_shared_memory(found, Path("x.toml"), most=232_448)
+    # Tiles that are wider than the result are made narrower.
+    narrow = TileFile("", (layer_of(tiles, pairs=64, shape=shape._replace(I=128)),))
+    check_shared_memory(narrow, Path("x.toml"), most=147_456)
 
 
 def published() -> Iterator[tuple[str, TileConfig, ExpertShape, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, override
+from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace
 from distmoe.planner.kernel_bench.catalog import first_line
 from distmoe.planner.kernel_bench.check import Expected, faults
 from distmoe.planner.kernel_bench.clock import Clock, Samples, round_robin
@@ -76,7 +76,7 @@ def check_trials(backend: str, subject: ContractSubject, expected: Expected) -> 
     ]
     for trial in trials:
         try:
-            with override(trial.kernel, trial.config, backend=backend):
+            with space.override(trial.kernel, trial.config):
                 wrong = faults(subject, expected)
         except Exception as error:
             wrong = [first_line(error)]
@@ -106,8 +106,10 @@ def time_trials(
 
 
 def _overridden(trial: Trial, call: Callable[[], object]) -> Callable[[], object]:
+    space: TileSpace = MOE_MLP_TILES.load(trial.backend)
+
     def run() -> None:
-        with override(trial.kernel, trial.config, backend=trial.backend):
+        with space.override(trial.kernel, trial.config):
             call()
 
     return run

@@ -5,7 +5,7 @@ import torch
 
 from distmoe.kernels.moe_mlp import load_backend
 from distmoe.kernels.moe_mlp import tiles as moe_tiles
-from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace
+from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, override
 from distmoe.planner.kernel_bench import pieces
 from distmoe.planner.kernel_bench.check import Expected, expect
 from distmoe.planner.kernel_bench.clock import CpuClock, Samples
@@ -49,7 +49,7 @@ def test_tile_configurations_are_checked_then_timed(
 ) -> None:
     good, no_power_of_two = TileConfig(16, 16, 16, 4, 2), TileConfig(48, 16, 16, 4, 2)
     candidates = {"down": [good, no_power_of_two], "wgrad_in": [good]}
-    monkeypatch.setattr(moe_tiles, "SPACE", TileSpace(candidates, moe_tiles.shared_bytes))
+    monkeypatch.setattr(moe_tiles, "SPACE", TileSpace(candidates, moe_tiles.shared_bytes, override))
     subject = subject_of("triton", expected)
     trials = check_trials("triton", subject, expected)
     time_trials(trials, subject, rounds=2, clock=CpuClock())
