@@ -12,7 +12,7 @@ from tile_tables import SHAPE, SMALL, layer_of
 
 from distmoe.kernels.moe_mlp import Runs, load_backend, triton_backend
 from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable, bucket_of
-from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, config_for
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, config_for, override
 
 
 def tile(m: int) -> TileConfig:
@@ -121,3 +121,13 @@ def test_kernels_are_launched_with_what_the_table_has(monkeypatch: pytest.Monkey
         "BH32 BW16 BK16 num_warps4",
         "BH32 BW16 BK32 num_warps4",
     ]
+
+
+def test_an_override_counts_though_the_table_was_asked_before() -> None:
+    mlp = load_backend("triton", tiles=TileTable("cpu", [layer_of({"up": tile(32)}, pairs=64)]))
+    assert isinstance(mlp, triton_backend.TritonMoeMlp)
+    asked = ("up", SHAPE, 64, torch.device("cpu"))
+    for _ in range(2):
+        assert mlp._config(*asked) == tile(32)
+        with override("up", tile(64)):
+            assert mlp._config(*asked) == tile(64)
