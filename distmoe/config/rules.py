@@ -225,6 +225,17 @@ def _profile(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule()
+def _tiles(config: Config, world: int) -> Iterator[str]:
+    tiles = config.moe.kernel_tiles
+    if tiles not in ("auto", "default") and not Path(tiles).is_file():
+        yield _wrong(
+            config,
+            "moe.kernel_tiles",
+            "be auto, default or a file that `tools/bench_moe.py --write-tiles` wrote",
+        )
+
+
 @_rule("parallel.dp_replicate", "parallel.dp_shard")
 def _world(config: Config, world: int) -> Iterator[str]:
     parallel = config.parallel
