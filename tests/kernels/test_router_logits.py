@@ -77,9 +77,7 @@ def test_the_reference_rounds_once(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
 def test_saves_the_tokens_in_their_own_dtype(backend: str) -> None:
-    x_TH, w_EH = (
-        torch.randn(n, 20, device=DEVICE).bfloat16().requires_grad_() for n in (30, 6)
-    )
+    x_TH, w_EH = (torch.randn(n, 20, device=DEVICE).bfloat16().requires_grad_() for n in (30, 6))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.dtype), lambda t: t):
         router_logits(x_TH, w_EH, backend=backend)
@@ -103,9 +101,7 @@ SHAPES = [(30, 20, 6), (150, 136, 70), (1100, 64, 64), (1, 200, 1)]
 def test_bf16_logits_and_gradients(backend: str, shape: tuple[int, int, int]) -> None:
     num_tokens, H, E = shape
     generator = torch.Generator().manual_seed(sum(shape))
-    inputs = [
-        torch.randn(n, H, generator=generator).bfloat16().to(DEVICE) for n in (num_tokens, E)
-    ]
+    inputs = [torch.randn(n, H, generator=generator).bfloat16().to(DEVICE) for n in (num_tokens, E)]
     dlogits = torch.randn(num_tokens, E, generator=generator).to(DEVICE)
 
     def results(dtype: torch.dtype, function: object) -> list[torch.Tensor]:
