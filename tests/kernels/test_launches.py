@@ -1,5 +1,5 @@
 """What the fused kernels hand to a GPU, for every shape and tiling of the bench: grids, and TMA
-descriptors by the rules of cuTensorMapEncodeTiled (CUDA driver API), which only a driver enforces."""
+descriptors by the rules of cuTensorMapEncodeTiled (CUDA driver API), as only a driver enforces."""
 
 from __future__ import annotations
 
