@@ -33,7 +33,9 @@ def run_ranks(function: Callable[..., T], num_ranks: int, *args: Any) -> list[T]
     def run(rank: int) -> None:
         try:
             dist.init_process_group("threaded", rank=rank, world_size=num_ranks, store=store)
-            results[rank] = function(rank, *args)
+            # On a GPU one thread would go back for all ranks, and wait in the first for the others.
+            with torch.autograd.set_multithreading_enabled(False):
+                results[rank] = function(rank, *args)
         except BaseException as error:  # noqa: BLE001
             errors[rank] = error
             ProcessLocalGroup.exception_handle(error)
