@@ -143,7 +143,7 @@ def test_compiled_flex_attention_and_its_gradients(length: int) -> None:
     start_BS = torch.stack([position_S // 150 * 150, position_S // 77 * 77])
 
     def results(dtype: torch.dtype, mask: object) -> list[Tensor]:
-        *inputs, dy = (x.to(dtype).requires_grad_() for x in drawn)
+        *inputs, dy = (x.to(dtype).detach().requires_grad_() for x in drawn)
         y_BASD = attend(*inputs, mask)
         return [y_BASD.detach(), *torch.autograd.grad(y_BASD, inputs, dy.detach())]
 
