@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from compile_kernels import compile_only, forward_and_backward
+from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend, triton_backend
+from distmoe.kernels.moe_mlp import triton_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
 from distmoe.planner.kernel_bench.shapes import SHAPES, Shape
 
@@ -66,24 +67,7 @@ def launches_of(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     kernels = [Recorder(name) for name in KERNELS]
     for kernel in kernels:
         monkeypatch.setattr(triton_backend, kernel.name, kernel)
-    T, H, I, E, L = shape.T, shape.H, shape.I, shape.E, shape.T * shape.K
-
-    def new(*size: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-        return torch.empty(size, dtype=dtype, device="meta")
-
-    pairs, offsets = new(L, dtype=torch.int32), new(E + 1, dtype=torch.int32)
-    index = PairIndex(pairs, offsets, pairs, new(T + 1, dtype=torch.int32))
-    runs, rows = Runs.of_all(index), slice(0, T)
-    w_in, w_out, x, y_LH = new(E, 2 * I, H), new(E, H, I), new(T, H), new(L, H)
-    z, a, score = new(L, 2 * I), new(L, I), new(L, dtype=torch.float32)
-    mlp = load_backend("triton")
-    mlp.forward(x, w_in, w_out, index=index, runs=runs, z_LG=z, a_LI=a, y_LH=y_LH)
-    mlp.row_sum(y_LH, index=index, rows=rows, score_L=score, out_RH=x)
-    mlp.dgrad(
-        x, score, z, w_in, w_out,
-        index=index, runs=runs, dz_LG=z, a_LI=a, dx_LH=y_LH, dscore_L=score,
-    )  # fmt: skip
-    mlp.wgrad(x, x, z, a, index=index)
+    forward_and_backward(shape)
     return [launch for kernel in kernels for launch in kernel.launches]
 
 
@@ -113,3 +97,13 @@ def test_weights_that_begin_anywhere_are_aligned_for_tma() -> None:
     descriptor = triton_backend._weight(flat[1:].view(2, 16, 32), config, rows=16, cols=32)
     assert isinstance(descriptor, TensorDescriptor)
     assert faults(descriptor) == []
+
+
+def test_kernels_are_compiled_without_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(JITFunction, "run", lambda *args, **options: seen.append(options))
+    with compile_only() as names:
+        JITFunction.run(test_grids_and_descriptors, 1, grid=(1,), warmup=False, num_warps=4)
+    JITFunction.run(None, warmup=False)
+    assert names == ["test_grids_and_descriptors"]
+    assert seen == [{"grid": (1,), "warmup": True, "num_warps": 4}, {"warmup": False}]
