@@ -11,7 +11,7 @@
 #   tests      8 min    2 min kernels, layer, attention; compiles several hundred small kernels
 #   compile    5 min    1 min kernels of the bench's shapes, as many at a time as there are cores
 #   quick      4 min    1 min bench of 7B-256: our kernels, grouped_mm and the bound
-#   train      6 min    3 min 300 steps of configs/check_gpu.toml: rounded, top-k, and FSDP-2
+#   train      6 min    3 min 300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
 #   rounding   4 min    1 min bench of TR, rounded and not
 #   bench      9 min    4 min bench of all shapes, without peers
 #   tune       9 min    3 min every tile configuration, for 7B-256 and README
@@ -89,7 +89,8 @@ part_train() {
     train single --train.profile 200-201 || failed=1
     train top-k --moe.rounding.rule none || failed=1
     train fsdp2 --parallel.engine fsdp2 || failed=1
-    "$python" -m distmoe report "$runs"/{single,top-k,fsdp2} --json "$out/$name-train.json" \
+    train compiled --train.compile dense || failed=1
+    "$python" -m distmoe report "$runs"/{single,top-k,fsdp2,compiled} --json "$out/$name-train.json" \
         --markdown "$out/$name-train.md" || failed=1
     cp "$runs"/single/profile/*.operators.txt "$out/logs/" || failed=1
     rm -rf "$runs"
