@@ -37,6 +37,8 @@ TILE_LIST_COMPARISONS = 8192
 ROW_SUM_COLUMNS = 1024
 ROW_SUM_COLUMNS_OF_A_WARP = 256
 MOST_UNROLLED = 8
+# Bytes, of the address of what a descriptor describes.
+TMA_ALIGNMENT = 16
 
 
 class TritonMoeMlp:
@@ -251,6 +253,9 @@ def _weight(
 ) -> Tensor | TensorDescriptor:
     if not config.tma:
         return w_eXY
+    if w_eXY.data_ptr() % TMA_ALIGNMENT:
+        # A view into a flat buffer of parameters of any size.
+        w_eXY = w_eXY.clone()
     return TensorDescriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
 
 

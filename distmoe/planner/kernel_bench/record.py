@@ -84,6 +84,9 @@ def _piece(result: Result, piece: str, ms: float, floors: dict[str, float]) -> d
     kernels = KERNELS_OF[piece]
     flops = sum(work[kernel].flops for kernel in kernels)
     floor = sum(floors[kernel] for kernel in kernels) if floors else None
+    # A difference of two times: of a shape that is all launch, no more than noise.
+    if ms <= 0:
+        return {"ms": ms, "tflops": None, "gb_per_s": None, "of_floor": None}
     return {
         "ms": ms,
         "tflops": flops / ms / 1e9 if flops else None,

@@ -1,5 +1,7 @@
 """Single kernels and tile configurations of a backend, timed alone."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -16,9 +18,10 @@ from distmoe.planner.kernel_bench.pieces import (
     time_pieces,
     time_trials,
 )
+from distmoe.planner.kernel_bench.record import _piece
 from distmoe.planner.kernel_bench.shapes import Shape
 from distmoe.planner.kernel_bench.subjects import ContractSubject, Workspace
-from distmoe.planner.roofline import BACKWARD, FORWARD
+from distmoe.planner.roofline import BACKWARD, FORWARD, LayerSize
 from distmoe.registry import MOE_MLP_TILES
 
 SHAPE = Shape("small", T=16, H=32, I=16, E=2, K=1, tile=8)
@@ -66,6 +69,12 @@ def test_tile_configurations_are_checked_then_timed(
 def test_time_of_a_trial_is_without_the_other_kernels() -> None:
     trial = Trial("triton", "down", TileConfig(16, 16, 16, 4, 2), Samples([3.0]), others_ms=1.0)
     assert trial.ms == 2.0
+
+
+def test_a_difference_without_time_has_no_rate() -> None:
+    result = SimpleNamespace(size=LayerSize(16, 16, 2, 32, 16))
+    figures = _piece(result, "down", 0.0, {})  # type: ignore[arg-type]
+    assert figures == {"ms": 0.0, "tflops": None, "gb_per_s": None, "of_floor": None}
 
 
 @pytest.mark.parametrize("backend", list(MOE_MLP_TILES))
