@@ -13,8 +13,8 @@ What is checked, by file:
 - `copies`, `products`: data of a copy is NaN until the copy lands, which is as late as its barrier
   or group allows; operands in shared memory are read when `warpgroup_mma_wait` says so at the
   latest. `timing` chooses other moments and orders of partitions, by a seed.
-- `barriers`: phases, arrival counts, bytes. If every partition waits: `DeadlockError`, with what each
-  waits for.
+- `barriers`: phases, arrival counts, bytes. If every partition waits: `DeadlockError`, which says
+  for what.
 - `global_memory`: no access outside of the tensors that were passed; masked lanes without
   ``other`` are NaN.
 - `values`: int32 does not overflow; bf16 rounds to nearest even, and only casts, products,

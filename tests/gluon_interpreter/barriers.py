@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from gluon_interpreter.partitions import Partition, current
-from gluon_interpreter.races import Clock, Knowledge, spelled
+from gluon_interpreter.races import Clock, Knowledge
 from gluon_interpreter.shared_memory import View, check_descriptor
 from gluon_interpreter.source import fault
 from gluon_interpreter.values import unwrap
@@ -80,27 +80,24 @@ def init(mbarrier: View, count: Any) -> None:
     count = int(unwrap(count))
     if not 0 < count < 2**20:
         raise fault(f"a barrier counts 1 to {2**20 - 1} arrivals, not {count}")
-    if mbarrier.box in mbarrier.home.barriers:
-        raise fault(f"{mbarrier.home.barriers[mbarrier.box].name} is initialised twice")
+    if mbarrier.start in mbarrier.home.barriers:
+        raise fault(f"{mbarrier.name} is initialised twice")
     mbarrier.access("mbarrier.init", write=True, generic=True, over=True)
     actor = current().program.new_actor()
-    name = f"barrier {mbarrier.home.name}{spelled(mbarrier.box)}"
-    mbarrier.home.barriers[mbarrier.box] = Barrier(name, count, actor)
+    mbarrier.home.barriers[mbarrier.start] = Barrier(mbarrier.name, count, actor)
 
 
 def invalidate(mbarrier: View) -> None:
     barrier_at(mbarrier, "mbarrier.invalidate")
     mbarrier.access("mbarrier.invalidate", write=True, generic=True, over=True)
-    del mbarrier.home.barriers[mbarrier.box]
+    del mbarrier.home.barriers[mbarrier.start]
 
 
 def barrier_at(mbarrier: View, what: str) -> Barrier:
     check_descriptor(mbarrier, "a barrier")
-    barrier = mbarrier.home.barriers.get(mbarrier.box)
+    barrier = mbarrier.home.barriers.get(mbarrier.start)
     if barrier is None:
-        raise fault(
-            f"{what} of {mbarrier.home.name}{spelled(mbarrier.box)}, which is not initialised"
-        )
+        raise fault(f"{what} of {mbarrier.name}, which is not initialised")
     mbarrier.access(what, write=False, generic=True, over=True)
     assert isinstance(barrier, Barrier)
     return barrier

@@ -186,7 +186,7 @@ def warp_specialize(
         for (function, args), num_warps in zip(workers, worker_num_warps, strict=True)
     ]
     main.tick()
-    main.name = f"partition {default[0].__name__}"
+    main.name = f"partition 0 ({default[0].__name__})"
     try:
         result = default[0](*default[1])
         main.wait_until(lambda: main.program.live == [main], lambda: "the other partitions")
@@ -204,7 +204,9 @@ def _start(
 ) -> tuple[Partition, threading.Thread]:
     """Its thread waits for the baton before it does anything."""
     program = main.program
-    partition = Partition(program, f"partition {function.__name__}", num_warps)
+    partition = Partition(
+        program, f"partition {len(program.live)} ({function.__name__})", num_warps
+    )
     partition.known.join(main.known)
 
     def run() -> None:

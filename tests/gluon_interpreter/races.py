@@ -8,11 +8,11 @@ has waited for it. Two accesses to the same bytes, one of them a write, must be 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from gluon_interpreter.source import Line, fault
-
-# First and last+1 element along each axis of an allocation.
-Box = tuple[tuple[int, int], ...]
 
 
 class Clock(dict[int, int]):
@@ -41,6 +41,32 @@ class Knowledge:
 
 
 @dataclass
+class Region:
+    """Bytes of an allocation: ``array``, which lies in bytes ``low`` to ``high`` of it."""
+
+    name: str
+    low: int
+    high: int
+    array: Any
+
+    @property
+    def solid(self) -> bool:
+        return self.high - self.low == int(self.array.nbytes)
+
+    def overlaps(self, other: Region) -> bool:
+        if self.high <= other.low or other.high <= self.low:
+            return False
+        return (self.solid and other.solid) or np.shares_memory(self.array, other.array)
+
+    def covers(self, other: Region) -> bool:
+        """False where it is not easily seen."""
+        if self.solid:
+            return self.low <= other.low and other.high <= self.high
+        here, there = self.array, other.array
+        return self.low == other.low and (here.shape, here.strides) == (there.shape, there.strides)
+
+
+@dataclass
 class Access:
     """``done``: events after each of which it is over; none while it is in flight.
 
@@ -49,7 +75,7 @@ class Access:
 
     what: str
     line: Line
-    box: Box
+    region: Region
     write: bool
     generic: bool
     done: list[tuple[int, int]] = field(default_factory=list)
@@ -58,41 +84,26 @@ class Access:
         return f"{self.what} at {self.line}"
 
 
-def overlap(a: Box, b: Box) -> bool:
-    return all(x[0] < y[1] and y[0] < x[1] for x, y in zip(a, b, strict=True))
-
-
-def covers(a: Box, b: Box) -> bool:
-    return all(x[0] <= y[0] and y[1] <= x[1] for x, y in zip(a, b, strict=True))
-
-
-def spelled(box: Box) -> str:
-    parts = [f"{a}" if b == a + 1 else f"{a}:{b}" for a, b in box]
-    return f"[{', '.join(parts)}]"
-
-
 class History:
     """The accesses to one allocation that later ones may conflict with."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.accesses = name, list[Access]()
+    def __init__(self) -> None:
+        self.accesses: list[Access] = []
 
     def add(self, new: Access, known: Knowledge) -> None:
         written = False
         for old in self.accesses:
-            if not (old.write or new.write) or not overlap(old.box, new.box):
+            if not (old.write or new.write) or not old.region.overlaps(new.region):
                 continue
             written |= old.write
             self._check(old, new, known)
         if not new.write and not written:
-            raise fault(
-                f"{new.what} of {self.name}{spelled(new.box)}, where nothing was written yet"
-            )
+            raise fault(f"{new.what} of {new.region.name}, where nothing was written yet")
         self.accesses = [old for old in self.accesses if not self._replaces(new, old)]
         self.accesses.append(new)
 
     def _check(self, old: Access, new: Access, known: Knowledge) -> None:
-        words = f"{new.what} of {self.name}{spelled(new.box)}"
+        words = f"{new.what} of {new.region.name}"
         if not old.done:
             raise fault(f"{words} while {old} is still in flight")
         if not any(known.seen.knows(event) for event in old.done):
@@ -104,7 +115,7 @@ class History:
     @staticmethod
     def _replaces(new: Access, old: Access) -> bool:
         """Whoever is ordered after the new access is ordered after the old one too."""
-        if not covers(new.box, old.box) or not old.done:
+        if not new.region.covers(old.region) or not old.done:
             return False
         if new.write:
             return True

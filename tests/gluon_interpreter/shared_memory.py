@@ -9,18 +9,16 @@ import numpy as np
 
 from gluon_interpreter.global_memory import POISON, STORAGE, to_registers, to_storage
 from gluon_interpreter.partitions import current
-from gluon_interpreter.races import Access, Box, History
+from gluon_interpreter.races import Access, History, Region
 from gluon_interpreter.source import fault, line
 from gluon_interpreter.values import Value, as_shape, as_value, unwrap
 
 
 class Allocation:
-    def __init__(self, dtype: Any, shape: tuple[int, ...]) -> None:
-        self.name = line().assigned
-        self.array = np.full(shape, POISON[dtype.name], STORAGE[dtype.name])
-        self.history = History(self.name)
-        # Box of one element -> its state, where the elements are barriers.
-        self.barriers: dict[Box, Any] = {}
+    def __init__(self) -> None:
+        self.history = History()
+        # Byte at which it lies -> its state, where the elements are barriers.
+        self.barriers: dict[int, Any] = {}
 
 
 class ViewType:
@@ -32,16 +30,13 @@ class ViewType:
 
 
 class View:
-    """A shared_memory_descriptor. ``box``: the part of the allocation that it lies in.
-
-    ``axes``: the allocation's axis of each of its own; None after a reshape.
-    """
+    """A shared_memory_descriptor: ``array``, whose first element is byte ``start`` of ``home``."""
 
     def __init__(
-        self, home: Allocation, array: Any, dtype: Any, layout: Any, box: Box, axes: Any
+        self, home: Allocation, name: str, array: Any, start: int, dtype: Any, layout: Any
     ) -> None:
-        self.home, self.array, self.dtype, self.layout = home, array, dtype, layout
-        self.box, self.axes = box, axes
+        self.home, self.name, self.array, self.start = home, name, array, start
+        self.dtype, self.layout = dtype, layout
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,47 +58,49 @@ class View:
     def type(self) -> ViewType:
         return ViewType(self)
 
+    @property
+    def region(self) -> Region:
+        steps = zip(self.array.shape, self.array.strides, strict=True)
+        last = self.start + sum((n - 1) * stride for n, stride in steps)
+        return Region(self.name, self.start, last + self.array.itemsize, self.array)
+
+    def _part(self, name: str, array: Any, start: int = 0) -> View:
+        return View(self.home, name, array, self.start + start, self.dtype, self.layout)
+
     def index(self, index: Any) -> View:
         number = int(unwrap(index))
         if not 0 <= number < self.shape[0]:
-            raise fault(f"index {number} of a buffer of {self.shape}")
-        part = self.slice(number, 1)
-        axes = None if part.axes is None else part.axes[1:]
-        return View(self.home, part.array[0], self.dtype, self.layout, part.box, axes)
+            raise fault(f"index {number} of {self.name}, which has {self.shape[0]}")
+        start = number * self.array.strides[0]
+        return self._part(f"{self.name}[{number}]", self.array[number, ...], start)
 
     def slice(self, start: Any, length: Any, dim: Any = 0) -> View:
-        start, length, dim = int(unwrap(start)), int(unwrap(length)), int(unwrap(dim))
-        if start < 0 or start + length > self.shape[dim]:
-            raise fault(f"slice {start} to {start + length} of axis {dim} of {self.shape}")
-        part = (slice(None),) * dim + (slice(start, start + length),)
-        box = self.box
-        if self.axes is not None:
-            axis = self.axes[dim]
-            low = box[axis][0] + start
-            box = (*box[:axis], (low, low + length), *box[axis + 1 :])
-        return View(self.home, self.array[part], self.dtype, self.layout, box, self.axes)
+        first, length, dim = int(unwrap(start)), int(unwrap(length)), int(unwrap(dim))
+        last = first + length
+        if first < 0 or last > self.shape[dim]:
+            raise fault(f"{first} to {last} along axis {dim} of {self.name}: {self.shape}")
+        part = self.array[(slice(None),) * dim + (slice(first, last),)]
+        name = f"{self.name}[{':, ' * dim}{first}:{last}]"
+        return self._part(name, part, first * self.array.strides[dim])
 
     def permute(self, order: Any) -> View:
-        order = as_shape(order)
-        axes = None if self.axes is None else [self.axes[i] for i in order]
-        return View(self.home, self.array.transpose(order), self.dtype, self.layout, self.box, axes)
+        return self._part(self.name, self.array.transpose(as_shape(order)))
 
-    def reshape(self, shape: Any) -> View:
-        array = self.array.view()
-        array.shape = as_shape(shape)
-        return View(self.home, array, self.dtype, self.layout, self.box, None)
+    def reshape(self, *shape: Any) -> View:
+        return self._part(self.name, in_place(self.array, as_shape(shape)))
 
     def reinterpret(self, dtype: Any = None, shape: Any = None, layout: Any = None) -> View:
         """The same bytes, or the first of them, as something else."""
-        dtype = unwrap(dtype) or self.dtype
+        dtype = self.dtype if dtype is None else unwrap(dtype)
         shape = self.shape if shape is None else as_shape(shape)
-        flat = self.array.view()
-        flat.shape = (-1,)
-        flat = flat.view(STORAGE[dtype.name])
+        flat = in_place(self.array, (-1,)).view(STORAGE[dtype.name])
         if math.prod(shape) > flat.size:
-            raise fault(f"a buffer of {self.shape} {self.dtype} is too small for {shape} {dtype}")
+            raise fault(
+                f"{self.name} of {self.shape} {self.dtype} is too small for {shape} {dtype}"
+            )
         array = flat[: math.prod(shape)].reshape(shape)
-        return View(self.home, array, dtype, unwrap(layout) or self.layout, self.box, None)
+        layout = self.layout if layout is None else unwrap(layout)
+        return View(self.home, self.name, array, self.start, dtype, layout)
 
     _reinterpret = reinterpret
 
@@ -117,7 +114,7 @@ class View:
         """
         partition = current()
         done = [partition.now] if over else []
-        access = Access(what, line(), self.box, write, generic, done)
+        access = Access(what, line(), self.region, write, generic, done)
         self.home.history.add(access, partition.known)
         return access
 
@@ -143,17 +140,25 @@ class View:
 
 def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any = None) -> View:
     dtype, shape, layout = unwrap(element_ty), as_shape(shape), unwrap(layout)
-    home = Allocation(dtype, shape)
-    box = tuple((0, n) for n in shape)
-    view = View(home, home.array, dtype, layout, box, list(range(len(shape))))
+    check_rank(layout, shape, or_stages=True)
+    array = np.full(shape, POISON[dtype.name], STORAGE[dtype.name])
+    view = View(Allocation(), line().assigned, array, 0, dtype, layout)
     if value is not None:
         view.store(value)
     return view
 
 
-def check_rank(layout: Any, shape: tuple[int, ...]) -> None:
+def in_place(array: Any, shape: tuple[int, ...]) -> Any:
+    """Reshape that refuses to copy."""
+    view = array.view()
+    view.shape = shape
+    return view
+
+
+def check_rank(layout: Any, shape: tuple[int, ...], or_stages: bool = False) -> None:
+    """``or_stages``: the tensor may have one more axis in front."""
     rank = getattr(layout, "rank", None)
-    if isinstance(rank, int) and rank != len(shape):
+    if isinstance(rank, int) and len(shape) - rank not in (0, int(or_stages)):
         raise fault(f"a layout of rank {rank} for a tensor of {shape}")
 
 
