@@ -104,21 +104,21 @@ def emulated_globals(function: types.FunctionType) -> dict[str, Any]:
     return found
 
 
-@functools.cache
+_interpreted: dict[types.FunctionType, Callable[..., Any]] = {}
+
+
 def interpreted(function: types.FunctionType) -> Callable[..., Any]:
     """The function with the emulation as its globals."""
-    translated: dict[str, Any] = {}
-    result = types.FunctionType(
-        function.__code__,
-        translated,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    result.__kwdefaults__ = function.__kwdefaults__
-    # Afterwards, for functions that call themselves or each other.
-    translated.update(emulated_globals(function))
-    return result
+    if function not in _interpreted:
+        namespace: dict[str, Any] = {}
+        copy = types.FunctionType(
+            function.__code__, namespace, function.__name__, function.__defaults__
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        _interpreted[function] = copy
+        # Afterwards, for functions that call themselves.
+        namespace.update(emulated_globals(function))
+    return _interpreted[function]
 
 
 def argument(name: str, value: Any) -> Any:
