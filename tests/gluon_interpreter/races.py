@@ -1,0 +1,123 @@
+"""What happens before what, and which accesses to shared memory nothing orders.
+
+Vector clocks: each partition and each barrier is an actor that counts its own events. A partition
+passes what it knows to a barrier when it arrives there, and learns what the barrier knows when it
+has waited for it. Two accesses to the same bytes, one of them a write, must be ordered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gluon_interpreter.source import Line, fault
+
+
+class Clock(dict[int, int]):
+    """Actor -> how many of its events are known."""
+
+    def join(self, other: Clock) -> None:
+        for actor, events in other.items():
+            if events > self.get(actor, 0):
+                self[actor] = events
+
+    def knows(self, event: tuple[int, int]) -> bool:
+        actor, count = event
+        return self.get(actor, 0) >= count
+
+
+@dataclass
+class Knowledge:
+    """``seen``: events that happened before now; ``fenced``: before the last proxy fence."""
+
+    seen: Clock = field(default_factory=Clock)
+    fenced: Clock = field(default_factory=Clock)
+
+    def join(self, other: Knowledge) -> None:
+        self.seen.join(other.seen)
+        self.fenced.join(other.fenced)
+
+
+@dataclass
+class Region:
+    """Bytes of an allocation: ``array``, which lies in bytes ``low`` to ``high`` of it."""
+
+    name: str
+    low: int
+    high: int
+    array: Any
+
+    @property
+    def solid(self) -> bool:
+        return self.high - self.low == int(self.array.nbytes)
+
+    def overlaps(self, other: Region) -> bool:
+        if self.high <= other.low or other.high <= self.low:
+            return False
+        return (self.solid and other.solid) or np.shares_memory(self.array, other.array)
+
+    def covers(self, other: Region) -> bool:
+        """False where it is not easily seen."""
+        if self.solid:
+            return self.low <= other.low and other.high <= self.high
+        here, there = self.array, other.array
+        return self.low == other.low and (here.shape, here.strides) == (there.shape, there.strides)
+
+
+@dataclass
+class Access:
+    """``done``: events after each of which it is over; none while it is in flight.
+
+    ``generic``: by threads or cp.async; otherwise by TMA or wgmma, through the async proxy.
+    """
+
+    what: str
+    line: Line
+    region: Region
+    write: bool
+    generic: bool
+    done: list[tuple[int, int]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.line}"
+
+
+class History:
+    """The accesses to one allocation that later ones may conflict with."""
+
+    def __init__(self) -> None:
+        self.accesses: list[Access] = []
+
+    def add(self, new: Access, known: Knowledge) -> None:
+        written = False
+        for old in self.accesses:
+            if not (old.write or new.write) or not old.region.overlaps(new.region):
+                continue
+            written |= old.write
+            self._check(old, new, known)
+        if not new.write and not written:
+            raise fault(f"{new.what} of {new.region.name}, where nothing was written yet")
+        self.accesses = [old for old in self.accesses if not self._replaces(new, old)]
+        self.accesses.append(new)
+
+    def _check(self, old: Access, new: Access, known: Knowledge) -> None:
+        words = f"{new.what} of {new.region.name}"
+        if not old.done:
+            raise fault(f"{words} while {old} is still in flight")
+        if not any(known.seen.knows(event) for event in old.done):
+            raise fault(f"{words}, and nothing says that {old} is over")
+        crossing = old.write and old.generic and not new.write and not new.generic
+        if crossing and not any(known.fenced.knows(event) for event in old.done):
+            raise fault(f"{words} without a fence_async_shared since {old}")
+
+    @staticmethod
+    def _replaces(new: Access, old: Access) -> bool:
+        """Whoever is ordered after the new access is ordered after the old one too."""
+        if not new.region.covers(old.region) or not old.done:
+            return False
+        if new.write:
+            return True
+        same_actor = {a for a, _ in old.done} == {a for a, _ in new.done}
+        return not old.write and same_actor and old.generic == new.generic

@@ -1,0 +1,167 @@
+"""Shared memory: allocations of raw elements, views of them, and who used which part."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gluon_interpreter.global_memory import POISON, STORAGE, to_registers, to_storage
+from gluon_interpreter.partitions import current
+from gluon_interpreter.races import Access, History, Region
+from gluon_interpreter.source import fault, line
+from gluon_interpreter.values import Value, as_shape, as_value, unwrap
+
+
+class Allocation:
+    def __init__(self) -> None:
+        self.history = History()
+        # Byte at which it lies -> its state, where the elements are barriers.
+        self.barriers: dict[int, Any] = {}
+
+
+class ViewType:
+    """What ``buffer.type`` tells."""
+
+    def __init__(self, view: View) -> None:
+        self.element_ty, self.shape, self.layout = view.dtype, list(view.shape), view.layout
+        self.nbytes_per_cta = view.nbytes_per_cta
+
+
+class View:
+    """A shared_memory_descriptor: ``array``, whose first element is byte ``start`` of ``home``."""
+
+    def __init__(
+        self, home: Allocation, name: str, array: Any, start: int, dtype: Any, layout: Any
+    ) -> None:
+        self.home, self.name, self.array, self.start = home, name, array, start
+        self.dtype, self.layout = dtype, layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    @property
+    def rank(self) -> int:
+        return int(self.array.ndim)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes_per_cta(self) -> int:
+        return self.numel * self.dtype.primitive_bitwidth // 8
+
+    @property
+    def type(self) -> ViewType:
+        return ViewType(self)
+
+    @property
+    def region(self) -> Region:
+        steps = zip(self.array.shape, self.array.strides, strict=True)
+        last = self.start + sum((n - 1) * stride for n, stride in steps)
+        return Region(self.name, self.start, last + self.array.itemsize, self.array)
+
+    def _part(self, name: str, array: Any, start: int = 0) -> View:
+        return View(self.home, name, array, self.start + start, self.dtype, self.layout)
+
+    def index(self, index: Any) -> View:
+        number = int(unwrap(index))
+        if not 0 <= number < self.shape[0]:
+            raise fault(f"index {number} of {self.name}, which has {self.shape[0]}")
+        start = number * self.array.strides[0]
+        return self._part(f"{self.name}[{number}]", self.array[number, ...], start)
+
+    def slice(self, start: Any, length: Any, dim: Any = 0) -> View:
+        first, length, dim = int(unwrap(start)), int(unwrap(length)), int(unwrap(dim))
+        last = first + length
+        if first < 0 or last > self.shape[dim]:
+            raise fault(f"{first} to {last} along axis {dim} of {self.name}: {self.shape}")
+        part = self.array[(slice(None),) * dim + (slice(first, last),)]
+        name = f"{self.name}[{':, ' * dim}{first}:{last}]"
+        return self._part(name, part, first * self.array.strides[dim])
+
+    def permute(self, order: Any) -> View:
+        return self._part(self.name, self.array.transpose(as_shape(order)))
+
+    def reshape(self, *shape: Any) -> View:
+        return self._part(self.name, in_place(self.array, as_shape(shape)))
+
+    def reinterpret(self, dtype: Any = None, shape: Any = None, layout: Any = None) -> View:
+        """The same bytes, or the first of them, as something else."""
+        dtype = self.dtype if dtype is None else unwrap(dtype)
+        shape = self.shape if shape is None else as_shape(shape)
+        flat = in_place(self.array, (-1,)).view(STORAGE[dtype.name])
+        if math.prod(shape) > flat.size:
+            raise fault(
+                f"{self.name} of {self.shape} {self.dtype} is too small for {shape} {dtype}"
+            )
+        array = flat[: math.prod(shape)].reshape(shape)
+        layout = self.layout if layout is None else unwrap(layout)
+        return View(self.home, self.name, array, self.start, dtype, layout)
+
+    _reinterpret = reinterpret
+
+    def _keep_alive(self) -> None:
+        """Says until when the compiler has to keep the memory."""
+
+    def access(self, what: str, *, write: bool, generic: bool, over: bool) -> Access:
+        """Note an access by this partition, which conflicts with nothing.
+
+        ``over``: it has happened when this returns; otherwise it is in flight.
+        """
+        partition = current()
+        done = [partition.now] if over else []
+        access = Access(what, line(), self.region, write, generic, done)
+        self.home.history.add(access, partition.known)
+        return access
+
+    def load(self, layout: Any = None) -> Value:
+        layout = unwrap(layout)
+        check_rank(layout, self.shape)
+        self.access("load", write=False, generic=True, over=True)
+        return Value(to_registers(self.array.copy(), self.dtype), self.dtype, layout)
+
+    def store(self, value: Any) -> None:
+        value = as_value(value)
+        if value.shape != self.shape or value.dtype != self.dtype:
+            raise fault(
+                f"a tensor of {value.shape} {value.dtype} is stored in a buffer of {self.shape} "
+                f"{self.dtype}"
+            )
+        self.access("store", write=True, generic=True, over=True)
+        self.array[...] = to_storage(value.data, self.dtype)
+
+    def poison(self) -> None:
+        self.array[...] = POISON[self.dtype.name]
+
+
+def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any = None) -> View:
+    dtype, shape, layout = unwrap(element_ty), as_shape(shape), unwrap(layout)
+    check_rank(layout, shape, or_stages=True)
+    array = np.full(shape, POISON[dtype.name], STORAGE[dtype.name])
+    view = View(Allocation(), line().assigned, array, 0, dtype, layout)
+    if value is not None:
+        view.store(value)
+    return view
+
+
+def in_place(array: Any, shape: tuple[int, ...]) -> Any:
+    """Reshape that refuses to copy."""
+    view = array.view()
+    view.shape = shape
+    return view
+
+
+def check_rank(layout: Any, shape: tuple[int, ...], or_stages: bool = False) -> None:
+    """``or_stages``: the tensor may have one more axis in front."""
+    rank = getattr(layout, "rank", None)
+    if isinstance(rank, int) and len(shape) - rank not in (0, int(or_stages)):
+        raise fault(f"a layout of rank {rank} for a tensor of {shape}")
+
+
+def check_descriptor(view: Any, what: str) -> None:
+    if not isinstance(view, View):
+        raise fault(f"{what} is {type(view).__name__}, not shared memory")
