@@ -71,7 +71,7 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `forward`: z and a of the pairs in ``runs``."""
         H, I = x_RH.shape[1], a_LI.shape[1]
-        config = config_for("up", columns=I)
+        config = config_for(self._of_gate("up"), columns=I)
         tiles = tile_list(runs, config.m)
         up_kernel[_grid(x_RH, tiles.shape[1] * triton.cdiv(I, config.n))](
             x_RH, index.row_L, _weight(w_in_eGH, rows=config.n, cols=config.k),
@@ -123,7 +123,7 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
-        config = config_for("dgrad", columns=I)
+        config = config_for(self._of_gate("dgrad"), columns=I)
         tiles = tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
@@ -144,6 +144,9 @@ class GluonMoeMlp:
         _weight_gradient("wgrad_out", dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
         _weight_gradient("wgrad_in", x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
         return dw_in_eGH, dw_out_eHI
+
+    def _of_gate(self, kernel: str) -> str:
+        return kernel if self.act.gated else f"{kernel}_ungated"
 
 
 def _is_for_tensor_cores(v_RH: Tensor, a_LI: Tensor) -> bool:

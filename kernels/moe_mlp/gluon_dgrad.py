@@ -55,10 +55,10 @@ def store_gradients(
         if not WHOLE:
             inside = inside & (col < I)
         in_z = place[:, None] * G + col
-        z = gl.load(z_ptr + in_z, mask=inside, other=0.0).to(gl.float32)
-        value, slope = act_and_slope(z, ACTIVATION)
         # Converted once: everything else is loaded and stored by rows.
         da = gl.convert_layout(da, LAYOUT)
+        z = gl.load(z_ptr + in_z, mask=inside, other=0.0).to(gl.float32)
+        value, slope = act_and_slope(z, ACTIVATION)
         score = gl.load(score_ptr + place, mask=live, other=0.0)
         dz = da * score[:, None]
         if GATED:
@@ -95,7 +95,6 @@ def consume(
     while expert >= 0:
         block = item % NUM_N
         item += GROUPS * gl.num_programs(0)
-        next_expert, next_begin, next_end = tile_at(tile_ptr, num_tiles, item // NUM_N)
         acc = gl.zeros((BM, BN), gl.float32, layout=LAYOUT)
         acc = multiply(
             dy_ring, w_ring, barriers, turn, turn * STEPS, STEPS, acc,
@@ -111,7 +110,7 @@ def consume(
         partial = partial_ptr + block.to(gl.int64) * num_pairs
         gl.store(partial + pair, dscore, mask=pair < end)
         turn += GROUPS
-        expert, begin, end = next_expert, next_begin, next_end
+        expert, begin, end = tile_at(tile_ptr, num_tiles, item // NUM_N)
 
 
 # Sizes change from step to step: they must not make another kernel.

@@ -64,17 +64,26 @@ class SpecialisedConfig:
 CANDIDATES: dict[str, list[SpecialisedConfig]] = {
     "up": [
         SpecialisedConfig(128, 128, 64, 4, groups=1, chunks=2),
-        SpecialisedConfig(128, 64, 64, 6, groups=2),
-        SpecialisedConfig(128, 64, 64, 5, groups=2, chunks=2),
+        SpecialisedConfig(128, 64, 64, 6, groups=2, chunks=2),
+        SpecialisedConfig(128, 64, 64, 5, groups=2),
+    ],
+    "up_ungated": [
+        SpecialisedConfig(128, 256, 64, 4, groups=1, chunks=4),
+        SpecialisedConfig(128, 128, 64, 6, groups=2, chunks=2),
     ],
     "down": [
         SpecialisedConfig(128, 128, 64, 6, groups=2, chunks=2),
         SpecialisedConfig(128, 256, 64, 4, groups=1, chunks=4),
     ],
+    # Its epilogue takes as long as its products: two groups.
     "dgrad": [
         SpecialisedConfig(128, 128, 64, 5, groups=2, chunks=8),
+        SpecialisedConfig(64, 128, 64, 7, groups=2, chunks=4),
         SpecialisedConfig(64, 256, 64, 4, groups=2, chunks=8),
-        SpecialisedConfig(128, 256, 64, 4, groups=1, chunks=8),
+    ],
+    # Larger ones spill a few registers.
+    "dgrad_ungated": [
+        SpecialisedConfig(64, 128, 64, 7, groups=2, chunks=4),
     ],
     "dx": [
         SpecialisedConfig(128, 256, 64, 4, groups=1, chunks=4),
