@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from gluon_interpreter.barriers import Barrier, barrier_at
+from gluon_interpreter.barriers import barrier_at
 from gluon_interpreter.global_memory import Memory, gather
-from gluon_interpreter.partitions import Partition, current
-from gluon_interpreter.races import Access
+from gluon_interpreter.partitions import current
+from gluon_interpreter.races import Access, Knowledge
 from gluon_interpreter.shared_memory import View, check_descriptor
-from gluon_interpreter.source import fault, line
+from gluon_interpreter.source import fault
 from gluon_interpreter.timing import Landing
 from gluon_interpreter.values import Value, unwrap
 
 
 class Copy:
-    """Raw elements on the way to shared memory."""
+    """Raw elements on the way to shared memory, whose place is NaN until they land."""
 
     def __init__(self, destination: View, raw: Any, access: Access) -> None:
         self.destination, self.raw, self.access = destination, raw, access
@@ -32,35 +32,42 @@ class Copy:
         return str(self.access)
 
 
-class Arrival:
-    """Of a partition's threads at a barrier, as soon as their copies have landed."""
+class BarrierUse:
+    """Of a barrier, by something that will arrive there later."""
 
-    def __init__(
-        self, barrier: Barrier, copies: list[Copy], count: int, partition: Partition
-    ) -> None:
-        self.barrier, self.copies, self.count, self.partition = barrier, copies, count, partition
-        self.line = line()
-
-    def land(self) -> None:
-        for copy in self.copies:
-            if not copy.access.done:
-                copy.land(self.barrier.end_of_phase)
-        self.barrier.arrive(self.count)
+    def __init__(self, mbarrier: View, what: str) -> None:
+        self.barrier = barrier_at(mbarrier, what)
+        self.access = mbarrier.access(what, write=False, generic=True, over=False)
 
     def __str__(self) -> str:
-        return f"async_copy.mbarrier_arrive at {self.line}"
+        return str(self.access)
 
 
-class TmaLoad:
-    def __init__(self, copy: Copy, barrier: Barrier) -> None:
-        self.copy, self.barrier = copy, barrier
+class TmaLoad(BarrierUse):
+    """``copy``: lands all at once, and tells the barrier."""
+
+    def __init__(self, copy: Copy, mbarrier: View) -> None:
+        super().__init__(mbarrier, "TMA load")
+        self.copy = copy
 
     def land(self) -> None:
         self.copy.land(self.barrier.end_of_phase)
-        self.barrier.complete(self.copy.destination.nbytes_per_cta)
+        self.access.done.append(self.barrier.end_of_phase)
+        self.barrier.complete(self.copy.destination.nbytes_per_cta, self.access.line)
 
-    def __str__(self) -> str:
-        return str(self.copy)
+
+class CopiesArrival(BarrierUse):
+    """Of a partition's threads at a barrier, as soon as their copies have landed."""
+
+    def __init__(self, copies: list[Copy], mbarrier: View, count: int, known: Knowledge) -> None:
+        super().__init__(mbarrier, "async_copy.mbarrier_arrive")
+        self.copies, self.count, self.known = copies, count, known
+
+    def land(self) -> None:
+        for copy in self.copies:
+            copy.land(self.barrier.end_of_phase)
+        self.access.done.append(self.barrier.end_of_phase)
+        self.barrier.arrive(self.count, self.known, self.access.line)
 
 
 def cp_async(smem: View, pointer: Value, mask: Any = None, **hints: Any) -> None:
@@ -95,15 +102,14 @@ def mbarrier_arrive(mbarrier: View, increment_count: Any = True) -> None:
     With ``increment_count`` the phase first expects as many arrivals more (PTX ISA,
     cp.async.mbarrier.arrive without and with .noinc).
     """
-    barrier, partition = barrier_at(mbarrier, "async_copy.mbarrier_arrive"), current()
+    partition, threads = current(), 32 * current().num_warps
     copies = [copy for group in [*partition.groups, partition.copies] for copy in group]
-    threads = 32 * partition.num_warps
+    arrival = CopiesArrival(copies, mbarrier, threads, partition.known.copy())
     if unwrap(increment_count):
-        barrier.pending += threads
-    barrier.arrived.join(partition.known)
-    partition.tick()
+        arrival.barrier.pending += threads
     partition.copies, partition.groups = [], []
-    partition.program.launch(Arrival(barrier, copies, threads, partition))
+    partition.tick()
+    partition.program.launch(arrival)
     partition.pause()
 
 
@@ -172,12 +178,11 @@ def tma_load(
     if unwrap(multicast):
         raise fault("multicast is not emulated")
     tensor_desc.check(result)
-    state = barrier_at(barrier, "a TMA load's use")
     elements, part = tensor_desc.inside(coord)
     raw = np.full(result.shape, tensor_desc.padding, elements.dtype)
     raw[part] = elements
     access = result.access("TMA load", write=True, generic=False, over=False)
-    current().program.launch(TmaLoad(Copy(result, raw, access), state))
+    current().program.launch(TmaLoad(Copy(result, raw, access), barrier))
     current().pause()
 
 

@@ -18,8 +18,11 @@ class Landing(Enum):
 
 @dataclass(frozen=True)
 class Timing:
+    """``fences``: complain about fences that are missing between proxies."""
+
     landing: Landing = Landing.LATE
     seed: int = 0
+    fences: bool = True
 
 
 _current = Timing()
@@ -30,13 +33,13 @@ def current_timing() -> Timing:
 
 
 @contextmanager
-def timing(landing: str, seed: int = 0) -> Iterator[None]:
+def timing(landing: str = "late", seed: int = 0, *, fences: bool = True) -> Iterator[None]:
     """Launches inside use this; ``landing`` is a value of `Landing`.
 
     ``random`` also switches between partitions where none has to wait.
     """
     global _current
-    before, _current = _current, Timing(Landing(landing), seed)
+    before, _current = _current, Timing(Landing(landing), seed, fences)
     try:
         yield
     finally:
