@@ -62,10 +62,11 @@ def ints(what: str, x: list[int], y: list[int], dtype: torch.dtype = torch.int32
         ("+", [9, -9, 5, 7]),
         ("-", [5, -5, 9, 9]),
         ("*", [14, 14, -14, -8]),
-        # As in C: towards zero, and the remainder has the sign of the dividend.
+        # As in C: towards zero, and the remainder has the sign of the dividend; cdiv is
+        # (x + y - 1) // y.
         ("//", [3, 3, -3, -8]),
         ("%", [1, -1, 1, 0]),
-        ("cdiv", [4, 3, -3, -6]),
+        ("cdiv", [4, 5, -2, -6]),
         (">>", [3, -4, 3, 4]),
         ("minimum", [2, -7, -2, -1]),
         ("sum", [15, 16, 17, 18]),
@@ -81,7 +82,7 @@ def test_int32_overflow_is_found(what: str) -> None:
     most = 2**31 - 1
     x, y = ([most, most], [1, 1]) if what != "-" else ([-most, 0], [2, 0])
     with pytest.raises(KernelError, match=r"out = .* overflows int32"):
-        ints(what if what != "*" else "*", x, [2, 2] if what == "*" else y)
+        ints(what, x, [2, 2] if what == "*" else y)
     assert ints(what, x, y, torch.int64)
 
 
@@ -229,7 +230,7 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
     elif WHAT == "value":
         gl.load(rows)
     elif WHAT == "condition":
-        x = 1 if rows < n else 2
+        gl.store(x_ptr, 1.0 if rows < n else 2.0)
     elif WHAT == "dtype":
         box.store(gl.zeros([4, 8], gl.float16, layout))
     elif WHAT == "shape":
@@ -299,7 +300,7 @@ def test_a_masked_load_without_other_is_nan() -> None:
 def test_arguments_have_to_fit() -> None:
     with pytest.raises(TypeError, match="BLOK"):
         gluon_kernels.gated_kernel[(1,)](
-            torch.ones(2, 100), torch.zeros(128), 100, 1.0, BLOK=128, FAULT=""
+            torch.ones(2, 100), torch.zeros(128), 100, 1.0, BLOCK=128, FAULT="", BLOK=1
         )
 
 
