@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gluon_interpreter.source import Line, fault
+from gluon_interpreter.timing import Timing
 
 
 class Clock(dict[int, int]):
@@ -93,12 +94,14 @@ class Access:
 class History:
     """The accesses to one allocation that later ones may conflict with."""
 
-    def __init__(self, fences: bool) -> None:
-        self.fences = fences
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
         self.accesses: list[Access] = []
 
     def add(self, new: Access, known: Knowledge) -> None:
         """``known``: to the partition that makes the access; KernelError if it should not."""
+        if not self.timing.races:
+            return
         written = False
         for old in self.accesses:
             if (old.write or new.write) and old.region.overlaps(new.region):
@@ -116,7 +119,7 @@ class History:
         if not old.is_over(known.seen):
             raise fault(f"{words}, and nothing says that {old} is over")
         crossing = old.write and old.generic and not new.generic
-        if self.fences and crossing and not old.is_over(known.fenced):
+        if self.timing.fences and crossing and not old.is_over(known.fenced):
             raise fault(f"{words} without a fence_async_shared since {old}")
 
     @staticmethod

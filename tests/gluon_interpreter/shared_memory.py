@@ -16,7 +16,7 @@ from gluon_interpreter.values import Value, as_shape, as_value, unwrap
 
 class Allocation:
     def __init__(self) -> None:
-        self.history = History(current().program.timing.fences)
+        self.history = History(current().program.timing)
         # Byte at which it lies -> its state, where the elements are barriers.
         self.barriers: dict[int, Any] = {}
 

@@ -192,6 +192,23 @@ def test_a_fault_of_a_pipeline_is_found(matmul: Matmul, fault: str, landing: str
     assert threading.active_count() == 1
 
 
+def test_a_race_spoils_the_numbers(matmul: Matmul) -> None:
+    """Copies land late, products and stores read late: what is a race gives wrong results too."""
+    with timing("late", races=False):
+        matmul.run("early release")
+        assert not torch.equal(matmul.out, matmul.exact)
+        x, out = copy_by_tma("overwritten", 0)
+        assert torch.equal(out[:16], x[:16] + 2)
+
+
+def test_copies_do_not_outlive_the_kernel() -> None:
+    with timing(races=False):
+        with pytest.raises(KernelError, match="the kernel ends and nothing waited for TMA load"):
+            copy_by_tma("no wait for the load", 0)
+        with pytest.raises(KernelError, match="the kernel ends and never waited for the copy"):
+            gather("no wait", torch.zeros(32, dtype=torch.int32))
+
+
 def test_a_seed_repeats_a_run(matmul: Matmul) -> None:
     """Where a fault is met first depends on the order alone."""
 
