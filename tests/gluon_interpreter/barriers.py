@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gluon_interpreter.partitions import Partition, current
+from gluon_interpreter.partitions import current
 from gluon_interpreter.races import Clock, Knowledge
 from gluon_interpreter.shared_memory import View, check_descriptor
-from gluon_interpreter.source import fault
+from gluon_interpreter.source import Line, fault, line
 from gluon_interpreter.values import unwrap
 
 # PTX ISA: the bytes that a phase may still expect.
@@ -33,26 +33,26 @@ class Barrier:
     def end_of_phase(self) -> tuple[int, int]:
         return self.actor, self.phase + 1
 
-    def arrive(self, count: int, partition: Partition | None = None) -> None:
-        """Of the async proxy if there is no partition."""
+    def arrive(self, count: int, known: Knowledge, at: Line) -> None:
+        """``known``: to those who arrive, when they did what they tell the waiters about."""
         if count > self.pending:
             raise fault(
                 f"{count} more arrivals at {self.name}, which waits for {self.pending} of "
-                f"{self.count}"
+                f"{self.count}",
+                at,
             )
-        if partition is not None:
-            self.arrived.join(partition.known)
-            partition.tick()
         self.pending -= count
+        self.arrived.join(known)
         self._end_phase_if_complete()
 
-    def expect(self, count: int) -> None:
+    def expect(self, count: int, at: Line) -> None:
         self.bytes += count
         if abs(self.bytes) > MOST_BYTES:
-            raise fault(f"{self.name} expects {self.bytes} bytes, more than {MOST_BYTES}")
+            raise fault(f"{self.name} expects {self.bytes} bytes, at most {MOST_BYTES}", at)
 
-    def complete(self, count: int) -> None:
-        self.expect(-count)
+    def complete(self, count: int, at: Line) -> None:
+        """Bytes have landed."""
+        self.expect(-count, at)
         self._end_phase_if_complete()
 
     def passes(self, parity: int) -> bool:
@@ -98,9 +98,21 @@ def barrier_at(mbarrier: View, what: str) -> Barrier:
     barrier = mbarrier.home.barriers.get(mbarrier.start)
     if barrier is None:
         raise fault(f"{what} of {mbarrier.name}, which is not initialised")
-    mbarrier.access(what, write=False, generic=True, over=True)
     assert isinstance(barrier, Barrier)
     return barrier
+
+
+def used_barrier(mbarrier: View, what: str) -> Barrier:
+    barrier = barrier_at(mbarrier, what)
+    mbarrier.access(what, write=False, generic=True, over=True)
+    return barrier
+
+
+def arrive_now(barrier: Barrier, count: int) -> None:
+    partition = current()
+    barrier.arrive(count, partition.known, line())
+    partition.tick()
+    partition.pause()
 
 
 def expect(
@@ -108,30 +120,23 @@ def expect(
     from_cta: Any = None,
 ) -> None:  # fmt: skip
     """Also arrives once: PTX mbarrier.arrive.expect_tx. ``bytes`` is its name in Triton 3.6."""
-    if not unwrap(pred):
-        return
-    barrier = barrier_at(mbarrier, "mbarrier.expect")
-    barrier.expect(int(unwrap(bytes_per_cta if bytes is None else bytes)))
-    barrier.arrive(1, current())
-    current().pause()
+    if unwrap(pred):
+        barrier = used_barrier(mbarrier, "mbarrier.expect")
+        barrier.expect(int(unwrap(bytes_per_cta if bytes is None else bytes)), line())
+        arrive_now(barrier, 1)
 
 
 def arrive(mbarrier: View, *, count: Any = 1, pred: Any = True, from_cta: Any = None) -> None:
     """By one thread of the partition, after all of them came here."""
-    if not unwrap(pred):
-        return
-    barrier_at(mbarrier, "mbarrier.arrive").arrive(int(unwrap(count)), current())
-    current().pause()
+    if unwrap(pred):
+        arrive_now(used_barrier(mbarrier, "mbarrier.arrive"), int(unwrap(count)))
 
 
 def wait(mbarrier: View, phase: Any, pred: Any = True, deps: Any = ()) -> None:
     if not unwrap(pred):
         return
-    barrier, parity, partition = (
-        barrier_at(mbarrier, "mbarrier.wait"),
-        int(unwrap(phase)),
-        current(),
-    )
+    barrier, parity = used_barrier(mbarrier, "mbarrier.wait"), int(unwrap(phase))
+    partition = current()
     if parity not in (0, 1):
         raise fault(f"a barrier is waited for by a phase of 0 or 1, not {parity}")
     if not barrier.passes(parity) or partition.program.rng:

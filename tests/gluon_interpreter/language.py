@@ -10,21 +10,19 @@ import numpy as np
 import torch
 import triton.experimental.gluon.language as gl
 
+from gluon_interpreter.dtypes import INTEGERS, REGISTERS, cast, scalar
 from gluon_interpreter.partitions import current
 from gluon_interpreter.shared_memory import check_rank
 from gluon_interpreter.source import fault
 from gluon_interpreter.values import (
-    NUMPY,
     Value,
     arithmetic,
     as_shape,
     as_value,
-    cast,
     divide,
+    in_range,
     operands,
-    quotient,
     same_rank,
-    scalar,
     unwrap,
 )
 
@@ -55,7 +53,7 @@ def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Value:
     shape, dtype, layout = as_shape((unwrap(shape),)), unwrap(dtype), unwrap(layout)
     check_rank(layout, shape)
     number = as_value(unwrap(value))
-    data = np.full(shape, cast(number.data, number.dtype, dtype), NUMPY[dtype.name])
+    data = np.full(shape, cast(number.data, number.dtype, dtype), REGISTERS[dtype.name])
     return Value(data, dtype, layout)
 
 
@@ -84,7 +82,7 @@ def where(condition: Any, x: Any, y: Any) -> Value:
         x = as_value(unwrap(x))
     a, b, dtype, layout = operands(unwrap(x), unwrap(y))
     same_rank(chosen, as_value(unwrap(x)), as_value(unwrap(y)))
-    return Value(scalar(np.where(chosen.data, a, b).astype(NUMPY[dtype.name])), dtype, layout)
+    return Value(scalar(np.where(chosen.data, a, b).astype(REGISTERS[dtype.name])), dtype, layout)
 
 
 def maximum(x: Any, y: Any, propagate_nan: Any = None) -> Any:
@@ -107,7 +105,7 @@ def cdiv(x: Any, y: Any) -> Any:
     x, y = unwrap(x), unwrap(y)
     if not isinstance(x, Value) and not isinstance(y, Value):
         return -(-x // y)
-    return arithmetic("//", quotient, arithmetic("+", operator.add, x, y) - 1, y)
+    return arithmetic("//", arithmetic("+", x, y) - 1, y)
 
 
 def _of_floats(name: str, function: Callable[[Any], Any]) -> Callable[[Any], Value]:
@@ -130,35 +128,24 @@ def absolute(x: Any) -> Value:
 
 
 def fma(x: Any, y: Any, z: Any) -> Value:
-    return arithmetic("+", operator.add, arithmetic("*", operator.mul, x, y), z)
+    return arithmetic("+", arithmetic("*", x, y), z)
 
 
-def _reduction(
-    name: str, function: Callable[..., Any], kinds: tuple[str, ...]
-) -> Callable[..., Value]:
-    def apply(x: Value, axis: Any = None, keep_dims: Any = False, **unused: Any) -> Value:
-        if x.dtype.name not in kinds:
-            raise fault(f"{name} of {x.dtype}: cast to float32 or int32 first")
-        axis = unwrap(axis)
-        result = function(x.data, axis=axis, keepdims=bool(unwrap(keep_dims)), dtype=x.data.dtype)
-        layout = (
-            gl.SliceLayout(axis, x.layout) if axis is not None and x.layout is not None else None
-        )
-        return Value(scalar(result), x.dtype, layout)
+REDUCTIONS = {"sum": np.add, "max": np.fmax, "min": np.fmin}
+
+
+def _reduction(name: str) -> Callable[..., Value]:
+    def apply(x: Value, axis: Any = None, keep_dims: Any = False) -> Value:
+        if name == "sum" and x.dtype.name not in ("fp32", "fp64", "int32", "int64"):
+            raise fault(f"sum of {x.dtype}: cast to float32 or int32 first")
+        axis = tuple(range(len(x.shape))) if axis is None else int(unwrap(axis))
+        result = scalar(REDUCTIONS[name].reduce(x.data, axis=axis, keepdims=bool(keep_dims)))
+        if x.dtype.name in INTEGERS:
+            result = in_range(result, x.dtype, name)
+        known = isinstance(axis, int) and x.layout is not None
+        return Value(result, x.dtype, gl.SliceLayout(axis, x.layout) if known else None)
 
     return apply
-
-
-def _largest(data: Any, dtype: Any, **where: Any) -> Any:
-    return (
-        np.fmax.reduce(data, **where) if where["axis"] is not None else np.fmax.reduce(data.ravel())
-    )
-
-
-def _smallest(data: Any, dtype: Any, **where: Any) -> Any:
-    return (
-        np.fmin.reduce(data, **where) if where["axis"] is not None else np.fmin.reduce(data.ravel())
-    )
 
 
 def join(a: Value, b: Value) -> Value:
@@ -237,9 +224,9 @@ LANGUAGE: dict[str, Callable[..., Any]] = {
     "erf": _of_floats("erf", _erf),
     "floor": _of_floats("floor", np.floor),
     "ceil": _of_floats("ceil", np.ceil),
-    "sum": _reduction("sum", np.sum, ("fp32", "fp64", "int32", "int64")),
-    "max": _reduction("max", _largest, tuple(NUMPY)),
-    "min": _reduction("min", _smallest, tuple(NUMPY)),
+    "sum": _reduction("sum"),
+    "max": _reduction("max"),
+    "min": _reduction("min"),
     "join": join,
     "split": lambda x: x.split(),
     "reshape": lambda x, *shape: x.reshape(*shape),

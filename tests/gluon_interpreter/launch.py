@@ -16,7 +16,15 @@ from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.runtime.jit import ConstexprFunction
 
-from gluon_interpreter import barriers, copies, global_memory, partitions, products, shared_memory
+from gluon_interpreter import (
+    barriers,
+    cp_async,
+    global_memory,
+    partitions,
+    products,
+    shared_memory,
+    tma,
+)
 from gluon_interpreter.language import LANGUAGE, run_time_range
 from gluon_interpreter.partitions import Program
 from gluon_interpreter.timing import current_timing
@@ -31,18 +39,18 @@ MBARRIER = {
     "wait": barriers.wait,
 }
 ASYNC_COPY = {
-    "async_copy_global_to_shared": copies.cp_async,
-    "async_load": copies.cp_async,
-    "commit_group": copies.commit_group,
-    "wait_group": copies.wait_group,
-    "mbarrier_arrive": copies.mbarrier_arrive,
+    "async_copy_global_to_shared": cp_async.cp_async,
+    "async_load": cp_async.cp_async,
+    "commit_group": cp_async.commit_group,
+    "wait_group": cp_async.wait_group,
+    "mbarrier_arrive": cp_async.mbarrier_arrive,
 }
 TMA = {
-    "async_copy_global_to_shared": copies.tma_load,
-    "async_load": copies.tma_load,
-    "async_copy_shared_to_global": copies.tma_store,
-    "async_store": copies.tma_store,
-    "store_wait": copies.store_wait,
+    "async_copy_global_to_shared": tma.tma_load,
+    "async_load": tma.tma_load,
+    "async_copy_shared_to_global": tma.tma_store,
+    "async_store": tma.tma_store,
+    "store_wait": tma.store_wait,
 }
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "mbarrier": MBARRIER,
@@ -126,7 +134,7 @@ def argument(name: str, value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return global_memory.pointer_to(global_memory.Memory(name, value))
     if isinstance(value, TensorDescriptor):
-        return copies.Descriptor(name, value)
+        return tma.Descriptor(name, value)
     if isinstance(value, bool | int | float):
         return as_value(value)
     if isinstance(value, tuple):
@@ -135,12 +143,11 @@ def argument(name: str, value: Any) -> Any:
 
 
 def run(
-    kernel: Any, *args: Any, grid: Any, warmup: bool, num_warps: int = 4, **options: Any
-) -> None:
+    kernel: Any, *args: Any, grid: Any, warmup: bool, num_warps: int = 4, num_stages: int = 1,
+    maxnreg: int | None = None, **named: Any,
+) -> None:  # fmt: skip
     """In place of `JITFunction.run`."""
-    signature = inspect.signature(kernel.fn)
-    named = {k: v for k, v in options.items() if k in signature.parameters}
-    bound = signature.bind(*args, **named)
+    bound = inspect.signature(kernel.fn).bind(*args, **named)
     bound.apply_defaults()
     if callable(grid):
         grid = grid(bound.arguments)

@@ -16,6 +16,7 @@ import numpy as np
 from gluon_interpreter.races import Knowledge
 from gluon_interpreter.source import KernelError, Line, fault, line
 from gluon_interpreter.timing import Landing, Timing
+from gluon_interpreter.values import Value
 
 
 class DeadlockError(KernelError):
@@ -177,9 +178,7 @@ def warp_specialize(
     for given in (worker_num_warps, worker_num_regs):
         if given is not None and len(given) != len(workers):
             raise fault(f"{len(workers)} worker partitions and {len(given)} numbers for them")
-    if any(
-        len(getattr(arg, "shape", ())) and hasattr(arg, "data") for _, a in workers for arg in a
-    ):
+    if any(has_tensor(args) for _, args in workers):
         raise fault("worker partitions take no tensors as arguments")
     threads = [
         _start(main, function, args, num_warps)
@@ -197,6 +196,14 @@ def warp_specialize(
         thread.join()
         main.known.join(partition.known)
     return result
+
+
+def has_tensor(args: tuple[Any, ...]) -> bool:
+    """Tensors live in the registers of the warps that made them."""
+    return any(
+        has_tensor(arg) if isinstance(arg, tuple) else isinstance(arg, Value) and bool(arg.shape)
+        for arg in args
+    )
 
 
 def _start(

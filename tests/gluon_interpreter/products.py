@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import triton.experimental.gluon.language as gl
 
-from gluon_interpreter.global_memory import to_registers
+from gluon_interpreter.dtypes import to_registers
 from gluon_interpreter.partitions import Partition, current
 from gluon_interpreter.races import Access
 from gluon_interpreter.shared_memory import View
@@ -35,6 +35,8 @@ class Product:
         self.result = factor(self.a) @ factor(self.b)
         if before is not None:
             self.result += before
+        # A tile's products are a chain.
+        self.before = None
 
     def finish(self, partition: Partition) -> None:
         self.compute()

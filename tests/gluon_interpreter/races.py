@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gluon_interpreter.source import Line, fault
+from gluon_interpreter.timing import Timing
 
 
 class Clock(dict[int, int]):
@@ -38,6 +39,9 @@ class Knowledge:
     def join(self, other: Knowledge) -> None:
         self.seen.join(other.seen)
         self.fenced.join(other.fenced)
+
+    def copy(self) -> Knowledge:
+        return Knowledge(Clock(self.seen), Clock(self.fenced))
 
 
 @dataclass
@@ -80,6 +84,9 @@ class Access:
     generic: bool
     done: list[tuple[int, int]] = field(default_factory=list)
 
+    def is_over(self, clock: Clock) -> bool:
+        return any(clock.knows(event) for event in self.done)
+
     def __str__(self) -> str:
         return f"{self.what} at {self.line}"
 
@@ -87,37 +94,36 @@ class Access:
 class History:
     """The accesses to one allocation that later ones may conflict with."""
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing) -> None:
+        self.timing = timing
         self.accesses: list[Access] = []
 
     def add(self, new: Access, known: Knowledge) -> None:
+        """``known``: to the partition that makes the access; KernelError if it should not."""
+        if not self.timing.races:
+            return
         written = False
         for old in self.accesses:
-            if not (old.write or new.write) or not old.region.overlaps(new.region):
-                continue
-            written |= old.write
-            self._check(old, new, known)
+            if (old.write or new.write) and old.region.overlaps(new.region):
+                self._check(old, new, known)
+                written = written or old.write
         if not new.write and not written:
             raise fault(f"{new.what} of {new.region.name}, where nothing was written yet")
-        self.accesses = [old for old in self.accesses if not self._replaces(new, old)]
+        self.accesses = [old for old in self.accesses if not self._stands_for(new, old, known)]
         self.accesses.append(new)
 
     def _check(self, old: Access, new: Access, known: Knowledge) -> None:
         words = f"{new.what} of {new.region.name}"
         if not old.done:
             raise fault(f"{words} while {old} is still in flight")
-        if not any(known.seen.knows(event) for event in old.done):
+        if not old.is_over(known.seen):
             raise fault(f"{words}, and nothing says that {old} is over")
-        crossing = old.write and old.generic and not new.write and not new.generic
-        if crossing and not any(known.fenced.knows(event) for event in old.done):
+        crossing = old.write and old.generic and not new.generic
+        if self.timing.fences and crossing and not old.is_over(known.fenced):
             raise fault(f"{words} without a fence_async_shared since {old}")
 
     @staticmethod
-    def _replaces(new: Access, old: Access) -> bool:
+    def _stands_for(new: Access, old: Access, known: Knowledge) -> bool:
         """Whoever is ordered after the new access is ordered after the old one too."""
-        if not new.region.covers(old.region) or not old.done:
-            return False
-        if new.write:
-            return True
-        same_actor = {a for a, _ in old.done} == {a for a, _ in new.done}
-        return not old.write and same_actor and old.generic == new.generic
+        settles = new.write or not old.write
+        return settles and new.region.covers(old.region) and old.is_over(known.seen)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gluon_interpreter.global_memory import POISON, STORAGE, to_registers, to_storage
+from gluon_interpreter.dtypes import MEMORY, POISON, to_memory, to_registers
 from gluon_interpreter.partitions import current
 from gluon_interpreter.races import Access, History, Region
 from gluon_interpreter.source import fault, line
@@ -16,7 +16,7 @@ from gluon_interpreter.values import Value, as_shape, as_value, unwrap
 
 class Allocation:
     def __init__(self) -> None:
-        self.history = History()
+        self.history = History(current().program.timing)
         # Byte at which it lies -> its state, where the elements are barriers.
         self.barriers: dict[int, Any] = {}
 
@@ -93,7 +93,7 @@ class View:
         """The same bytes, or the first of them, as something else."""
         dtype = self.dtype if dtype is None else unwrap(dtype)
         shape = self.shape if shape is None else as_shape(shape)
-        flat = in_place(self.array, (-1,)).view(STORAGE[dtype.name])
+        flat = in_place(self.array, (-1,)).view(MEMORY[dtype.name])
         if math.prod(shape) > flat.size:
             raise fault(
                 f"{self.name} of {self.shape} {self.dtype} is too small for {shape} {dtype}"
@@ -132,7 +132,7 @@ class View:
                 f"{self.dtype}"
             )
         self.access("store", write=True, generic=True, over=True)
-        self.array[...] = to_storage(value.data, self.dtype)
+        self.array[...] = to_memory(value.data, self.dtype)
 
     def poison(self) -> None:
         self.array[...] = POISON[self.dtype.name]
@@ -141,7 +141,7 @@ class View:
 def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any = None) -> View:
     dtype, shape, layout = unwrap(element_ty), as_shape(shape), unwrap(layout)
     check_rank(layout, shape, or_stages=True)
-    array = np.full(shape, POISON[dtype.name], STORAGE[dtype.name])
+    array = np.full(shape, POISON[dtype.name], MEMORY[dtype.name])
     view = View(Allocation(), line().assigned, array, 0, dtype, layout)
     if value is not None:
         view.store(value)

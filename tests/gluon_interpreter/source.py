@@ -41,5 +41,6 @@ def line() -> Line:
     return Line(frame.f_code.co_filename, frame.f_lineno)
 
 
-def fault(words: str) -> KernelError:
-    return KernelError(f"{line()}: {words}")
+def fault(words: str, at: Line | None = None) -> KernelError:
+    """``at``: the line whose fault it is, if not the one that is being executed."""
+    return KernelError(f"{at or line()}: {words}")

@@ -18,8 +18,13 @@ class Landing(Enum):
 
 @dataclass(frozen=True)
 class Timing:
+    """``races``: complain about accesses that nothing orders, and ``fences`` about those between
+    proxies without a fence; otherwise they have the effect that they have on the numbers."""
+
     landing: Landing = Landing.LATE
     seed: int = 0
+    races: bool = True
+    fences: bool = True
 
 
 _current = Timing()
@@ -30,13 +35,15 @@ def current_timing() -> Timing:
 
 
 @contextmanager
-def timing(landing: str, seed: int = 0) -> Iterator[None]:
-    """Launches inside use this; ``landing`` is a value of `Landing`.
+def timing(
+    landing: str = "late", seed: int = 0, *, races: bool = True, fences: bool = True
+) -> Iterator[None]:
+    """Launches inside use this `Timing`; ``landing`` is a value of `Landing`.
 
     ``random`` also switches between partitions where none has to wait.
     """
     global _current
-    before, _current = _current, Timing(Landing(landing), seed)
+    before, _current = _current, Timing(Landing(landing), seed, races, fences)
     try:
         yield
     finally:

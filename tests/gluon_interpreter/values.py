@@ -1,33 +1,22 @@
 """Tensors and scalars of a kernel: numpy arrays with Triton's types and rules.
 
-A scalar integer is a Python int. bf16 is kept in fp32, which it never leaves unrounded.
+Integers are computed exactly and then have to fit; bf16 takes no arithmetic, which a GPU would do
+in other ways than numpy. A scalar integer is a Python int.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import triton.experimental.gluon.language as gl
 from triton.experimental.gluon.language import SliceLayout
 
+from gluon_interpreter.dtypes import FLOATS, REGISTERS, cast, scalar
 from gluon_interpreter.source import fault
-
-# Triton's name of a type -> numpy's, in registers.
-NUMPY = {
-    "int1": np.dtype(np.bool_),
-    "fp16": np.dtype(np.float16),
-    "bf16": np.dtype(np.float32),
-    "fp32": np.dtype(np.float32),
-    "fp64": np.dtype(np.float64),
-} | {
-    f"{kind}{bits}": np.dtype(f"{kind}{bits}")
-    for kind in ("int", "uint")
-    for bits in (8, 16, 32, 64)
-}
-FLOATS = ["fp16", "bf16", "fp32", "fp64"]
 
 
 class ElementType:
@@ -56,6 +45,10 @@ class Value:
     def T(self) -> Value:
         return self.permute(1, 0)
 
+    @property
+    def is_pointer(self) -> bool:
+        return self.memory is not None
+
     def _like(self, data: Any, layout: Any = None) -> Value:
         return Value(data, self.dtype, layout, self.memory)
 
@@ -65,7 +58,7 @@ class Value:
         return bool(self.data)
 
     def __index__(self) -> int:
-        if self.shape or self.dtype.name not in NUMPY or not isinstance(self.data, int):
+        if self.shape or self.dtype.name not in REGISTERS or not isinstance(self.data, int):
             raise fault(f"a {self.dtype} of shape {self.shape} is used as an index")
         return int(self.data)
 
@@ -106,9 +99,9 @@ class Value:
         return self._like(self.data[..., 0]), self._like(self.data[..., 1])
 
     def __neg__(self) -> Value:
-        if self.dtype.name == "bf16":
+        if self.dtype.name in FLOATS:
             return self._like(-self.data, self.layout)
-        return arithmetic("-", operator.sub, 0, self)
+        return arithmetic("-", 0, self)
 
     def __invert__(self) -> Value:
         return self._like(not self.data if isinstance(self.data, bool) else ~self.data, self.layout)
@@ -135,37 +128,6 @@ def as_value(x: Any) -> Value:
     if isinstance(x, float):
         return Value(np.float32(x), gl.float32)
     raise fault(f"{type(x).__name__} is no tensor and no number")
-
-
-def round_to_bfloat16(x: Any) -> Any:
-    """fp32 -> fp32 with 8 bits of precision, to nearest even."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
-    return np.where(np.isnan(x), np.float32("nan"), rounded.view(np.float32).reshape(np.shape(x)))[
-        ()
-    ]
-
-
-def cast(data: Any, source: Any, target: Any) -> Any:
-    if source == target:
-        return data
-    if source.name not in NUMPY or target.name not in NUMPY:
-        raise fault(f"cannot cast {source} to {target}")
-    kind = NUMPY[target.name]
-    if target.name == "int1":
-        converted = np.not_equal(data, 0)
-    else:
-        converted = np.asarray(data).astype(kind)
-    if target.name == "bf16":
-        return round_to_bfloat16(converted)
-    return scalar(converted)
-
-
-def scalar(data: Any) -> Any:
-    """0-d arrays of integers as Python numbers, which are faster and exact."""
-    if isinstance(data, int) or np.ndim(data):
-        return data
-    return data.item() if data.dtype.kind in "biu" else data[()]
 
 
 def common_type(a: Any, b: Any) -> Any:
@@ -195,8 +157,10 @@ def same_rank(*values: Value) -> None:
 
 def operands(a: Any, b: Any) -> tuple[Any, Any, Any, Any]:
     """Both as data of their common type, that type and a layout."""
-    dtype = common_type(a, b)
     x, y = as_value(a), as_value(b)
+    if x.is_pointer or y.is_pointer:
+        raise fault("pointers are only added to")
+    dtype = common_type(a, b)
     same_rank(x, y)
     layout = x.layout if x.layout is not None else y.layout
     return cast(x.data, x.dtype, dtype), cast(y.data, y.dtype, dtype), dtype, layout
@@ -204,106 +168,98 @@ def operands(a: Any, b: Any) -> tuple[Any, Any, Any, Any]:
 
 def in_range(result: Any, dtype: Any, words: str) -> Any:
     """An integer result that was computed in more bits."""
-    bounds = np.iinfo(NUMPY[dtype.name])
+    bounds = np.iinfo(REGISTERS[dtype.name])
     low, high = (result, result) if isinstance(result, int) else (result.min(), result.max())
     if low < bounds.min or high > bounds.max:
         raise fault(f"{words} overflows {dtype}: {low} to {high}")
-    return result if isinstance(result, int) else result.astype(NUMPY[dtype.name])
+    return result if isinstance(result, int) else result.astype(REGISTERS[dtype.name])
 
 
-def arithmetic(name: str, function: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
-    for pointer, offset, sign in ((a, b, 1), (b, a, 1)):
-        if isinstance(pointer, Value) and pointer.memory is not None:
-            return move(pointer, as_value(offset), -1 if name == "-" else sign)
-    x, y, dtype, layout = operands(a, b)
-    if dtype.name == "bf16":
-        raise fault(f"{name} of bf16 tensors is not emulated: cast to float32 first")
-    if dtype.name in FLOATS:
-        return Value(function(x, y), dtype, layout)
-    if dtype.name == "int1":
-        raise fault(f"{name} of booleans")
-    wide = [
-        v if isinstance(v, int) or dtype.name == "uint64" else v.astype(np.int64) for v in (x, y)
-    ]
-    return Value(in_range(function(*wide), dtype, f"{name}"), dtype, layout)
-
-
-def move(pointer: Value, offset: Value, sign: int) -> Value:
-    if offset.memory is not None or offset.dtype.name in FLOATS:
-        raise fault(f"a pointer moves by integers, not by {offset.dtype}")
-    same_rank(pointer, offset)
-    steps = offset.data if isinstance(offset.data, int) else offset.data.astype(np.int64)
-    layout = pointer.layout if pointer.layout is not None else offset.layout
-    return Value(pointer.data + sign * steps, pointer.dtype, layout, pointer.memory)
-
-
-def divide(a: Any, b: Any) -> Value:
-    x, y, dtype, layout = operands(a, b)
-    if dtype.name == "bf16":
-        raise fault("/ of bf16 tensors is not emulated: cast to float32 first")
-    if dtype.name not in FLOATS:
-        x, y, dtype = np.float32(x), np.float32(y), gl.float32
-    return Value(np.true_divide(x, y), dtype, layout)
+# Of integers, "//" and "%" are C's.
+ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "//": lambda x, y: (x - remainder(x, y)) // y,
+    "%": lambda x, y: remainder(x, y),
+}
+BITWISE: dict[str, Callable[[Any, Any], Any]] = {
+    "&": operator.and_,
+    "|": operator.or_,
+    "^": operator.xor,
+    "<<": operator.lshift,
+    ">>": operator.rshift,
+}
 
 
 def remainder(x: Any, y: Any) -> Any:
-    """C's: it has the sign of the dividend."""
+    """It has the sign of the dividend."""
     if np.any(np.equal(y, 0)):
         raise fault("integer division by zero")
     return scalar(np.fmod(x, y))
 
 
-def quotient(x: Any, y: Any) -> Any:
-    return (x - remainder(x, y)) // y
+def arithmetic(name: str, a: Any, b: Any) -> Value:
+    for pointer, offset in ((a, b), (b, a)):
+        if isinstance(pointer, Value) and pointer.is_pointer:
+            return move(pointer, as_value(offset), backwards=name == "-")
+    x, y, dtype, layout = operands(a, b)
+    if dtype.name in FLOATS:
+        if dtype.name == "bf16":
+            raise fault(f"{name} of bf16 is not emulated: cast to float32 first")
+        return Value(ARITHMETIC[name](x, y), dtype, layout)
+    if dtype.name == "int1":
+        raise fault(f"{name} of booleans")
+    return Value(in_range(ARITHMETIC[name](wide(x), wide(y)), dtype, name), dtype, layout)
+
+
+def wide(data: Any) -> Any:
+    return data if isinstance(data, int) or data.dtype.itemsize == 8 else data.astype(np.int64)
+
+
+def move(pointer: Value, offset: Value, *, backwards: bool) -> Value:
+    if offset.is_pointer or offset.dtype.name in FLOATS:
+        raise fault(f"a pointer moves by integers, not by {offset.dtype}")
+    same_rank(pointer, offset)
+    steps = -wide(offset.data) if backwards else wide(offset.data)
+    layout = pointer.layout if pointer.layout is not None else offset.layout
+    return Value(pointer.data + steps, pointer.dtype, layout, pointer.memory)
+
+
+def divide(a: Any, b: Any) -> Value:
+    """Of integers in fp32."""
+    x, y, dtype, layout = operands(a, b)
+    if dtype.name == "bf16":
+        raise fault("/ of bf16 is not emulated: cast to float32 first")
+    if dtype.name not in FLOATS:
+        x, y, dtype = np.float32(x), np.float32(y), gl.float32
+    return Value(np.true_divide(x, y), dtype, layout)
+
+
+def bitwise(name: str, a: Any, b: Any) -> Value:
+    x, y, dtype, layout = operands(a, b)
+    if dtype.name in FLOATS:
+        raise fault(f"{name} of {dtype}")
+    if dtype.name == "int1":
+        return Value(BITWISE[name](x, y), dtype, layout)
+    return Value(in_range(BITWISE[name](wide(x), wide(y)), dtype, name), dtype, layout)
 
 
 def compare(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
-    if any(isinstance(v, Value) and v.memory is not None for v in (a, b)):
-        raise fault("comparisons of pointers are not emulated")
     x, y, _, layout = operands(a, b)
     return Value(scalar(function(x, y)), gl.int1, layout)
 
 
-def bitwise(name: str, function: Callable[[Any, Any], Any], a: Any, b: Any) -> Value:
-    x, y, dtype, layout = operands(a, b)
-    if dtype.name in FLOATS:
-        raise fault(f"{name} of {dtype}")
-    if name in ("<<", ">>") and not isinstance(x, int):
-        x = x.astype(np.int64)
-    result = function(x, y)
-    return Value(result if dtype.name == "int1" else in_range(result, dtype, name), dtype, layout)
-
-
-def _add_operator(method: str, apply: Callable[[Any, Any], Value]) -> None:
+def _operator(method: str, apply: Callable[[Any, Any], Value]) -> None:
     setattr(Value, f"__{method}__", lambda self, other: apply(self, unwrap(other)))
     setattr(Value, f"__r{method}__", lambda self, other: apply(unwrap(other), self))
 
 
-def _add_operators() -> None:
-    def take(apply: Callable[..., Value], *fixed: Any) -> Callable[[Any, Any], Value]:
-        return lambda a, b: apply(*fixed, a, b)
-
-    for method, name, function in (
-        ("add", "+", operator.add),
-        ("sub", "-", operator.sub),
-        ("mul", "*", operator.mul),
-        ("floordiv", "//", quotient),
-        ("mod", "%", remainder),
-    ):
-        _add_operator(method, take(arithmetic, name, function))
-    for method, name in (
-        ("and", "&"),
-        ("or", "|"),
-        ("xor", "^"),
-        ("lshift", "<<"),
-        ("rshift", ">>"),
-    ):
-        function = getattr(operator, f"__{method}__")
-        _add_operator(method, take(bitwise, name, function))
-    _add_operator("truediv", divide)
-    for method in ("lt", "le", "gt", "ge", "eq", "ne"):
-        function = take(compare, getattr(operator, method))
-        setattr(Value, f"__{method}__", lambda self, other, f=function: f(self, unwrap(other)))
-
-
-_add_operators()
+for _method, _name in (("add", "+"), ("sub", "-"), ("mul", "*"), ("floordiv", "//"), ("mod", "%")):
+    _operator(_method, partial(arithmetic, _name))
+for _method, _name in (("and", "&"), ("or", "|"), ("xor", "^"), ("lshift", "<<"), ("rshift", ">>")):
+    _operator(_method, partial(bitwise, _name))
+_operator("truediv", divide)
+# Python swaps the operands of comparisons itself.
+for _method in ("lt", "le", "gt", "ge", "eq", "ne"):
+    _operator(_method, partial(compare, getattr(operator, _method)))

@@ -1,0 +1,327 @@
+"""The interpreter of Gluon kernels: types, numbers and memory of small pieces of kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gluon_kernels
+import numpy as np
+import pytest
+import torch
+from gluon_interpreter import KernelError
+from gluon_interpreter.races import Region
+from torch import Tensor
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")
+
+LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
+NAN, INF = float("nan"), float("inf")
+
+
+@gluon.jit
+def int_kernel(x_ptr, y_ptr, out_ptr, WHAT: gl.constexpr, BLOCK: gl.constexpr):
+    place = gl.arange(0, BLOCK, LAYOUT)
+    x, y = gl.load(x_ptr + place), gl.load(y_ptr + place)
+    if WHAT == "+":
+        out = x + y
+    elif WHAT == "-":
+        out = x - y
+    elif WHAT == "*":
+        out = x * y
+    elif WHAT == "//":
+        out = x // y
+    elif WHAT == "%":
+        out = x % y
+    elif WHAT == "cdiv":
+        out = gl.cdiv(x, y)
+    elif WHAT == ">>":
+        out = x >> 1
+    elif WHAT == "minimum":
+        out = gl.minimum(x, y)
+    elif WHAT == "sum":
+        out = gl.sum(x, 0) + place
+    else:
+        out = gl.where((x < y) & (place != 1), x, y)
+    gl.store(out_ptr + place, out)
+
+
+def ints(what: str, x: list[int], y: list[int], dtype: torch.dtype = torch.int32) -> list[int]:
+    out = torch.empty(len(x), dtype=dtype)
+    given = torch.tensor(x, dtype=dtype), torch.tensor(y, dtype=dtype)
+    int_kernel[(1,)](*given, out, WHAT=what, BLOCK=len(x))
+    return out.tolist()
+
+
+@pytest.mark.parametrize(
+    ("what", "want"),
+    [
+        ("+", [9, -9, 5, 7]),
+        ("-", [5, -5, 9, 9]),
+        ("*", [14, 14, -14, -8]),
+        # As in C: towards zero, and the remainder has the sign of the dividend; cdiv is
+        # (x + y - 1) // y.
+        ("//", [3, 3, -3, -8]),
+        ("%", [1, -1, 1, 0]),
+        ("cdiv", [4, 5, -2, -6]),
+        (">>", [3, -4, 3, 4]),
+        ("minimum", [2, -7, -2, -1]),
+        ("sum", [15, 16, 17, 18]),
+        ("where", [2, -2, -2, -1]),
+    ],
+)
+def test_integers(what: str, want: list[int]) -> None:
+    assert ints(what, [7, -7, 7, 8], [2, -2, -2, -1]) == want
+
+
+@pytest.mark.parametrize("what", ["+", "-", "*", "sum"])
+def test_int32_overflow_is_found(what: str) -> None:
+    most = 2**31 - 1
+    x, y = ([most, most], [1, 1]) if what != "-" else ([-most, 0], [2, 0])
+    with pytest.raises(KernelError, match=r"out = .* overflows int32"):
+        ints(what, x, [2, 2] if what == "*" else y)
+    assert ints(what, x, y, torch.int64)
+
+
+def test_division_by_zero_is_found() -> None:
+    with pytest.raises(KernelError, match="division by zero"):
+        ints("%", [1, 2], [1, 0])
+
+
+@gluon.jit
+def scalar_kernel(out_ptr, a, b):
+    total = 0
+    for i in range(a, b, 2):
+        total += i * (1 if i > 3 else -1)
+    while total > 100:
+        total -= 100
+    gl.store(out_ptr, total)
+    gl.store(out_ptr + 1, -a // 2)
+    gl.store(out_ptr + 2, gl.program_id(0) + gl.num_programs(0) * gl.num_warps())
+    gl.store(out_ptr + 3, min(a, b) % 2)
+
+
+def test_scalars() -> None:
+    out = torch.zeros(4, dtype=torch.int32)
+    scalar_kernel[(1,)](out, 1, 30, num_warps=8)
+    assert out.tolist() == [sum(range(5, 30, 2)) - 4 - 200, 0, 8, 1]
+
+
+def test_an_address_in_int32_overflows() -> None:
+    out = torch.zeros(4, dtype=torch.int32)
+    with pytest.raises(KernelError, match=r"total \+= i .* overflows int32"):
+        scalar_kernel[(1,)](out, 2**30, 2**30 + 12)
+
+
+@gluon.jit
+def float_kernel(x_ptr, out_ptr, WHAT: gl.constexpr, BLOCK: gl.constexpr):
+    place = gl.arange(0, BLOCK, LAYOUT)
+    x = gl.load(x_ptr + place)
+    if WHAT == "cast":
+        out = x
+    elif WHAT == "plus":
+        out = x + 1.0
+    elif WHAT == "ratio":
+        out = 1 / x
+    elif WHAT == "exp2":
+        out = gl.exp2(x)
+    elif WHAT == "erf":
+        out = gl.erf(x)
+    elif WHAT == "maximum":
+        out = gl.maximum(x, 0.0)
+    elif WHAT == "greater":
+        out = gl.where(x > 1.0, x, -x)
+    elif WHAT == "sum":
+        out = gl.sum(x, 0) + gl.zeros([BLOCK], gl.float32, LAYOUT)
+    elif WHAT == "max":
+        out = gl.full([BLOCK], 0.0, gl.float32, LAYOUT) + gl.max(x, 0)
+    else:
+        out = gl.umulhi(x, x)
+    gl.store(out_ptr + place, out.to(out_ptr.dtype.element_ty))
+
+
+def floats(what: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(len(x), dtype=dtype)
+    float_kernel[(1,)](x, out, WHAT=what, BLOCK=len(x))
+    return out
+
+
+@pytest.mark.parametrize("target", [torch.float32, torch.bfloat16, torch.float16, torch.int32])
+@pytest.mark.parametrize("source", [torch.float32, torch.bfloat16, torch.float16])
+def test_casts_round_as_torch_does(source: torch.dtype, target: torch.dtype) -> None:
+    """To nearest, ties to even; to integers towards zero."""
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(512, generator=generator) * 100).to(source)
+    # Ties of bf16, and what is no number.
+    x[:4] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 2.5, -2.5]).to(source)
+    if target != torch.int32:
+        x[4:7] = torch.tensor([NAN, INF, -INF]).to(source)
+    got = floats("cast", x, target)
+    torch.testing.assert_close(got, x.to(target), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "want"),
+    [
+        ("plus", [1.0, 3.0, -1.0, 1.5]),
+        ("ratio", [INF, 0.5, -0.5, 2.0]),
+        ("exp2", [1.0, 4.0, 0.25, math.sqrt(2)]),
+        ("erf", [0.0, math.erf(2), -math.erf(2), math.erf(0.5)]),
+        ("maximum", [0.0, 2.0, 0.0, 0.5]),
+        ("greater", [0.0, 2.0, 2.0, -0.5]),
+        ("sum", [0.5] * 4),
+        ("max", [2.0] * 4),
+    ],
+)
+def test_floats(what: str, want: list[float]) -> None:
+    got = floats(what, torch.tensor([0.0, 2.0, -2.0, 0.5]), torch.float32)
+    torch.testing.assert_close(got, torch.tensor(want))
+
+
+@pytest.mark.parametrize("what", ["plus", "ratio", "exp2", "sum"])
+def test_arithmetic_in_bfloat16_is_refused(what: str) -> None:
+    with pytest.raises(KernelError, match="float32"):
+        floats(what, torch.ones(4, dtype=torch.bfloat16), torch.float32)
+    assert floats("greater", torch.ones(4).bfloat16(), torch.float32).tolist() == [-1.0] * 4
+
+
+def test_what_is_not_emulated_says_so() -> None:
+    with pytest.raises(NotImplementedError, match="umulhi is not emulated"):
+        floats("umulhi", torch.ones(4), torch.float32)
+
+
+@gluon.jit
+def halves_kernel(x_ptr, out_ptr):
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    rows = gl.arange(0, 4, gl.SliceLayout(1, layout))[:, None]
+    cols = gl.arange(0, 8, gl.SliceLayout(0, layout))[None, :]
+    x = gl.load(x_ptr + rows * 8 + cols)
+    left, right = gl.split(gl.permute(gl.reshape(x, (4, 2, 4)), (0, 2, 1)))
+    swapped = gl.join(right, left).permute(0, 2, 1).reshape(4, 8)
+    gl.store(out_ptr + rows * 8 + cols, swapped)
+
+
+def test_shapes() -> None:
+    x, out = torch.arange(32.0).reshape(4, 8), torch.empty(4, 8)
+    halves_kernel[(1,)](x, out)
+    assert torch.equal(out, x.roll(4, 1))
+
+
+@gluon.jit
+def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    rows = gl.arange(0, 4, gl.SliceLayout(1, layout))
+    cols = gl.arange(0, 8, gl.SliceLayout(0, layout))
+    shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    box = gl.allocate_shared_memory(gl.float32, [4, 8], shared)
+    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(bars.index(0), count=1)
+    if WHAT == "axis":
+        gl.store(x_ptr + cols[:, None], 0.0)
+    elif WHAT == "rank":
+        gl.store(x_ptr + (cols + cols[None, :]), 0.0)
+    elif WHAT == "layout":
+        gl.zeros([4], gl.float32, layout)
+    elif WHAT == "load":
+        gl.load(x_ptr + n + rows)
+    elif WHAT == "value":
+        gl.load(rows)
+    elif WHAT == "condition":
+        gl.store(x_ptr, 1.0 if rows < n else 2.0)
+    elif WHAT == "dtype":
+        box.store(gl.zeros([4, 8], gl.float16, layout))
+    elif WHAT == "shape":
+        box.store(gl.zeros([8, 4], gl.float32, layout))
+    elif WHAT == "index":
+        box.index(n)
+    elif WHAT == "empty":
+        box.load(layout)
+    elif WHAT == "init":
+        mbarrier.init(bars.index(0), count=1)
+    elif WHAT == "uninitialised":
+        mbarrier.arrive(bars.index(1))
+    elif WHAT == "arrivals":
+        mbarrier.arrive(bars.index(0), count=2)
+    elif WHAT == "parity":
+        mbarrier.wait(bars.index(0), n)
+    elif WHAT == "stuck":
+        mbarrier.wait(bars.index(0), 0)
+    elif WHAT == "invalidated":
+        mbarrier.invalidate(bars.index(0))
+        mbarrier.wait(bars.index(0), 1)
+    elif WHAT == "product":
+        warpgroup_mma(box, box.permute((1, 0)), gl.zeros([4, 4], gl.float32, layout))
+    elif WHAT == "assume":
+        gl.assume(n < 3)
+    else:
+        gl.static_assert(WHAT == "", "what is this")
+
+
+MISUSES = {
+    "axis": r"a tensor of SliceLayout\(0\) gets a new axis 1",
+    "rank": r"shapes \[\(8,\), \(1, 8\)\] have different ranks",
+    "layout": r"a layout of rank 2 for a tensor of \(4,\)",
+    "load": "load of element 32 of x_ptr, which has 32",
+    "value": "load through int32, which is no pointer",
+    "condition": "a tensor is used as a condition",
+    "dtype": r"a tensor of \(4, 8\) fp16 is stored in a buffer of \(4, 8\) fp32",
+    "shape": r"a tensor of \(8, 4\) fp32 is stored in a buffer of \(4, 8\) fp32",
+    "index": "index 29 of box, which has 4",
+    "empty": "load of box, where nothing was written yet",
+    "init": r"bars\[0\] is initialised twice",
+    "uninitialised": r"mbarrier.arrive of bars\[1\], which is not initialised",
+    "arrivals": r"2 more arrivals at bars\[0\], which waits for 1 of 1",
+    "parity": "by a phase of 0 or 1, not 29",
+    "stuck": r"deadlock; the kernel waits for parity 0 of bars\[0\]",
+    "invalidated": r"mbarrier.wait of bars\[0\], which is not initialised",
+    "product": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
+    "assume": "assume of something false",
+    "nonsense": "static_assert: what is this",
+}
+
+
+@pytest.mark.parametrize("what", MISUSES)
+def test_a_misuse_is_found(what: str) -> None:
+    with pytest.raises(KernelError, match=MISUSES[what]) as error:
+        misuse_kernel[(1,)](torch.zeros(32), 29, WHAT=what)
+    assert "test_gluon_interpreter_values.py:" in str(error.value)
+
+
+def test_a_masked_load_without_other_is_nan() -> None:
+    """`gated_kernel` multiplies such elements, and stores none of them."""
+    x, out = torch.ones(2, 100), torch.zeros(128)
+    gluon_kernels.gated_kernel[(1,)](x, out, 100, 1.0, BLOCK=128, FAULT="store of the tail")
+    assert out.isnan().tolist() == [False] * 100 + [True] * 28
+
+
+def test_arguments_have_to_fit() -> None:
+    with pytest.raises(TypeError, match="BLOK"):
+        gluon_kernels.gated_kernel[(1,)](
+            torch.ones(2, 100), torch.zeros(128), 100, 1.0, BLOCK=128, FAULT="", BLOK=1
+        )
+
+
+def region(array: Any, low: int) -> Region:
+    reach = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
+    return Region("", low, low + reach + array.itemsize, array)
+
+
+def test_regions_overlap_in_bytes() -> None:
+    """Also where one is no whole range of bytes, such as some columns of a matrix."""
+    whole = np.zeros((4, 8), np.uint16)
+    left, right = region(whole[:, :4], 0), region(whole[:, 4:], 8)
+    top, bottom = region(whole[:2], 0), region(whole[2:], 32)
+    turned = region(whole[:2].T, 0)
+    assert not left.overlaps(right)
+    assert not top.overlaps(bottom)
+    assert left.overlaps(top)
+    assert right.overlaps(bottom)
+    assert turned.overlaps(top)
+    assert turned.covers(top)
+    assert region(whole, 0).covers(right)
+    assert left.covers(left)
+    assert not left.covers(top)
+    assert not top.covers(left)
