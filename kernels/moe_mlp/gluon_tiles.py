@@ -106,6 +106,8 @@ _overrides: dict[str, SpecialisedConfig] = {}
 @contextmanager
 def override(kernel: str, config: SpecialisedConfig) -> Iterator[None]:
     """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
+    if kernel not in CANDIDATES:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
     before = dict(_overrides)
     _overrides[kernel] = config
     try:
