@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, float16
 
@@ -12,9 +11,10 @@ from distmoe.kernels.moe_mlp.activations import ACTIVATIONS
 from distmoe.kernels.moe_mlp.aot_shapes import RAGGED, SHAPE_7B, Shape
 from distmoe.kernels.moe_mlp.gluon_dgrad import dgrad_kernel
 from distmoe.kernels.moe_mlp.gluon_rows import rows_kernel
-from distmoe.kernels.moe_mlp.gluon_tiles import CANDIDATES, SpecialisedConfig
+from distmoe.kernels.moe_mlp.gluon_tiles import CANDIDATES, UNGATED_CONFIGS, constants
 from distmoe.kernels.moe_mlp.gluon_up import up_kernel
 from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
+from distmoe.kernels.moe_mlp.tiles import TileConfig
 
 DTYPES = {"bf16": bfloat16, "fp16": float16}
 INT32, FP32 = "*i32:16", "*fp32:16"
@@ -24,20 +24,19 @@ Parts = tuple[object, dict[str, str], dict[str, object]]
 def cases() -> Iterator[AotCase]:
     """Every candidate, and the first of each kernel with other sizes, dtypes and activations."""
     for kernel, candidates in CANDIDATES.items():
-        default = Shape(activation="relu2") if kernel.endswith("_ungated") else SHAPE_7B
         for config in candidates:
-            yield _case(kernel, default, config)
-        for other in (Shape(dtype="fp16"), RAGGED, Shape(H=2048, I=64), Shape(H=4096, I=1024)):
-            yield _case(kernel, replace(other, activation=default.activation), candidates[0])
-    for name, activation in ACTIVATIONS.items():
-        for kernel in ("up", "dgrad") if activation.gated else ("up_ungated", "dgrad_ungated"):
-            if name not in ("swiglu", "relu2"):
-                yield _case(kernel, Shape(activation=name), CANDIDATES[kernel][0])
+            yield _case(kernel, SHAPE_7B, config)
+        for shape in (Shape(dtype="fp16"), RAGGED, Shape(H=2048, I=64), Shape(H=4096, I=1024)):
+            yield _case(kernel, shape, candidates[0])
+    for kernel in UNGATED_CONFIGS:
+        for name, activation in ACTIVATIONS.items():
+            config = CANDIDATES[kernel][0] if activation.gated else UNGATED_CONFIGS[kernel]
+            if name != SHAPE_7B.activation:
+                yield _case(kernel, Shape(activation=name), config)
 
 
-def _case(kernel: str, shape: Shape, config: SpecialisedConfig) -> AotCase:
-    family = kernel.removesuffix("_ungated")
-    config = config.fit(shape.columns(family))
+def _case(kernel: str, shape: Shape, config: TileConfig) -> AotCase:
+    config = config.fit(shape.columns(kernel))
     make = {
         "up": _up,
         "down": _rows,
@@ -45,16 +44,16 @@ def _case(kernel: str, shape: Shape, config: SpecialisedConfig) -> AotCase:
         "dx": _rows,
         "wgrad_in": _wgrad,
         "wgrad_out": _wgrad,
-    }[family]
+    }[kernel]
     function, signature, constexprs = make(kernel, shape, config)
     size = f"{shape.H}x{shape.I} {shape.activation} {DTYPES[shape.dtype]}"
     return AotCase(
-        name=f"gluon {family} {config}, {size}",
+        name=f"gluon {kernel} {config}, {size}",
         kernel=function,
         signature=signature,
-        constexprs={**constexprs, **config.constants()},
+        constexprs={**constexprs, **constants(config)},
         num_warps=config.num_warps,
-        num_stages=config.stages,
+        num_stages=config.num_stages,
         gemm=True,
         targets=("sm_90",),
         specialised=True,
@@ -70,7 +69,7 @@ def _descriptor(shape: Shape, *block: int) -> str:
     return f"tensordesc<{shape.dtype}[{', '.join(map(str, block))}],{layout!r}>"
 
 
-def _up(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
+def _up(kernel: str, shape: Shape, config: TileConfig) -> Parts:
     data = _pointer(shape)
     signature = {
         "x_ptr": data,
@@ -84,7 +83,7 @@ def _up(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
     return up_kernel, signature, {**_epilogue(shape), "BM": config.m, "BN": config.n}
 
 
-def _dgrad(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
+def _dgrad(kernel: str, shape: Shape, config: TileConfig) -> Parts:
     data = _pointer(shape)
     signature = {
         "dy_ptr": data,
@@ -102,7 +101,7 @@ def _dgrad(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
     return dgrad_kernel, signature, {**_epilogue(shape), "BM": config.m, "BN": config.n}
 
 
-def _rows(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
+def _rows(kernel: str, shape: Shape, config: TileConfig) -> Parts:
     transposed = kernel == "down"
     weight = (config.n, config.k) if transposed else (config.k, config.n)
     signature = {
@@ -117,7 +116,7 @@ def _rows(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
     return rows_kernel, signature, {**sizes, "BM": config.m, "BN": config.n}
 
 
-def _wgrad(kernel: str, shape: Shape, config: SpecialisedConfig) -> Parts:
+def _wgrad(kernel: str, shape: Shape, config: TileConfig) -> Parts:
     first = kernel == "wgrad_out"
     bh, bw = (config.m, config.n) if first else (config.n, config.m)
     signature = {

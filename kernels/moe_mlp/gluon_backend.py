@@ -24,9 +24,10 @@ except ImportError as error:
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.gluon_dgrad import dgrad_kernel
 from distmoe.kernels.moe_mlp.gluon_rows import rows_kernel
-from distmoe.kernels.moe_mlp.gluon_tiles import SpecialisedConfig, config_for
+from distmoe.kernels.moe_mlp.gluon_tiles import config_for, constants
 from distmoe.kernels.moe_mlp.gluon_up import up_kernel
 from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
+from distmoe.kernels.moe_mlp.tiles import TileConfig
 from distmoe.kernels.moe_mlp.triton_backend import (
     TritonMoeMlp,
     ragged_shape,
@@ -71,7 +72,7 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `forward`: z and a of the pairs in ``runs``."""
         H, I = x_RH.shape[1], a_LI.shape[1]
-        config = config_for(self._of_gate("up"), columns=I)
+        config = config_for("up", columns=I, gated=self.act.gated)
         tiles = tile_list(runs, config.m)
         up_kernel[_grid(x_RH, tiles.shape[1] * triton.cdiv(I, config.n))](
             x_RH, index.row_L, _weight(w_in_eGH, rows=config.n, cols=config.k),
@@ -123,7 +124,7 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
-        config = config_for(self._of_gate("dgrad"), columns=I)
+        config = config_for("dgrad", columns=I, gated=self.act.gated)
         tiles = tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
@@ -145,9 +146,6 @@ class GluonMoeMlp:
         _weight_gradient("wgrad_in", x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
         return dw_in_eGH, dw_out_eHI
 
-    def _of_gate(self, kernel: str) -> str:
-        return kernel if self.act.gated else f"{kernel}_ungated"
-
 
 def _is_for_tensor_cores(v_RH: Tensor, a_LI: Tensor) -> bool:
     """16-bit types, and rows that TMA can address."""
@@ -164,7 +162,8 @@ def multiprocessors(device: torch.device) -> int:
             return count
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     raise ValueError(
-        f"the moe_mlp backend 'gluon' needs a GPU of compute capability 9.0 (H100, H200), not {name}"
+        "the moe_mlp backend 'gluon' needs a GPU of compute capability 9.0 (H100, H200), "
+        f"not {name}"
     )
 
 
@@ -173,11 +172,11 @@ def _grid(operand: Tensor, items: int) -> tuple[int]:
     return (min(items, multiprocessors(operand.device)),)
 
 
-def _launch(config: SpecialisedConfig) -> dict[str, int]:
+def _launch(config: TileConfig) -> dict[str, int]:
     return {
         "BM": config.m,
         "BN": config.n,
-        **config.constants(),
+        **constants(config),
         "num_warps": config.num_warps,
     }
 
@@ -199,7 +198,7 @@ def _rows_times_weight(
     kernel: str, v_LK: Tensor, w: Tensor, runs: Runs, out_LN: Tensor, *, transposed: bool
 ) -> None:
     K, N = v_LK.shape[1], out_LN.shape[1]
-    config = config_for(kernel, columns=N)
+    config = config_for(kernel, columns=N, gated=True)
     tiles = tile_list(runs, config.m)
     rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
     rows_kernel[_grid(v_LK, tiles.shape[1] * triton.cdiv(N, config.n))](
@@ -216,12 +215,12 @@ def _weight_gradient(
 ) -> None:  # fmt: skip
     H, W = gathered_RH.shape[1], v_LW.shape[1]
     m, n = (H, W) if gathered_first else (W, H)
-    config = config_for(kernel, columns=n)
+    config = config_for(kernel, columns=n, gated=True)
     bh, bw = (config.m, config.n) if gathered_first else (config.n, config.m)
     blocks = triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
     wgrad_kernel[_grid(gathered_RH, index.num_experts * blocks)](
         gathered_RH, index.row_L, _ragged(v_LW, rows=config.k, cols=bw),
         index.offsets_e1, dw, index.num_experts,
         H=H, W=W, GATHERED_FIRST=gathered_first, BH=bh, BW=bw,
-        **config.constants(), num_warps=config.num_warps,
+        **constants(config), num_warps=config.num_warps,
     )  # fmt: skip

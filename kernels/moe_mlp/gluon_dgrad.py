@@ -1,5 +1,7 @@
 """da' = dy[row] W_out with dscore, a_scaled and dz in the epilogue, in specialised warps of Hopper.
-M, N, K: BLAS letters."""
+
+M, N, K: BLAS letters.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
@@ -30,9 +32,8 @@ def store_gradients(
     I: gl.constexpr, GATED: gl.constexpr, ACTIVATION: gl.constexpr,
     BM: gl.constexpr, WIDTH: gl.constexpr, CHUNKS: gl.constexpr, WHOLE: gl.constexpr,
 ):  # fmt: skip
-    """Store dz and a_scaled of WIDTH columns in CHUNKS parts, from left to right; the part of dscore
-    that they give, [BM] fp32. Pointers are those of the tile's first pair. WHOLE: no column is
-    outside."""
+    """Store dz and a_scaled of WIDTH columns in CHUNKS parts, from left to right; what they add to
+    dscore, [BM] fp32. Pointers are those of the tile's first pair. WHOLE: no column is outside."""
     if CHUNKS > 1:
         HALF: gl.constexpr = WIDTH // 2
         left, right = halves(da, BM, WIDTH)

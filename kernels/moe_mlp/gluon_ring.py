@@ -1,8 +1,9 @@
 """The ring of shared-memory stages between the producer of a program and its consumers.
 
-A program runs in partitions of warps: a producer that loads, and one or two groups of consumers that
-multiply and store. All walk the same tiles, and the same steps of each. Step t of the program, counted
-over its tiles, uses stage t % STAGES for the (t // STAGES)-th time. A stage has two barriers:
+A program runs in partitions of warps: a producer that loads, and one or two groups of consumers
+that multiply and store. All walk the same tiles, and the same steps of each. Step t of the program,
+counted over its tiles, uses stage t % STAGES for the (t // STAGES)-th time. A stage has two
+barriers:
 
 - ``full``: consumers wait for it before they read. It takes 1 arrival of the producer's thread that
   announces the bytes of TMA, these bytes, and where rows are gathered 1 arrival of every producing
@@ -10,17 +11,18 @@ over its tiles, uses stage t % STAGES for the (t // STAGES)-th time. A stage has
 - ``empty``: the producer waits for it before it loads the next use. It takes 1 arrival of the group
   that had the step, when its products have read the stage.
 
-A barrier's phase ends when all arrivals are there. A wait names the parity of the phase that has to be
-over: use u of a stage waits for phase u of ``full``, and for phase u - 1 of ``empty``, which a fresh
-barrier lets pass. A parity tells a phase from its neighbours only, so nobody may wait for a phase
-before the last but one is over.
+A barrier's phase ends when all arrivals are there. A wait names the parity of the phase that has to
+be over: use u of a stage waits for phase u of ``full``, and for phase u - 1 of ``empty``, which a
+fresh barrier lets pass. A parity does not tell phase u from u - 2: nobody may wait for a phase
+before the one two back is known to be over, or the wait ends too early.
 
 With two groups the tiles go to one and the other in turn: one multiplies while the other stores. A
-group begins when the other has met every step of the tile before, by the barrier ``done`` of the other
-(1 arrival a tile). Without it, it could take a stage's phase two uses ago for its own.
+group begins when the other has met every step of the tile before; the other's barrier ``done``,
+1 arrival a tile, says so. Without it a group would begin while the ring is uses behind, which is
+the case above.
 
-A group issues the products of step t, waits until only these are running, and gives the stage of step
-t - 1 back: the tensor cores never run dry, and nothing is overwritten that they still read.
+A group issues the products of step t, waits until only these are running, and gives the stage of
+step t - 1 back: the tensor cores never run dry, and nothing that they still read is overwritten.
 
 Threads' writes, among them the copies of gathered rows, and tensor cores see shared memory through
 different proxies: the consumer puts a fence between its wait and its products. TMA needs none.

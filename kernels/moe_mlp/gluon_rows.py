@@ -1,5 +1,7 @@
-"""Products of contiguous rows with weights, y = a W_out^T and dx = dz W_in, in specialised warps of
-Hopper. M, N, K: BLAS letters."""
+"""Contiguous rows times weights, y = a W_out^T and dx = dz W_in, in specialised warps of Hopper.
+
+M, N, K: BLAS letters.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 

@@ -1,5 +1,7 @@
-"""Up-projection: z = x[row] W_in^T with the activation in the epilogue, in specialised warps of
-Hopper. M, N, K: BLAS letters."""
+"""z = x[row] W_in^T with the activation in the epilogue, in specialised warps of Hopper.
+
+M, N, K: BLAS letters.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 

@@ -1,5 +1,7 @@
-"""Weight gradients, whose reduction runs over gathered pairs, in specialised warps of Hopper. M, N, K:
-BLAS letters."""
+"""Weight gradients, whose reduction runs over gathered pairs, in specialised warps of Hopper.
+
+M, N, K: BLAS letters.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
@@ -25,8 +27,8 @@ from distmoe.kernels.moe_mlp.gluon_ring import end_barriers, make_barriers, mult
 
 @gluon.jit
 def run_of(offset_ptr, expert, BK: gl.constexpr):
-    """(first pair, pair after the last, steps) of an expert. At least one step, of zeros for an expert
-    without pairs: around a loop that may not run the compiler serialises the tensor cores."""
+    """(first pair, pair after the last, steps) of an expert. At least one step, of zeros if there
+    are no pairs: around a loop that may not run the compiler serialises the tensor cores."""
     begin = gl.load(offset_ptr + expert)
     end = gl.load(offset_ptr + expert + 1)
     return begin, end, gl.maximum((end - begin + BK - 1) // BK, 1)
@@ -49,13 +51,14 @@ def load(
         col = (block // NUM_W) * BH + gl.arange(0, BH, layout=gl.SliceLayout(0, LAYOUT))[None, :]
         w0 = (block % NUM_W) * BW
         begin, end, steps = run_of(offset_ptr, item // (NUM_H * NUM_W), BK)
-        live = begin + place < end
-        row = gl.load(row_ptr + begin + place, mask=live, other=0)
+        pair = begin + place
+        row = gl.load(row_ptr + pair, mask=pair < end, other=0)
         for step in range(0, steps):
-            pair = begin + (step + 1) * BK + place
-            next_live = pair < end
-            next_row = gl.load(row_ptr + pair, mask=next_live, other=0)
-            inside = live[:, None] if H % BH == 0 else live[:, None] & (col < H)
+            inside = (pair < end)[:, None]
+            if H % BH != 0:
+                inside = inside & (col < H)
+            pair += BK
+            next_row = gl.load(row_ptr + pair, mask=pair < end, other=0)
             ready = full.index(stage)
             mbarrier.wait(empty.index(stage), parity ^ 1)
             mbarrier.expect(ready, BK * BW * ITEM)
@@ -68,7 +71,7 @@ def load(
                 inside,
             )
             async_copy.mbarrier_arrive(ready, increment_count=False)
-            row, live = next_row, next_live
+            row = next_row
             stage, parity = next_stage(stage, parity, STAGES)
 
 

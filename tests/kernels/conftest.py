@@ -1,4 +1,4 @@
-"""Gluon kernels without a GPU: on a device of three multiprocessors, so that programs walk tiles."""
+"""Without a GPU, Gluon kernels run on three multiprocessors, so that programs walk tiles."""
 
 from __future__ import annotations
 

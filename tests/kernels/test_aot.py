@@ -38,17 +38,23 @@ WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits d
 WITHOUT_VARIANTS += [
     f"gluon {kernel}, 1536x256 swiglu bf16"
     for kernel in (
-        "up 128x128x64 g1 s4 c2",
-        "down 128x128x64 g2 s6 c2",
-        "dgrad 128x128x64 g2 s5 c8",
-        "wgrad_out 128x256x64 g1 s4 c4",
+        "up 128x128x64 w8 s4 c2",
+        "down 128x128x64 w4 s6 c2",
+        "dgrad 128x128x64 w4 s5 c8",
+        "wgrad_out 128x256x64 w8 s4 c4",
     )
 ]
 
 # Beside these other dtypes and shapes, and one more activation with a gate and one without;
 # tools/inspect_kernels.py has all of all.
 WITH_VARIANTS = [*WITHOUT_VARIANTS, "I256 swiglu fp16", "fp32", "H1048", "H2048", "H4096", "H1044"]
-WITH_VARIANTS += ["I256 geglu", "I256 relu2", "router_logits", "router_topk sigmoid E128", "softmax E4096"]
+WITH_VARIANTS += [
+    "I256 geglu",
+    "I256 relu2",
+    "router_logits",
+    "router_topk sigmoid E128",
+    "softmax E4096",
+]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ _ON_CPU = (BOUND, "torch", "reference", "grouped_mm")
 _ONLY_CPU = ("reference",)
 # What has no kernels for a CPU, unless Triton interprets them.
 _TRITON = ("triton", "liger")
-_ONLY_GPU = ("scattermoe", "sonicmoe", "sonicmoe-layer")
+_ONLY_GPU = ("gluon", "scattermoe", "sonicmoe", "sonicmoe-layer")
 
 
 @dataclass(frozen=True)
