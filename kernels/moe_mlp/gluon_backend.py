@@ -35,6 +35,8 @@ from distmoe.kernels.moe_mlp.triton_backend import (
     tile_list,
 )
 
+# Bytes, of the address of what a descriptor describes.
+TMA_ALIGNMENT = 16
 DTYPES = {torch.bfloat16: bfloat16, torch.float16: float16}
 
 
@@ -187,6 +189,9 @@ def _descriptor(v: Tensor, shape: list[int], strides: list[int], block: list[int
 
 
 def _weight(w_eXY: Tensor, *, rows: int, cols: int) -> Any:
+    if w_eXY.data_ptr() % TMA_ALIGNMENT:
+        # A view into a flat buffer of parameters of any size.
+        w_eXY = w_eXY.clone()
     return _descriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
 
 

@@ -121,6 +121,8 @@ def up_kernel(
     """
     dtype: gl.constexpr = x_ptr.dtype.element_ty
     PARTS: gl.constexpr = 2 if GATED else 1
+    # Rows of at most 128 bytes, the width of a swizzle: two tiles behind each other are one.
+    gl.static_assert(BK <= 64)
     X_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BK], dtype)
     W_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([PARTS * BN, BK], dtype)
     x_ring = gl.allocate_shared_memory(dtype, [STAGES, BM, BK], X_LAYOUT)

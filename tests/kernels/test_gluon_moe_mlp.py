@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,3 +127,13 @@ def test_other_devices_are_refused() -> None:
     words = r"the moe_mlp backend 'gluon' needs a GPU of compute capability 9\.0 .*, not cpu"
     with pytest.raises(ValueError, match=words):
         multiprocessors(torch.device("cpu"))
+
+
+def test_weights_may_begin_anywhere() -> None:
+    mlp = backend_or_skip("gluon")
+    problem = make_problem("ragged").to(torch.bfloat16)
+    flat = torch.zeros(1 + problem.w_in_eGH.numel(), dtype=torch.bfloat16, device=DEVICE)
+    flat[1:] = problem.w_in_eGH.flatten()
+    shifted = replace(problem, w_in_eGH=flat[1:].view_as(problem.w_in_eGH))
+    index = index_of(shifted, CASES["ragged"][0])
+    check(mlp, shifted, index, [Runs.of_all(index)])
