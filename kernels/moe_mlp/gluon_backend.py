@@ -150,8 +150,9 @@ class GluonMoeMlp:
 
 
 def _is_for_tensor_cores(v_RH: Tensor, a_LI: Tensor) -> bool:
-    """16-bit types, and rows that TMA can address."""
-    return v_RH.dtype in DTYPES and v_RH.shape[1] % 8 == 0 and a_LI.shape[1] % 8 == 0
+    """16-bit types, and rows of whole 16 bytes, as TMA and cp.async move them."""
+    aligned = v_RH.data_ptr() % TMA_ALIGNMENT == 0
+    return aligned and v_RH.dtype in DTYPES and v_RH.shape[1] % 8 == 0 and a_LI.shape[1] % 8 == 0
 
 
 @cache

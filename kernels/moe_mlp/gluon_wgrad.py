@@ -132,7 +132,8 @@ def consume(
         passed += steps
 
 
-@gluon.jit
+# One expert must not make another kernel.
+@gluon.jit(do_not_specialize=["num_experts"])
 def wgrad_kernel(
     gathered_ptr, row_ptr, v, offset_ptr, dw_ptr, num_experts,
     H: gl.constexpr, W: gl.constexpr, GATHERED_FIRST: gl.constexpr,
