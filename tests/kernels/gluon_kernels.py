@@ -52,6 +52,8 @@ def tma_copy_kernel(x, out, row, FAULT: gl.constexpr):
         mbarrier.init(landed, count=1)
     mbarrier.expect(landed, x.block_type.nbytes)
     tma_load(x, [row, 0], landed, box)
+    if FAULT == "invalidated early":
+        mbarrier.invalidate(landed)
     if FAULT != "no wait for the load":
         mbarrier.wait(landed, 0)
     value = box.load(layout).to(gl.float32) + 1.0
@@ -64,6 +66,43 @@ def tma_copy_kernel(x, out, row, FAULT: gl.constexpr):
     if FAULT != "no wait for the store":
         tma.store_wait(0)
     mbarrier.invalidate(landed)
+
+
+@gluon.jit
+def fill_box(x_ptr, box, ready, FAULT: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    rows = gl.arange(0, 16, gl.SliceLayout(1, layout))[:, None]
+    cols = gl.arange(0, 32, gl.SliceLayout(0, layout))[None, :]
+    x = gl.load(x_ptr + rows * 32 + cols)
+    if FAULT == "fence too early":
+        fence_async_shared()
+    box.store(x)
+    if FAULT != "fence too early":
+        fence_async_shared()
+    if FAULT == "store after the copies' arrival":
+        async_copy.mbarrier_arrive(ready)
+    mbarrier.arrive(ready, count=1)
+    if FAULT == "store after the arrival" or FAULT == "store after the copies' arrival":
+        box.store(x)
+
+
+@gluon.jit
+def send_box(out, box, ready, FAULT: gl.constexpr):
+    mbarrier.wait(ready, 0)
+    tma_store(out, [0, 0], box)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
+    """out = x, which one partition puts in shared memory and the other one sends."""
+    box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(ready, count=1)
+    gl.warp_specialize(
+        [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
+    )
+    mbarrier.invalidate(ready)
 
 
 @gluon.jit

@@ -78,6 +78,7 @@ def test_tma_copies_what_is_inside(row: int, landing: str) -> None:
 COPY_FAULTS = {
     "no init": "mbarrier.expect of landed, which is not initialised",
     "no wait for the load": "load of box while TMA load at .* is still in flight",
+    "invalidated early": "mbarrier.invalidate of landed while TMA load at .* is still in flight",
     "no fence": "TMA store of box without a fence_async_shared since store",
     "overwritten": "store of box while TMA store at .* is still in flight",
     "no wait for the store": "never waited for the TMA store",
@@ -88,6 +89,27 @@ COPY_FAULTS = {
 def test_a_fault_of_a_copy_is_found(fault: str) -> None:
     with pytest.raises(KernelError, match=COPY_FAULTS[fault]):
         copy_by_tma(fault, 0)
+
+
+def hand_over(fault: str) -> tuple[Tensor, Tensor]:
+    x, out = integers(16, 32), torch.empty(16, 32, dtype=torch.bfloat16)
+    gluon_kernels.hand_over_kernel[(1,)](x, descriptor(out, [16, 32]), FAULT=fault, num_warps=4)
+    return x, out
+
+
+@pytest.mark.parametrize("landing", LANDINGS)
+def test_what_a_partition_did_before_it_arrived(landing: str) -> None:
+    with timing(landing):
+        x, out = hand_over("")
+        assert torch.equal(out, x)
+        with pytest.raises(KernelError, match="TMA store of box without a fence_async_shared"):
+            hand_over("fence too early")
+
+
+@pytest.mark.parametrize("fault", ["store after the arrival", "store after the copies' arrival"])
+def test_what_a_partition_does_after_it_arrived(fault: str) -> None:
+    with pytest.raises(KernelError, match="of box, and nothing says that store at .* is over"):
+        hand_over(fault)
 
 
 def test_a_missing_fence_can_be_allowed() -> None:

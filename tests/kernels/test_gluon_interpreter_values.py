@@ -245,6 +245,12 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         mbarrier.arrive(bars.index(1))
     elif WHAT == "arrivals":
         mbarrier.arrive(bars.index(0), count=2)
+    elif WHAT == "count":
+        mbarrier.init(bars.index(1), count=0)
+    elif WHAT == "place":
+        mbarrier.init(bars, count=1)
+    elif WHAT == "bytes":
+        mbarrier.expect(bars.index(0), 1048576)
     elif WHAT == "parity":
         mbarrier.wait(bars.index(0), n)
     elif WHAT == "stuck":
@@ -274,6 +280,9 @@ MISUSES = {
     "init": r"bars\[0\] is initialised twice",
     "uninitialised": r"mbarrier.arrive of bars\[1\], which is not initialised",
     "arrivals": r"2 more arrivals at bars\[0\], which waits for 1 of 1",
+    "count": "a barrier counts 1 to 1048575 arrivals, not 0",
+    "place": r"a barrier is one int64, not \(2, 1\) int64",
+    "bytes": r"bars\[0\] expects 1048576 bytes, at most 1048575",
     "parity": "by a phase of 0 or 1, not 29",
     "stuck": r"deadlock; the kernel waits for parity 0 of bars\[0\]",
     "invalidated": r"mbarrier.wait of bars\[0\], which is not initialised",
@@ -323,5 +332,6 @@ def test_regions_overlap_in_bytes() -> None:
     assert turned.covers(top)
     assert region(whole, 0).covers(right)
     assert left.covers(left)
+    assert not left.covers(right)
     assert not left.covers(top)
     assert not top.covers(left)
