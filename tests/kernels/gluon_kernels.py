@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 # Triton 3.9 has other names than 3.6.
+NEW_NAMES = gl.constexpr(hasattr(tma, "async_load"))
 cp_async = getattr(async_copy, "async_load", async_copy.async_copy_global_to_shared)
 tma_load = getattr(tma, "async_load", tma.async_copy_global_to_shared)
 tma_store = getattr(tma, "async_store", tma.async_copy_shared_to_global)
@@ -103,6 +104,25 @@ def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
         [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
     )
     mbarrier.invalidate(ready)
+
+
+@gluon.jit
+def joined_kernel(x_ptr, out_ptr, ROWS: gl.constexpr, COLS: gl.constexpr):
+    """out = x, in shared memory once as two tiles of ROWS rows and once as one."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    half: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLS], gl.bfloat16)
+    whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * ROWS, COLS], gl.bfloat16)
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, layout))[:, None]
+    all_rows = gl.arange(0, 2 * ROWS, gl.SliceLayout(1, layout))[:, None]
+    cols = gl.arange(0, COLS, gl.SliceLayout(0, layout))[None, :]
+    tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, COLS], half)
+    for i in gl.static_range(2):
+        tiles.index(i).store(gl.load(x_ptr + (i * ROWS + rows) * COLS + cols))
+    if NEW_NAMES:
+        joined = tiles.reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
+    else:
+        joined = tiles._reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
+    gl.store(out_ptr + all_rows * COLS + cols, joined.load(layout))
 
 
 @gluon.jit

@@ -118,6 +118,17 @@ def test_a_missing_fence_can_be_allowed() -> None:
     assert torch.equal(out[:16], x[:16] + 1)
 
 
+def test_a_buffer_in_another_shape() -> None:
+    """A swizzle of 128 bytes keeps 64 columns of all rows together."""
+    x, out = integers(16, 64), torch.empty(16, 64, dtype=torch.bfloat16)
+    gluon_kernels.joined_kernel[(1,)](x, out, ROWS=8, COLS=64)
+    assert torch.equal(out, x)
+    for rows, cols in ((8, 128), (4, 64)):
+        x = integers(2 * rows, cols)
+        with pytest.raises(KernelError, match="elements of tiles .* change places as"):
+            gluon_kernels.joined_kernel[(1,)](x, torch.empty_like(x), ROWS=rows, COLS=cols)
+
+
 @pytest.mark.parametrize(("begin", "end"), [(3, 10), (0, 16), (20, 24), (7, 7)])
 def test_ragged_descriptor(begin: int, end: int) -> None:
     x, out = integers(24, 32), torch.empty(16, 32, dtype=torch.bfloat16)
