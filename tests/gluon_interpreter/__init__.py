@@ -11,9 +11,9 @@ What is checked, by file:
   fence_async_shared before TMA or wgmma use it (PTX ISA, "Proxies" and "wgmma.mma_async").
 - `barriers`: phases, arrival counts, bytes. If every partition waits: `DeadlockError`, which says
   for what.
-- `copies`, `cp_async`, `tma`, `products`: data lands, and shared memory is read, as late as barriers
-  and waits allow; until then the place of a copy holds NaN. None outlives its partition. `timing`
-  has other moments and orders of partitions, drawn from a seed.
+- `copies`, `cp_async`, `tma`, `products`: data lands, and shared memory is read, as late as
+  barriers and waits allow; until then the place of a copy holds NaN. None outlives its partition.
+  `timing` has other moments and orders of partitions, drawn from a seed.
 - `shared_memory`: shapes, types, indices; reinterpreted buffers whose elements would change places.
 - `global_memory`: no access outside of the tensors that were passed; masked elements without
   ``other`` are NaN.

@@ -167,6 +167,29 @@ def gather_kernel(
 
 
 @gluon.jit
+def product_kernel(a_ptr, b_ptr, out_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
+    """out = a b in two halves of K: a in registers and awaited, then all in shared memory."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    a_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([M, K], gl.bfloat16)
+    b_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([K, N], gl.bfloat16)
+    m = gl.arange(0, M, gl.SliceLayout(1, layout))[:, None]
+    row_of_b = gl.arange(0, K, gl.SliceLayout(1, layout))[:, None]
+    k = gl.arange(0, K, gl.SliceLayout(0, layout))[None, :]
+    n = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
+    a = gl.allocate_shared_memory(gl.bfloat16, [M, K], a_layout, gl.load(a_ptr + m * K + k))
+    b = gl.allocate_shared_memory(gl.bfloat16, [K, N], b_layout, gl.load(b_ptr + row_of_b * N + n))
+    fence_async_shared()
+    HALF: gl.constexpr = K // 2
+    left = a.slice(0, HALF, 1).load(gl.DotOperandLayout(0, acc_layout, 2))
+    wrong = gl.full([M, N], 7.0, gl.float32, acc_layout)
+    acc = warpgroup_mma(left, b.slice(0, HALF), wrong, use_acc=False)
+    acc = warpgroup_mma(a.slice(HALF, HALF, 1), b.slice(HALF, HALF), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    gl.store(out_ptr + m * N + n, gl.convert_layout(acc, layout))
+
+
+@gluon.jit
 def produce(
     x_ptr, row_ptr, w, rings, tiles_m, tiles_n,
     K: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,

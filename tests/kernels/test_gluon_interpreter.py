@@ -165,6 +165,14 @@ def test_faults_of_cp_async_are_found() -> None:
         gather("", row)
 
 
+def test_products_of_slices_and_registers() -> None:
+    a, b, out = integers(64, 64), integers(64, 32), torch.empty(64, 32)
+    gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=4)
+    assert torch.equal(out, a.float() @ b.float())
+    with pytest.raises(KernelError, match="wgmma by 2 warps, which is no whole warp group"):
+        gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=2)
+
+
 @dataclass
 class Matmul:
     x: Tensor

@@ -217,8 +217,6 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
     cols = gl.arange(0, 8, gl.SliceLayout(0, layout))
     shared: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     box = gl.allocate_shared_memory(gl.float32, [4, 8], shared)
-    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(bars.index(0), count=1)
     if WHAT == "axis":
         gl.store(x_ptr + cols[:, None], 0.0)
     elif WHAT == "rank":
@@ -229,6 +227,10 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         gl.load(x_ptr + n + rows)
     elif WHAT == "value":
         gl.load(rows)
+    elif WHAT == "pointers":
+        gl.load(gl.where(rows < n, x_ptr + rows, x_ptr))
+    elif WHAT == "spread":
+        gl.store(x_ptr, rows)
     elif WHAT == "condition":
         gl.store(x_ptr, 1.0 if rows < n else 2.0)
     elif WHAT == "dtype":
@@ -237,29 +239,12 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         box.store(gl.zeros([8, 4], gl.float32, layout))
     elif WHAT == "index":
         box.index(n)
+    elif WHAT == "slice":
+        box.slice(4, 8, 1)
+    elif WHAT == "size":
+        box.reinterpret(gl.float32, [8, 8], shared)
     elif WHAT == "empty":
         box.load(layout)
-    elif WHAT == "init":
-        mbarrier.init(bars.index(0), count=1)
-    elif WHAT == "uninitialised":
-        mbarrier.arrive(bars.index(1))
-    elif WHAT == "arrivals":
-        mbarrier.arrive(bars.index(0), count=2)
-    elif WHAT == "count":
-        mbarrier.init(bars.index(1), count=0)
-    elif WHAT == "place":
-        mbarrier.init(bars, count=1)
-    elif WHAT == "bytes":
-        mbarrier.expect(bars.index(0), 1048576)
-    elif WHAT == "parity":
-        mbarrier.wait(bars.index(0), n)
-    elif WHAT == "stuck":
-        mbarrier.wait(bars.index(0), 0)
-    elif WHAT == "invalidated":
-        mbarrier.invalidate(bars.index(0))
-        mbarrier.wait(bars.index(0), 1)
-    elif WHAT == "product":
-        warpgroup_mma(box, box.permute((1, 0)), gl.zeros([4, 4], gl.float32, layout))
     elif WHAT == "assume":
         gl.assume(n < 3)
     else:
@@ -272,21 +257,15 @@ MISUSES = {
     "layout": r"a layout of rank 2 for a tensor of \(4,\)",
     "load": "load of element 32 of x_ptr, which has 32",
     "value": "load through int32, which is no pointer",
+    "pointers": "pointers are only added to",
+    "spread": r"a tensor of \(4,\) is stored through pointers of \(\)",
     "condition": "a tensor is used as a condition",
     "dtype": r"a tensor of \(4, 8\) fp16 is stored in a buffer of \(4, 8\) fp32",
     "shape": r"a tensor of \(8, 4\) fp32 is stored in a buffer of \(4, 8\) fp32",
     "index": "index 29 of box, which has 4",
+    "slice": r"4 to 12 along axis 1 of box: \(4, 8\)",
+    "size": r"box of \(4, 8\) fp32 is too small for \(8, 8\) fp32",
     "empty": "load of box, where nothing was written yet",
-    "init": r"bars\[0\] is initialised twice",
-    "uninitialised": r"mbarrier.arrive of bars\[1\], which is not initialised",
-    "arrivals": r"2 more arrivals at bars\[0\], which waits for 1 of 1",
-    "count": "a barrier counts 1 to 1048575 arrivals, not 0",
-    "place": r"a barrier is one int64, not \(2, 1\) int64",
-    "bytes": r"bars\[0\] expects 1048576 bytes, at most 1048575",
-    "parity": "by a phase of 0 or 1, not 29",
-    "stuck": r"deadlock; the kernel waits for parity 0 of bars\[0\]",
-    "invalidated": r"mbarrier.wait of bars\[0\], which is not initialised",
-    "product": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
     "assume": "assume of something false",
     "nonsense": "static_assert: what is this",
 }
@@ -297,6 +276,76 @@ def test_a_misuse_is_found(what: str) -> None:
     with pytest.raises(KernelError, match=MISUSES[what]) as error:
         misuse_kernel[(1,)](torch.zeros(32), 29, WHAT=what)
     assert "test_gluon_interpreter_values.py:" in str(error.value)
+
+
+@gluon.jit
+def do_nothing(x):
+    pass
+
+
+@gluon.jit
+def specialise(x):
+    gl.warp_specialize([(do_nothing, (x,)), (do_nothing, (x,))], [4], [40])
+
+
+@gluon.jit
+def misuse_barriers_kernel(n, WHAT: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [4, 1], [1, 0])
+    bars = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    bar = bars.index(0)
+    mbarrier.init(bar, count=1)
+    if WHAT == "init":
+        mbarrier.init(bar, count=1)
+    elif WHAT == "uninitialised":
+        mbarrier.arrive(bars.index(1))
+    elif WHAT == "count":
+        mbarrier.init(bars.index(1), count=0)
+    elif WHAT == "place":
+        mbarrier.init(bars, count=1)
+    elif WHAT == "arrivals":
+        mbarrier.arrive(bar, count=2)
+    elif WHAT == "bytes":
+        mbarrier.expect(bar, 1048576)
+    elif WHAT == "parity":
+        mbarrier.wait(bar, n)
+    elif WHAT == "stuck":
+        mbarrier.wait(bar, 0)
+    elif WHAT == "invalidated":
+        mbarrier.invalidate(bar)
+        mbarrier.wait(bar, 1)
+    elif WHAT == "product":
+        x = gl.zeros([4, 4], gl.float32, layout)
+        warpgroup_mma(x, gl.allocate_shared_memory(gl.float32, [4, 4], layout, x), x)
+    elif WHAT == "tensor":
+        tensors = (gl.zeros([4, 4], gl.float32, layout),)
+        gl.warp_specialize([(do_nothing, (n,)), (do_nothing, (tensors,))], [4], [40])
+    elif WHAT == "warps":
+        gl.warp_specialize([(do_nothing, (n,)), (do_nothing, (n,))], [4, 4], [40])
+    else:
+        gl.warp_specialize([(specialise, (n,)), (do_nothing, (n,))], [4], [40])
+
+
+BARRIER_MISUSES = {
+    "init": r"bars\[0\] is initialised twice",
+    "uninitialised": r"mbarrier.arrive of bars\[1\], which is not initialised",
+    "count": "a barrier counts 1 to 1048575 arrivals, not 0",
+    "place": r"a barrier is one int64, not \(2, 1\) int64",
+    "arrivals": r"2 more arrivals at bars\[0\], which waits for 1 of 1",
+    "bytes": r"bars\[0\] expects 1048576 bytes, at most 1048575",
+    "parity": "by a phase of 0 or 1, not 29",
+    "stuck": r"deadlock; the kernel waits for parity 0 of bars\[0\]",
+    "invalidated": r"mbarrier.wait of bars\[0\], which is not initialised",
+    "product": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
+    "tensor": "worker partitions take no tensors as arguments",
+    "warps": "1 worker partitions and 2 numbers for them",
+    "nested": "warp_specialize inside of a partition",
+}
+
+
+@pytest.mark.parametrize("what", BARRIER_MISUSES)
+def test_a_misuse_of_barriers_and_partitions_is_found(what: str) -> None:
+    with pytest.raises(KernelError, match=BARRIER_MISUSES[what]):
+        misuse_barriers_kernel[(1,)](29, WHAT=what)
 
 
 def test_a_masked_load_without_other_is_nan() -> None:
