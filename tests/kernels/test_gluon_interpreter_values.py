@@ -103,6 +103,18 @@ def scalar_kernel(out_ptr, a, b):
     gl.store(out_ptr + 3, min(a, b) % 2)
 
 
+@gluon.jit
+def place_kernel(out_ptr, width: gl.constexpr):
+    x, y = gl.program_id(0), gl.program_id(1)
+    gl.store(out_ptr + y * gl.num_programs(0) + x, x * 10 + y + width)
+
+
+def test_grids() -> None:
+    out = torch.zeros(2, 3, dtype=torch.int32)
+    place_kernel[lambda constants: (constants["width"], 2)](out, width=3)
+    assert out.tolist() == [[3, 13, 23], [4, 14, 24]]
+
+
 def test_scalars() -> None:
     out = torch.zeros(4, dtype=torch.int32)
     scalar_kernel[(1,)](out, 1, 30, num_warps=8)
@@ -190,6 +202,40 @@ def test_arithmetic_in_bfloat16_is_refused(what: str) -> None:
 def test_what_is_not_emulated_says_so() -> None:
     with pytest.raises(NotImplementedError, match="umulhi is not emulated"):
         floats("umulhi", torch.ones(4), torch.float32)
+
+
+@gluon.jit
+def language_kernel(out_ptr, n, LENGTH: gl.constexpr):
+    gl.static_print("length", LENGTH)
+    gl.assume(n > 0)
+    gl.device_assert(n == 12)
+    place = gl.max_contiguous(gl.multiple_of(gl.arange(0, LENGTH, LAYOUT), 4), 4)
+    x = gl.cast(place, gl.float32)
+    gl.store(out_ptr + place, gl.floor(x / 2) + gl.ceil(x / 2))
+    gl.store(out_ptr + LENGTH + place, gl.fma(x, x, gl.full_like(x, 1.0)) + gl.zeros_like(x))
+    gl.store(out_ptr + 2 * LENGTH + place, gl.abs(-x) + gl.fdiv(x, gl.sqrt(x + 1.0)))
+    gl.store(out_ptr + 3 * LENGTH + place, gl.log(x + 1.0) + gl.log2(gl.rsqrt(x + 4.0)))
+    gl.store(out_ptr + 4 * LENGTH + place, gl.min(x, 0) - gl.to_tensor(gl.num_ctas()))
+    gl.store(out_ptr + 5 * LENGTH + place, (x > 2.0).to(gl.float32))
+    for i in gl.static_range(LENGTH):
+        gl.store(out_ptr + 6 * LENGTH + i, ~i)
+
+
+def test_what_else_the_language_has() -> None:
+    out, x = torch.empty(7, 4), torch.arange(4.0)
+    language_kernel[(1,)](out, 12, LENGTH=4)
+    want = [
+        (x / 2).floor() + (x / 2).ceil(),
+        x * x + 1,
+        x + x / (x + 1).sqrt(),
+        (x + 1).log() + (x + 4).rsqrt().log2(),
+        torch.full((4,), -1.0),
+        (x > 2).float(),
+        -1 - x,
+    ]
+    torch.testing.assert_close(out, torch.stack(want))
+    with pytest.raises(KernelError, match="device_assert"):
+        language_kernel[(1,)](out, 11, LENGTH=4)
 
 
 @gluon.jit
