@@ -7,22 +7,22 @@ What is checked, by file:
 
 - `races`: every access to shared memory is ordered after those that it conflicts with, through
   barriers, waits and program order (vector clocks, as in happens-before race detectors), whatever
-  the order in which the partitions happened to run. A reader by TMA or wgmma of what threads or
-  cp.async wrote needs a fence_async_shared in between (PTX ISA, "Proxies" and "Asynchronous warp-
-  group level matrix instructions").
-- `copies`, `products`: data of a copy is NaN until the copy lands, which is as late as its barrier
-  or group allows; operands in shared memory are read when `warpgroup_mma_wait` says so at the
-  latest. `timing` chooses other moments and orders of partitions, by a seed.
+  the order in which the partitions happened to run. What threads or cp.async wrote needs a
+  fence_async_shared before TMA or wgmma use it (PTX ISA, "Proxies" and "wgmma.mma_async").
 - `barriers`: phases, arrival counts, bytes. If every partition waits: `DeadlockError`, which says
   for what.
-- `global_memory`: no access outside of the tensors that were passed; masked lanes without
+- `copies`, `cp_async`, `tma`, `products`: data lands, and shared memory is read, as late as
+  barriers and waits allow; until then the place of a copy holds NaN. None outlives its partition.
+  `timing` has other moments and orders of partitions, drawn from a seed.
+- `shared_memory`: shapes, types, indices; reinterpreted buffers whose elements would change places.
+- `global_memory`: no access outside of the tensors that were passed; masked elements without
   ``other`` are NaN.
-- `values`: int32 does not overflow; bf16 rounds to nearest even, and only casts, products,
-  comparisons and copies take it.
+- `values`: integers do not overflow; bf16 rounds to nearest even, and takes no arithmetic.
 
-What it cannot tell: layouts, registers, shared memory used and alignment (compile the kernel
-ahead of time for that); races among the warps of one partition, where the compiler sets barriers;
-races in global memory, among programs or partitions; cluster, multicast, Blackwell.
+What it cannot tell: whether layouts fit, registers, the amount of shared memory, alignment (compile
+the kernel ahead of time for that); races among the warps of one partition, where the compiler puts
+barriers, and in global memory; a load that overwrites what threads read through the other proxy,
+for which CUTLASS uses no fence either; clusters, multicast, Blackwell.
 """
 
 from gluon_interpreter.launch import install

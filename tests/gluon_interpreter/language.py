@@ -153,11 +153,6 @@ def join(a: Value, b: Value) -> Value:
     return Value(np.stack(np.broadcast_arrays(x, y), axis=-1), dtype)
 
 
-def broadcast(x: Value, y: Value) -> tuple[Value, Value]:
-    a, b = np.broadcast_arrays(x.data, y.data)
-    return Value(a, x.dtype, x.layout, x.memory), Value(b, y.dtype, y.layout, y.memory)
-
-
 def static_assert(condition: Any, message: Any = "") -> None:
     if not unwrap(condition):
         raise fault(f"static_assert: {unwrap(message)}")
@@ -232,7 +227,6 @@ LANGUAGE: dict[str, Callable[..., Any]] = {
     "reshape": lambda x, *shape: x.reshape(*shape),
     "permute": lambda x, *order: x.permute(*order),
     "expand_dims": lambda x, axis: x.expand_dims(unwrap(axis)),
-    "broadcast": broadcast,
     "cast": lambda x, dtype, **options: as_value(unwrap(x)).to(dtype),
     "to_tensor": lambda x: as_value(unwrap(x)),
     "static_assert": static_assert,

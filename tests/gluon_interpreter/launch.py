@@ -76,7 +76,7 @@ class Module:
         self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        value = emulated(getattr(self._module, name, None), self._module.__name__, name)
+        value = emulated(getattr(self._module, name), self._module.__name__, name)
         setattr(self, name, value)
         return value
 

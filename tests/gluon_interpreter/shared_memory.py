@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from triton.experimental.gluon.language import NVMMASharedLayout
 
 from gluon_interpreter.dtypes import MEMORY, POISON, to_memory, to_registers
 from gluon_interpreter.partitions import current
@@ -98,8 +100,13 @@ class View:
             raise fault(
                 f"{self.name} of {self.shape} {self.dtype} is too small for {shape} {dtype}"
             )
-        array = flat[: math.prod(shape)].reshape(shape)
         layout = self.layout if layout is None else unwrap(layout)
+        if dtype == self.dtype and not same_places(self.shape, self.layout, shape, layout):
+            raise fault(
+                f"elements of {self.name} of {self.shape} change places as {shape}: {self.layout} "
+                f"and {layout}"
+            )
+        array = flat[: math.prod(shape)].reshape(shape)
         return View(self.home, self.name, array, self.start, dtype, layout)
 
     _reinterpret = reinterpret
@@ -146,6 +153,26 @@ def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any 
     if value is not None:
         view.store(value)
     return view
+
+
+def same_places(
+    shape: tuple[int, ...], layout: Any, new_shape: tuple[int, ...], new_layout: Any
+) -> bool:
+    """Whether a reinterpreted buffer is what a reshaped one would be.
+
+    Tiles of the layout's rank, their outer axes taken as rows, lie one behind the other, and of a
+    tile first all rows of the first 128 columns in bytes (the swizzle's width), then those of the
+    next. The swizzle repeats every 8 rows.
+    """
+    both = isinstance(layout, NVMMASharedLayout) and isinstance(new_layout, NVMMASharedLayout)
+    if not both or layout.transposed:
+        return bool(layout == new_layout and shape[1:] == new_shape[1:])
+    rows, cols = math.prod(shape[-layout.rank : -1]), shape[-1]
+    new_rows, new_cols = math.prod(new_shape[-new_layout.rank : -1]), new_shape[-1]
+    if replace(layout, rank=2) != replace(new_layout, rank=2) or cols != new_cols:
+        return False
+    width = max(16, layout.swizzle_byte_width) * 8 // layout.element_bitwidth
+    return rows == new_rows or (cols <= width and rows % 8 == new_rows % 8 == 0)
 
 
 def in_place(array: Any, shape: tuple[int, ...]) -> Any:

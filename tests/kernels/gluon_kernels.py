@@ -17,6 +17,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 # Triton 3.9 has other names than 3.6.
+NEW_NAMES = gl.constexpr(hasattr(tma, "async_load"))
 cp_async = getattr(async_copy, "async_load", async_copy.async_copy_global_to_shared)
 tma_load = getattr(tma, "async_load", tma.async_copy_global_to_shared)
 tma_store = getattr(tma, "async_store", tma.async_copy_shared_to_global)
@@ -52,6 +53,8 @@ def tma_copy_kernel(x, out, row, FAULT: gl.constexpr):
         mbarrier.init(landed, count=1)
     mbarrier.expect(landed, x.block_type.nbytes)
     tma_load(x, [row, 0], landed, box)
+    if FAULT == "invalidated early":
+        mbarrier.invalidate(landed)
     if FAULT != "no wait for the load":
         mbarrier.wait(landed, 0)
     value = box.load(layout).to(gl.float32) + 1.0
@@ -64,6 +67,62 @@ def tma_copy_kernel(x, out, row, FAULT: gl.constexpr):
     if FAULT != "no wait for the store":
         tma.store_wait(0)
     mbarrier.invalidate(landed)
+
+
+@gluon.jit
+def fill_box(x_ptr, box, ready, FAULT: gl.constexpr):
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    rows = gl.arange(0, 16, gl.SliceLayout(1, layout))[:, None]
+    cols = gl.arange(0, 32, gl.SliceLayout(0, layout))[None, :]
+    x = gl.load(x_ptr + rows * 32 + cols)
+    if FAULT == "fence too early":
+        fence_async_shared()
+    box.store(x)
+    if FAULT != "fence too early":
+        fence_async_shared()
+    if FAULT == "store after the copies' arrival":
+        async_copy.mbarrier_arrive(ready)
+    mbarrier.arrive(ready, count=1)
+    if FAULT == "store after the arrival" or FAULT == "store after the copies' arrival":
+        box.store(x)
+
+
+@gluon.jit
+def send_box(out, box, ready, FAULT: gl.constexpr):
+    mbarrier.wait(ready, 0)
+    tma_store(out, [0, 0], box)
+    tma.store_wait(0)
+
+
+@gluon.jit
+def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
+    """out = x, which one partition puts in shared memory and the other one sends."""
+    box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(ready, count=1)
+    gl.warp_specialize(
+        [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
+    )
+    mbarrier.invalidate(ready)
+
+
+@gluon.jit
+def joined_kernel(x_ptr, out_ptr, ROWS: gl.constexpr, COLS: gl.constexpr):
+    """out = x, in shared memory once as two tiles of ROWS rows and once as one."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    half: gl.constexpr = gl.NVMMASharedLayout.get_default_for([ROWS, COLS], gl.bfloat16)
+    whole: gl.constexpr = gl.NVMMASharedLayout.get_default_for([2 * ROWS, COLS], gl.bfloat16)
+    rows = gl.arange(0, ROWS, gl.SliceLayout(1, layout))[:, None]
+    all_rows = gl.arange(0, 2 * ROWS, gl.SliceLayout(1, layout))[:, None]
+    cols = gl.arange(0, COLS, gl.SliceLayout(0, layout))[None, :]
+    tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, COLS], half)
+    for i in gl.static_range(2):
+        tiles.index(i).store(gl.load(x_ptr + (i * ROWS + rows) * COLS + cols))
+    if NEW_NAMES:
+        joined = tiles.reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
+    else:
+        joined = tiles._reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
+    gl.store(out_ptr + all_rows * COLS + cols, joined.load(layout))
 
 
 @gluon.jit
@@ -105,6 +164,29 @@ def gather_kernel(
             async_copy.wait_group(1 - half)
         place = out_ptr + (half * BM + rows)[:, None] * BN + cols[None, :]
         gl.store(place, stages.index(half).load(layout))
+
+
+@gluon.jit
+def product_kernel(a_ptr, b_ptr, out_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
+    """out = a b in two halves of K: a in registers and awaited, then all in shared memory."""
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
+    acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
+    a_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([M, K], gl.bfloat16)
+    b_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([K, N], gl.bfloat16)
+    m = gl.arange(0, M, gl.SliceLayout(1, layout))[:, None]
+    row_of_b = gl.arange(0, K, gl.SliceLayout(1, layout))[:, None]
+    k = gl.arange(0, K, gl.SliceLayout(0, layout))[None, :]
+    n = gl.arange(0, N, gl.SliceLayout(0, layout))[None, :]
+    a = gl.allocate_shared_memory(gl.bfloat16, [M, K], a_layout, gl.load(a_ptr + m * K + k))
+    b = gl.allocate_shared_memory(gl.bfloat16, [K, N], b_layout, gl.load(b_ptr + row_of_b * N + n))
+    fence_async_shared()
+    HALF: gl.constexpr = K // 2
+    left = a.slice(0, HALF, 1).load(gl.DotOperandLayout(0, acc_layout, 2))
+    wrong = gl.full([M, N], 7.0, gl.float32, acc_layout)
+    acc = warpgroup_mma(left, b.slice(0, HALF), wrong, use_acc=False)
+    acc = warpgroup_mma(a.slice(HALF, HALF, 1), b.slice(HALF, HALF), acc, is_async=True)
+    acc = warpgroup_mma_wait(0, deps=[acc])
+    gl.store(out_ptr + m * N + n, gl.convert_layout(acc, layout))
 
 
 @gluon.jit

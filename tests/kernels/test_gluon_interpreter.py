@@ -78,6 +78,7 @@ def test_tma_copies_what_is_inside(row: int, landing: str) -> None:
 COPY_FAULTS = {
     "no init": "mbarrier.expect of landed, which is not initialised",
     "no wait for the load": "load of box while TMA load at .* is still in flight",
+    "invalidated early": "mbarrier.invalidate of landed while TMA load at .* is still in flight",
     "no fence": "TMA store of box without a fence_async_shared since store",
     "overwritten": "store of box while TMA store at .* is still in flight",
     "no wait for the store": "never waited for the TMA store",
@@ -90,10 +91,42 @@ def test_a_fault_of_a_copy_is_found(fault: str) -> None:
         copy_by_tma(fault, 0)
 
 
+def hand_over(fault: str) -> tuple[Tensor, Tensor]:
+    x, out = integers(16, 32), torch.empty(16, 32, dtype=torch.bfloat16)
+    gluon_kernels.hand_over_kernel[(1,)](x, descriptor(out, [16, 32]), FAULT=fault, num_warps=4)
+    return x, out
+
+
+@pytest.mark.parametrize("landing", LANDINGS)
+def test_what_a_partition_did_before_it_arrived(landing: str) -> None:
+    with timing(landing):
+        x, out = hand_over("")
+        assert torch.equal(out, x)
+        with pytest.raises(KernelError, match="TMA store of box without a fence_async_shared"):
+            hand_over("fence too early")
+
+
+@pytest.mark.parametrize("fault", ["store after the arrival", "store after the copies' arrival"])
+def test_what_a_partition_does_after_it_arrived(fault: str) -> None:
+    with pytest.raises(KernelError, match="of box, and nothing says that store at .* is over"):
+        hand_over(fault)
+
+
 def test_a_missing_fence_can_be_allowed() -> None:
     with timing(fences=False):
         x, out = copy_by_tma("no fence", 0)
     assert torch.equal(out[:16], x[:16] + 1)
+
+
+def test_a_buffer_in_another_shape() -> None:
+    """A swizzle of 128 bytes keeps 64 columns of all rows together."""
+    x, out = integers(16, 64), torch.empty(16, 64, dtype=torch.bfloat16)
+    gluon_kernels.joined_kernel[(1,)](x, out, ROWS=8, COLS=64)
+    assert torch.equal(out, x)
+    for rows, cols in ((8, 128), (4, 64)):
+        x = integers(2 * rows, cols)
+        with pytest.raises(KernelError, match="elements of tiles .* change places as"):
+            gluon_kernels.joined_kernel[(1,)](x, torch.empty_like(x), ROWS=rows, COLS=cols)
 
 
 @pytest.mark.parametrize(("begin", "end"), [(3, 10), (0, 16), (20, 24), (7, 7)])
@@ -130,6 +163,14 @@ def test_faults_of_cp_async_are_found() -> None:
     row[3] = 9
     with pytest.raises(KernelError, match="cp.async of element 319 of x_ptr, which has 288"):
         gather("", row)
+
+
+def test_products_of_slices_and_registers() -> None:
+    a, b, out = integers(64, 64), integers(64, 32), torch.empty(64, 32)
+    gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=4)
+    assert torch.equal(out, a.float() @ b.float())
+    with pytest.raises(KernelError, match="wgmma by 2 warps, which is no whole warp group"):
+        gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=2)
 
 
 @dataclass
