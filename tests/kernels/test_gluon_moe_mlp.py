@@ -24,7 +24,6 @@ from test_moe_mlp import (
 )
 
 from distmoe.kernels.moe_mlp import Runs
-from distmoe.kernels.moe_mlp.activations import ACTIVATIONS
 from distmoe.kernels.moe_mlp.gluon_backend import multiprocessors
 from distmoe.kernels.moe_mlp.gluon_tiles import (
     CANDIDATES,
@@ -76,7 +75,7 @@ def test_many_tiles_through_few_stages(tiles: str, landing: str) -> None:
         check(mlp, problem, index, [Runs.of_all(index)])
 
 
-@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
 def test_ragged_steps_with_small_tiles(activation: str) -> None:
     mlp = backend_or_skip("gluon", activation)
     problem = make_problem("many_tiles", activation).to(torch.float16)
@@ -87,8 +86,8 @@ def test_ragged_steps_with_small_tiles(activation: str) -> None:
 
 def test_no_moment_changes_a_bit() -> None:
     mlp = backend_or_skip("gluon")
-    problem = make_problem("many_tiles").to(torch.bfloat16)
-    index = index_of(problem, CASES["many_tiles"][0])
+    problem = make_problem("aligned").to(torch.bfloat16)
+    index = index_of(problem, CASES["aligned"][0])
     results = []
     for landing in ("at once", "random"):
         with tiling(TILINGS["two groups"]), moments(landing):
