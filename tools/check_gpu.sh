@@ -45,5 +45,4 @@ limited 900 "$python" -m pytest -m "gpu or not gpu" -k "gluon and not interprete
     -o faulthandler_timeout=300 tests/kernels/test_gluon_moe_mlp.py tests/kernels/test_moe_mlp.py
 limited 900 "$python" tools/bench_moe.py --shapes 7B-256,README,Qwen3-30B-A3B \
     --backends bound,triton,gluon --json "$out/$name-gluon.json" --picture "$out/$name-gluon.png"
-limited 900 "$python" tools/bench_moe.py --shapes 7B-256,README --backends gluon --tune
 exit $failed
