@@ -90,6 +90,12 @@ MOE_MLP_BACKENDS = Registry(
         "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
     },
 )
+MOE_MLP_TILES = Registry(
+    "moe_mlp backend with tile configurations",
+    {
+        "triton": "distmoe.kernels.moe_mlp.tiles:SPACE",
+    },
+)
 ROUTER_LOGITS_BACKENDS = Registry(
     "router_logits backend",
     {

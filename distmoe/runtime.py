@@ -54,16 +54,20 @@ def start(
     timeout_s: float,
     threads: int,
     engine: str,
-    facts: Mapping[str, str] | None = None,
+    facts: Callable[[torch.device], Mapping[str, str]] | None = None,
 ) -> Runtime:
     """Set the device, the threads, and, for several ranks or a sharding engine, the group.
 
-    ConfigError if a rank has no device, or if the ranks differ in ``facts``, the kind of their
-    device or a version.
+    ``facts``: of this rank with its device; ConfigError if it cannot take part. ConfigError, too,
+    if a rank has no device, or if the ranks differ in their facts, the kind of their device or a
+    version.
     """
-    picked, problem = torch.device("cpu"), ""
+    picked, problem, found = torch.device("cpu"), "", dict[str, str]()
     try:
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
+        _use(picked)
+        if facts is not None:
+            found.update(facts(picked))
     except ConfigError as error:
         if ranks.world == 1:
             raise
@@ -72,13 +76,11 @@ def start(
     if threads:
         torch.set_num_threads(threads)
     if ranks.world == 1 and engine == "single":
-        _use(picked)
         return Runtime(ranks, picked, None)
     store: Store = HashStore()
     if ranks.world > 1:
-        own = {"the device": picked.type, **_versions(), **(facts or {})}
+        own = {"the device": picked.type, **_versions(), **found}
         store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
-    _use(picked)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo",
         store=store,

@@ -225,6 +225,19 @@ def _profile(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule()
+def _tiles(config: Config, world: int) -> Iterator[str]:
+    if (
+        config.moe.kernel_tiles not in ("auto", "default")
+        and not Path(config.moe.kernel_tiles).is_file()
+    ):
+        yield _wrong(
+            config,
+            "moe.kernel_tiles",
+            "be auto, default or a file that `tools/bench_moe.py --write-tiles` wrote",
+        )
+
+
 @_rule("parallel.dp_replicate", "parallel.dp_shard")
 def _world(config: Config, world: int) -> Iterator[str]:
     parallel = config.parallel

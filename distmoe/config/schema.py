@@ -162,6 +162,10 @@ class MoEConfig:
     or plain, with one."""
     kernel: str = "auto"
     """Backend of the expert MLP. auto: triton on a GPU that it runs on, else torch."""
+    kernel_tiles: str = "auto"
+    """Tile configurations of the kernels. auto: those that were measured on such a device, if
+    they ship with distmoe; else, and with default, the defaults. Or a file that
+    `tools/bench_moe.py --write-tiles` wrote."""
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     dispatch: DispatchConfig = field(default_factory=DispatchConfig)
 
