@@ -94,6 +94,7 @@ MOE_MLP_TILES = Registry(
     "moe_mlp backend with tile configurations",
     {
         "triton": "distmoe.kernels.moe_mlp.tiles:SPACE",
+        "gluon": "distmoe.kernels.moe_mlp.gluon_tiles:SPACE",
     },
 )
 ROUTER_LOGITS_BACKENDS = Registry(

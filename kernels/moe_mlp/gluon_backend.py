@@ -27,7 +27,8 @@ from distmoe.kernels.moe_mlp.gluon_rows import rows_kernel
 from distmoe.kernels.moe_mlp.gluon_tiles import config_for, constants
 from distmoe.kernels.moe_mlp.gluon_up import up_kernel
 from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
-from distmoe.kernels.moe_mlp.tiles import TileConfig
+from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
 from distmoe.kernels.moe_mlp.triton_backend import (
     TritonMoeMlp,
     ragged_shape,
@@ -44,9 +45,9 @@ class GluonMoeMlp:
     """Backend of the specialised kernels; compute capability 9.0 (H100, H200), ValueError for other
     devices. fp32, and widths that are no multiple of 16 bytes, run as the backend `triton` does."""
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str, tiles: TileTable = DEFAULTS) -> None:
         self.triton = TritonMoeMlp(activation)
-        self.act = self.triton.act
+        self.act, self.tiles = self.triton.act, tiles
 
     def forward(
         self,
@@ -66,7 +67,8 @@ class GluonMoeMlp:
             )
         elif runs.max_pairs:
             self.up(x_RH, w_in_eGH, index=index, runs=runs, z_LG=z_LG, a_LI=a_LI)
-            _rows_times_weight("down", a_LI, w_out_eHI, runs, y_LH, transposed=True)
+            config = self._config("down", w_out_eHI, runs.max_pairs)
+            _rows_times_weight(config, a_LI, w_out_eHI, runs, y_LH, transposed=True)
 
     def up(
         self, x_RH: Tensor, w_in_eGH: Tensor, *, index: PairIndex, runs: Runs,
@@ -74,7 +76,8 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `forward`: z and a of the pairs in ``runs``."""
         H, I = x_RH.shape[1], a_LI.shape[1]
-        config = config_for("up", columns=I, gated=self.act.gated)
+        shape = ExpertShape(H, I, len(w_in_eGH), self.act.gated, x_RH.dtype)
+        config = config_for("up", shape, self.tiles.pick("up", shape, runs.max_pairs))
         tiles = tile_list(runs, config.m)
         up_kernel[_grid(x_RH, tiles.shape[1] * triton.cdiv(I, config.n))](
             x_RH, index.row_L, _weight(w_in_eGH, rows=config.n, cols=config.k),
@@ -118,7 +121,8 @@ class GluonMoeMlp:
                 dy_RH, score_L, z_LG, w_out_eHI,
                 index=index, runs=runs, dz_LG=dz_LG, a_LI=a_LI, dscore_L=dscore_L,
             )  # fmt: skip
-            _rows_times_weight("dx", dz_LG, w_in_eGH, runs, dx_LH, transposed=False)
+            config = self._config("dx", w_out_eHI, runs.max_pairs)
+            _rows_times_weight(config, dz_LG, w_in_eGH, runs, dx_LH, transposed=False)
 
     def da(
         self, dy_RH: Tensor, score_L: Tensor, z_LG: Tensor, w_out_eHI: Tensor,
@@ -126,7 +130,7 @@ class GluonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
-        config = config_for("dgrad", columns=I, gated=self.act.gated)
+        config = self._config("dgrad", w_out_eHI, runs.max_pairs)
         tiles = tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
@@ -144,9 +148,16 @@ class GluonMoeMlp:
             return self.triton.wgrad(x_RH, dy_RH, dz_LG, a_LI, index=index)
         e, H, G, I = index.num_experts, x_RH.shape[1], dz_LG.shape[1], a_LI.shape[1]
         dw_in_eGH, dw_out_eHI = x_RH.new_empty(e, G, H), x_RH.new_empty(e, H, I)
-        _weight_gradient("wgrad_out", dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
-        _weight_gradient("wgrad_in", x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
+        config = self._config("wgrad_out", dw_out_eHI, len(index.row_L))
+        _weight_gradient(config, dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
+        config = self._config("wgrad_in", dw_out_eHI, len(index.row_L))
+        _weight_gradient(config, x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
         return dw_in_eGH, dw_out_eHI
+
+    def _config(self, kernel: str, w_out_eHI: Tensor, pairs: int) -> TileConfig:
+        e, H, I = w_out_eHI.shape
+        shape = ExpertShape(H, I, e, self.act.gated, w_out_eHI.dtype)
+        return config_for(kernel, shape, self.tiles.pick(kernel, shape, pairs))
 
 
 def _is_for_tensor_cores(v_RH: Tensor, a_LI: Tensor) -> bool:
@@ -201,10 +212,9 @@ def _ragged(v_LN: Tensor, *, rows: int, cols: int) -> Any:
 
 
 def _rows_times_weight(
-    kernel: str, v_LK: Tensor, w: Tensor, runs: Runs, out_LN: Tensor, *, transposed: bool
+    config: TileConfig, v_LK: Tensor, w: Tensor, runs: Runs, out_LN: Tensor, *, transposed: bool
 ) -> None:
     K, N = v_LK.shape[1], out_LN.shape[1]
-    config = config_for(kernel, columns=N, gated=True)
     tiles = tile_list(runs, config.m)
     rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
     rows_kernel[_grid(v_LK, tiles.shape[1] * triton.cdiv(N, config.n))](
@@ -216,12 +226,11 @@ def _rows_times_weight(
 
 
 def _weight_gradient(
-    kernel: str, gathered_RH: Tensor, v_LW: Tensor, index: PairIndex, dw: Tensor,
+    config: TileConfig, gathered_RH: Tensor, v_LW: Tensor, index: PairIndex, dw: Tensor,
     *, gathered_first: bool,
 ) -> None:  # fmt: skip
     H, W = gathered_RH.shape[1], v_LW.shape[1]
     m, n = (H, W) if gathered_first else (W, H)
-    config = config_for(kernel, columns=n, gated=True)
     bh, bw = (config.m, config.n) if gathered_first else (config.n, config.m)
     blocks = triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
     wgrad_kernel[_grid(gathered_RH, index.num_experts * blocks)](

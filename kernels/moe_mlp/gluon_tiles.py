@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from distmoe.kernels.moe_mlp.tiles import TileConfig
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, TileSpace, columns_of
 
 # A program has a multiprocessor to itself: 8 warps multiply and 4 load. Each begins with 168 of the
 # registers that 12 warps can share, 32 times; warps that load keep 40 and leave the rest.
@@ -70,12 +70,22 @@ def override(kernel: str, config: TileConfig) -> Iterator[None]:
         _overrides.update(before)
 
 
-def config_for(kernel: str, *, columns: int, gated: bool) -> TileConfig:
-    """The configuration of ``kernel`` for so many ``columns`` of the result."""
+def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
+    """Of the ring. Barriers and the epilogue's scratch come on top."""
+    config = config.fit(columns_of(kernel, shape))
+    columns = 2 * config.n if kernel == "up" and shape.gated else config.n
+    return (config.m + columns) * config.k * shape.dtype.itemsize * config.num_stages
+
+
+SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+
+
+def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None) -> TileConfig:
+    """The configuration of ``kernel``; ``tuned``: what a table has for it, if it has any."""
     default = CANDIDATES[kernel][0]
-    if not gated:
+    if not shape.gated:
         default = UNGATED_CONFIGS.get(kernel, default)
-    return _overrides.get(kernel, default).fit(columns)
+    return _overrides.get(kernel, tuned or default).fit(columns_of(kernel, shape))
 
 
 def constants(config: TileConfig) -> dict[str, int]:

@@ -23,6 +23,7 @@ from test_moe_mlp import (
     through_pieces,
 )
 
+from distmoe.kernels.aot import TARGETS
 from distmoe.kernels.moe_mlp import Runs
 from distmoe.kernels.moe_mlp.gluon_backend import multiprocessors
 from distmoe.kernels.moe_mlp.gluon_tiles import (
@@ -35,9 +36,11 @@ from distmoe.kernels.moe_mlp.gluon_tiles import (
     UNGATED_CONFIGS,
     config_for,
     override,
+    shared_bytes,
 )
-from distmoe.kernels.moe_mlp.tiles import TileConfig
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
 
+WIDE = ExpertShape(H=4096, I=1024, e=8, gated=True, dtype=torch.bfloat16)
 TILINGS = {
     "two groups": TileConfig(64, 16, 32, num_warps=4, num_stages=3),
     "one group": TileConfig(128, 32, 16, num_warps=8, num_stages=2, chunks=2),
@@ -109,12 +112,17 @@ def test_configurations() -> None:
             assert config.num_warps in (4, 8)
             # A warpgroup multiplies 64 rows at a time.
             assert config.m % (16 * config.num_warps) == 0
-        assert config_for(kernel, columns=4096, gated=True) == candidates[0]
-        assert config_for(kernel, columns=1, gated=True).n == 16
+        assert config_for(kernel, WIDE) == candidates[0]
+        assert config_for(kernel, WIDE._replace(H=8, I=8)).n == 16
+        assert config_for(kernel, WIDE, TILINGS["two groups"]) == TILINGS["two groups"]
         with override(kernel, TILINGS["one group"]):
-            assert config_for(kernel, columns=4096, gated=False) == TILINGS["one group"]
+            assert config_for(kernel, WIDE, TILINGS["two groups"]) == TILINGS["one group"]
+        for config in candidates:
+            assert shared_bytes(kernel, config, WIDE) <= TARGETS["sm_90"].shared_limit
     for kernel, config in UNGATED_CONFIGS.items():
-        assert config_for(kernel, columns=4096, gated=False) == config
+        assert config_for(kernel, WIDE._replace(gated=False)) == config
+    # (128 rows of x, 256 of gate and up) x 64, 2 bytes, 4 stages.
+    assert shared_bytes("up", CANDIDATES["up"][0], WIDE) == 384 * 64 * 2 * 4
     with (
         pytest.raises(ValueError, match="unknown kernel 'x'; known: up, down"),
         override("x", TILINGS["one group"]),
