@@ -80,9 +80,9 @@ def fill_box(x_ptr, box, ready, FAULT: gl.constexpr):
     box.store(x)
     if FAULT != "fence too early":
         fence_async_shared()
-    if FAULT == "store after the copies' arrival":
-        async_copy.mbarrier_arrive(ready)
     mbarrier.arrive(ready, count=1)
+    if FAULT == "store after the copies' arrival":
+        async_copy.mbarrier_arrive(ready, increment_count=False)
     if FAULT == "store after the arrival" or FAULT == "store after the copies' arrival":
         box.store(x)
 
@@ -99,7 +99,7 @@ def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
     """out = x, which one partition puts in shared memory and the other one sends."""
     box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(ready, count=1)
+    mbarrier.init(ready, count=129 if FAULT == "store after the copies' arrival" else 1)
     gl.warp_specialize(
         [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
     )
