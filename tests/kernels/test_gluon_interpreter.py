@@ -91,6 +91,11 @@ def test_a_fault_of_a_copy_is_found(fault: str) -> None:
         copy_by_tma(fault, 0)
 
 
+def test_coordinates_are_int32() -> None:
+    with pytest.raises(KernelError, match=r"coordinates \[2147483648, 0\] are no int32"):
+        copy_by_tma("", 2**31)
+
+
 def hand_over(fault: str) -> tuple[Tensor, Tensor]:
     x, out = integers(16, 32), torch.empty(16, 32, dtype=torch.bfloat16)
     gluon_kernels.hand_over_kernel[(1,)](x, descriptor(out, [16, 32]), FAULT=fault, num_warps=4)
@@ -110,6 +115,22 @@ def test_what_a_partition_did_before_it_arrived(landing: str) -> None:
 def test_what_a_partition_does_after_it_arrived(fault: str) -> None:
     with pytest.raises(KernelError, match="of box, and nothing says that store at .* is over"):
         hand_over(fault)
+
+
+@pytest.mark.parametrize("landing", LANDINGS)
+def test_partitions_end_before_what_follows(landing: str) -> None:
+    x, out = integers(16, 32), torch.empty(16, 32, dtype=torch.bfloat16)
+    with timing(landing):
+        gluon_kernels.join_kernel[(1,)](x, descriptor(out, [16, 32]), FILL_FIRST=False)
+        assert torch.equal(out, x)
+        with pytest.raises(KernelError, match="TMA store of box, (and nothing says|where nothing)"):
+            gluon_kernels.join_kernel[(1,)](x, descriptor(out, [16, 32]), FILL_FIRST=True)
+
+
+def test_a_box_that_is_not_the_descriptor_s() -> None:
+    boxes = descriptor(integers(16, 32), [16, 32]), descriptor(integers(16, 32), [8, 32])
+    with pytest.raises(KernelError, match=r"a box of \[8, 32\] bf16 and a buffer of \(16, 32\)"):
+        gluon_kernels.tma_copy_kernel[(1,)](*boxes, 0, FAULT="")
 
 
 def test_a_missing_fence_can_be_allowed() -> None:
@@ -168,7 +189,7 @@ def test_faults_of_cp_async_are_found() -> None:
 def test_products_of_slices_and_registers() -> None:
     a, b, out = integers(64, 64), integers(64, 32), torch.empty(64, 32)
     gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=4)
-    assert torch.equal(out, a.float() @ b.float())
+    assert torch.equal(out, a.float() @ b.float() + a[:, :32].float() @ b[:32].float())
     with pytest.raises(KernelError, match="wgmma by 2 warps, which is no whole warp group"):
         gluon_kernels.product_kernel[(1,)](a, b, out, M=64, N=32, K=64, num_warps=2)
 
@@ -240,6 +261,15 @@ def test_a_race_spoils_the_numbers(matmul: Matmul) -> None:
         assert not torch.equal(matmul.out, matmul.exact)
         x, out = copy_by_tma("overwritten", 0)
         assert torch.equal(out[:16], x[:16] + 2)
+
+
+def test_what_happens_at_once_hides_a_race(matmul: Matmul) -> None:
+    with timing("at once", races=False):
+        matmul.run("early release")
+        assert torch.equal(matmul.out, matmul.exact)
+        for fault in ("overwritten", "no wait for the load"):
+            x, out = copy_by_tma(fault, 0)
+            assert torch.equal(out[:16], x[:16] + 1)
 
 
 def test_copies_do_not_outlive_the_kernel() -> None:
