@@ -96,26 +96,27 @@ def nothing(ready):
 
 @gluon.jit
 def send_box(out, box, ready, FAULT: gl.constexpr):
-    if FAULT != "no wait":
+    if FAULT == "":
         mbarrier.wait(ready, 0)
     tma_store(out, [0, 0], box)
-    tma.store_wait(0)
+    if FAULT != "no waits":
+        tma.store_wait(0)
 
 
 @gluon.jit
-def join_kernel(x_ptr, out, FILL_FIRST: gl.constexpr):
+def join_kernel(x_ptr, out, FILL_FIRST: gl.constexpr, FAULT: gl.constexpr):
     """out = x: one partition puts it in shared memory, and who comes later sends it without a wait,
     which is right if all partitions have ended, and wrong if the other one runs beside it."""
     box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(ready, count=1)
-    fill = (x_ptr, box, ready, "")
-    send = (out, box, ready, "no wait")
     if FILL_FIRST:
-        gl.warp_specialize([(fill_box, fill), (send_box, send)], [4], [40])
+        gl.warp_specialize(
+            [(fill_box, (x_ptr, box, ready, "")), (send_box, (out, box, ready, FAULT))], [4], [40]
+        )
     else:
-        gl.warp_specialize([(nothing, (ready,)), (fill_box, fill)], [4], [40])
-        send_box(*send)
+        gl.warp_specialize([(nothing, (ready,)), (fill_box, (x_ptr, box, ready, ""))], [4], [40])
+        send_box(out, box, ready, FAULT)
 
 
 @gluon.jit
@@ -125,7 +126,7 @@ def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(ready, count=129 if FAULT == "store after the copies' arrival" else 1)
     gl.warp_specialize(
-        [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
+        [(send_box, (out, box, ready, "")), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
     )
     mbarrier.invalidate(ready)
 
