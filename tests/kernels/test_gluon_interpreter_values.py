@@ -90,7 +90,7 @@ def test_division_by_zero_is_found() -> None:
 
 
 @gluon.jit
-def scalar_kernel(out_ptr, a, b):
+def scalar_kernel(out_ptr, a, b, C: gl.constexpr):
     total = 0
     for i in range(a, b, 2):
         total += i * (1 if i > 3 else -1)
@@ -99,7 +99,8 @@ def scalar_kernel(out_ptr, a, b):
     gl.store(out_ptr, total)
     gl.store(out_ptr + 1, -a // 2)
     gl.store(out_ptr + 2, gl.program_id(0) + gl.num_programs(0) * gl.num_warps())
-    gl.store(out_ptr + 3, min(a, b) % 2)
+    gl.store(out_ptr + 4 - 1, min(a, b) % 2)
+    gl.store(out_ptr + 4, C // 2)
 
 
 @gluon.jit
@@ -115,15 +116,16 @@ def test_grids() -> None:
 
 
 def test_scalars() -> None:
-    out = torch.zeros(4, dtype=torch.int32)
-    scalar_kernel[(1,)](out, 1, 30, num_warps=8)
-    assert out.tolist() == [sum(range(5, 30, 2)) - 4 - 200, 0, 8, 1]
+    """Run-time numbers divide as in C, constants as in Python."""
+    out = torch.zeros(5, dtype=torch.int32)
+    scalar_kernel[(1,)](out, 1, 30, C=-1, num_warps=8)
+    assert out.tolist() == [sum(range(5, 30, 2)) - 4 - 200, 0, 8, 1, -1]
 
 
 def test_an_address_in_int32_overflows() -> None:
     out = torch.zeros(4, dtype=torch.int32)
     with pytest.raises(KernelError, match=r"total \+= i .* overflows int32"):
-        scalar_kernel[(1,)](out, 2**30, 2**30 + 12)
+        scalar_kernel[(1,)](out, 2**30, 2**30 + 12, C=0)
 
 
 @gluon.jit
