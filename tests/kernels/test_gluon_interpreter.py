@@ -144,6 +144,8 @@ def test_a_missing_fence_can_be_allowed() -> None:
     with timing(fences=False):
         x, out = copy_by_tma("no fence", 0)
     assert torch.equal(out[:16], x[:16] + 1)
+    with pytest.raises(KernelError, match="without a fence"):
+        copy_by_tma("no fence", 0)
 
 
 def test_a_buffer_in_another_shape() -> None:
