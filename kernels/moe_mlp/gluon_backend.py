@@ -1,7 +1,8 @@
 """moe_mlp by warp-specialised kernels for Hopper: one warpgroup loads, two multiply.
 
-The products are those of the Triton kernels, in the same order, by programs that stay on their
-multiprocessor and walk the tiles; tile list, row sums and the sum of dscore are the same kernels.
+The products are those of the Triton kernels, by programs that stay on their multiprocessor and walk
+the tiles; tile list, row sums and the sum of dscore are the same kernels. See docs/design.md,
+"Specialised warps": none of this has run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -111,6 +111,7 @@ def consume(
         partial = partial_ptr + block.to(gl.int64) * num_pairs
         gl.store(partial + pair, dscore, mask=pair < end)
         turn += GROUPS
+        # Not ahead, as elsewhere: registers are short, and the other group multiplies meanwhile.
         expert, begin, end = tile_at(tile_ptr, num_tiles, item // NUM_N)
 
 
@@ -124,7 +125,7 @@ def dgrad_kernel(
     CHUNKS: gl.constexpr, GROUPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """`triton_dgrad.dgrad_kernel` by programs that walk the tiles, with the same results.
+    """What `triton_dgrad.dgrad_kernel` computes, by programs that walk the tiles.
 
     ``partial_ptr`` fp32 [ceil(I / BN), num_pairs]: dscore of each column block, summed later in
     fixed order.

@@ -119,7 +119,7 @@ def rows_kernel(
     CHUNKS: gl.constexpr, GROUPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """`triton_rows.rows_kernel` by programs that walk the tiles, with the same results."""
+    """What `triton_rows.rows_kernel` computes, by programs that walk the tiles."""
     dtype: gl.constexpr = out_ptr.dtype.element_ty
     V_LAYOUT: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BM, BK], dtype)
     v_tiles = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BM, BK], v.layout)

@@ -114,7 +114,7 @@ def up_kernel(
     CHUNKS: gl.constexpr, GROUPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """`triton_up.up_kernel` by programs that walk the tiles, with the same results.
+    """What `triton_up.up_kernel` computes, by programs that walk the tiles.
 
     Neighbouring programs have the same gathered rows, and then the same weights. The two tiles of
     gate and up lie one behind the other in a stage, and are one operand of the products.

@@ -141,8 +141,7 @@ def wgrad_kernel(
     CHUNKS: gl.constexpr, GROUPS: gl.constexpr,
     CONSUMER_REGISTERS: gl.constexpr, PRODUCER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """`triton_wgrad.wgrad_kernel` by programs that walk the blocks of all experts, with the same
-    results."""
+    """What `triton_wgrad.wgrad_kernel` computes, by programs that walk all experts' blocks."""
     dtype: gl.constexpr = dw_ptr.dtype.element_ty
     NUM_H: gl.constexpr = (H + BH - 1) // BH
     NUM_W: gl.constexpr = (W + BW - 1) // BW

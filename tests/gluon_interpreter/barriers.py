@@ -80,22 +80,22 @@ def init(mbarrier: View, count: Any) -> None:
     count = int(unwrap(count))
     if not 0 < count < 2**20:
         raise fault(f"a barrier counts 1 to {2**20 - 1} arrivals, not {count}")
-    if mbarrier.start in mbarrier.home.barriers:
+    if mbarrier.region.low in mbarrier.home.barriers:
         raise fault(f"{mbarrier.name} is initialised twice")
     mbarrier.access("mbarrier.init", write=True, generic=True, over=True)
     actor = current().program.new_actor()
-    mbarrier.home.barriers[mbarrier.start] = Barrier(mbarrier.name, count, actor)
+    mbarrier.home.barriers[mbarrier.region.low] = Barrier(mbarrier.name, count, actor)
 
 
 def invalidate(mbarrier: View) -> None:
     barrier_at(mbarrier, "mbarrier.invalidate")
     mbarrier.access("mbarrier.invalidate", write=True, generic=True, over=True)
-    del mbarrier.home.barriers[mbarrier.start]
+    del mbarrier.home.barriers[mbarrier.region.low]
 
 
 def barrier_at(mbarrier: View, what: str) -> Barrier:
     check_descriptor(mbarrier, "a barrier")
-    barrier = mbarrier.home.barriers.get(mbarrier.start)
+    barrier = mbarrier.home.barriers.get(mbarrier.region.low)
     if barrier is None:
         raise fault(f"{what} of {mbarrier.name}, which is not initialised")
     assert isinstance(barrier, Barrier)

@@ -70,7 +70,7 @@ class Partition:
 
     def pause(self) -> None:
         """Between two operations that others can see."""
-        if self.program.rng and self.program.rng.random() < 0.3:
+        if self.program.rng and self.program.rng.random() < 0.5:
             self.wait_until(lambda: True, lambda: "its turn")
 
     def leave(self) -> None:
@@ -187,6 +187,7 @@ def warp_specialize(
     main.tick()
     main.name = f"partition 0 ({default[0].__name__})"
     try:
+        main.pause()
         result = default[0](*default[1])
         main.wait_until(lambda: main.program.live == [main], lambda: "the other partitions")
     except BaseException as error:

@@ -35,8 +35,6 @@ class Product:
         self.result = factor(self.a) @ factor(self.b)
         if before is not None:
             self.result += before
-        # A tile's products are a chain.
-        self.before = None
 
     def finish(self, partition: Partition) -> None:
         self.compute()

@@ -44,14 +44,14 @@ class Knowledge:
         return Knowledge(Clock(self.seen), Clock(self.fenced))
 
 
-@dataclass
 class Region:
-    """Bytes of an allocation: ``array``, which lies in bytes ``low`` to ``high`` of it."""
+    """The bytes of ``array``, a view of some allocation, which lie from ``low`` to ``high``."""
 
-    name: str
-    low: int
-    high: int
-    array: Any
+    def __init__(self, name: str, array: Any) -> None:
+        self.name, self.array = name, array
+        self.low: int = array.__array_interface__["data"][0]
+        steps = zip(array.shape, array.strides, strict=True)
+        self.high: int = self.low + array.itemsize + sum((n - 1) * stride for n, stride in steps)
 
     @property
     def solid(self) -> bool:

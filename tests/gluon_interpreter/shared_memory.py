@@ -19,7 +19,7 @@ from gluon_interpreter.values import Value, as_shape, as_value, unwrap
 class Allocation:
     def __init__(self) -> None:
         self.history = History(current().program.timing)
-        # Byte at which it lies -> its state, where the elements are barriers.
+        # Address -> state, where the elements are barriers.
         self.barriers: dict[int, Any] = {}
 
 
@@ -32,12 +32,10 @@ class ViewType:
 
 
 class View:
-    """A shared_memory_descriptor: ``array``, whose first element is byte ``start`` of ``home``."""
+    """A shared_memory_descriptor: ``array``, a view of the memory of ``home``."""
 
-    def __init__(
-        self, home: Allocation, name: str, array: Any, start: int, dtype: Any, layout: Any
-    ) -> None:
-        self.home, self.name, self.array, self.start = home, name, array, start
+    def __init__(self, home: Allocation, name: str, array: Any, dtype: Any, layout: Any) -> None:
+        self.home, self.name, self.array = home, name, array
         self.dtype, self.layout = dtype, layout
 
     @property
@@ -62,19 +60,16 @@ class View:
 
     @property
     def region(self) -> Region:
-        steps = zip(self.array.shape, self.array.strides, strict=True)
-        last = self.start + sum((n - 1) * stride for n, stride in steps)
-        return Region(self.name, self.start, last + self.array.itemsize, self.array)
+        return Region(self.name, self.array)
 
-    def _part(self, name: str, array: Any, start: int = 0) -> View:
-        return View(self.home, name, array, self.start + start, self.dtype, self.layout)
+    def _part(self, name: str, array: Any) -> View:
+        return View(self.home, name, array, self.dtype, self.layout)
 
     def index(self, index: Any) -> View:
         number = int(unwrap(index))
         if not 0 <= number < self.shape[0]:
             raise fault(f"index {number} of {self.name}, which has {self.shape[0]}")
-        start = number * self.array.strides[0]
-        return self._part(f"{self.name}[{number}]", self.array[number, ...], start)
+        return self._part(f"{self.name}[{number}]", self.array[number, ...])
 
     def slice(self, start: Any, length: Any, dim: Any = 0) -> View:
         first, length, dim = int(unwrap(start)), int(unwrap(length)), int(unwrap(dim))
@@ -83,7 +78,7 @@ class View:
             raise fault(f"{first} to {last} along axis {dim} of {self.name}: {self.shape}")
         part = self.array[(slice(None),) * dim + (slice(first, last),)]
         name = f"{self.name}[{':, ' * dim}{first}:{last}]"
-        return self._part(name, part, first * self.array.strides[dim])
+        return self._part(name, part)
 
     def permute(self, order: Any) -> View:
         return self._part(self.name, self.array.transpose(as_shape(order)))
@@ -107,7 +102,7 @@ class View:
                 f"and {layout}"
             )
         array = flat[: math.prod(shape)].reshape(shape)
-        return View(self.home, self.name, array, self.start, dtype, layout)
+        return View(self.home, self.name, array, dtype, layout)
 
     _reinterpret = reinterpret
 
@@ -149,7 +144,7 @@ def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any, value: Any 
     dtype, shape, layout = unwrap(element_ty), as_shape(shape), unwrap(layout)
     check_rank(layout, shape, or_stages=True)
     array = np.full(shape, POISON[dtype.name], MEMORY[dtype.name])
-    view = View(Allocation(), line().assigned, array, 0, dtype, layout)
+    view = View(Allocation(), line().assigned, array, dtype, layout)
     if value is not None:
         view.store(value)
     return view

@@ -66,6 +66,8 @@ def tma_copy_kernel(x, out, row, FAULT: gl.constexpr):
         box.store((value + 1.0).to(x.dtype))
     if FAULT != "no wait for the store":
         tma.store_wait(0)
+    if FAULT == "":
+        box.store(value.to(x.dtype))
     mbarrier.invalidate(landed)
 
 
@@ -80,18 +82,41 @@ def fill_box(x_ptr, box, ready, FAULT: gl.constexpr):
     box.store(x)
     if FAULT != "fence too early":
         fence_async_shared()
-    if FAULT == "store after the copies' arrival":
-        async_copy.mbarrier_arrive(ready)
     mbarrier.arrive(ready, count=1)
+    if FAULT == "store after the copies' arrival":
+        async_copy.mbarrier_arrive(ready, increment_count=False)
     if FAULT == "store after the arrival" or FAULT == "store after the copies' arrival":
         box.store(x)
 
 
 @gluon.jit
+def nothing(ready):
+    pass
+
+
+@gluon.jit
 def send_box(out, box, ready, FAULT: gl.constexpr):
-    mbarrier.wait(ready, 0)
+    if FAULT == "":
+        mbarrier.wait(ready, 0)
     tma_store(out, [0, 0], box)
-    tma.store_wait(0)
+    if FAULT != "no waits":
+        tma.store_wait(0)
+
+
+@gluon.jit
+def join_kernel(x_ptr, out, FILL_FIRST: gl.constexpr, FAULT: gl.constexpr):
+    """out = x: one partition puts it in shared memory, and who comes later sends it without a wait,
+    which is right if all partitions have ended, and wrong if the other one runs beside it."""
+    box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
+    ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(ready, count=1)
+    if FILL_FIRST:
+        gl.warp_specialize(
+            [(fill_box, (x_ptr, box, ready, "")), (send_box, (out, box, ready, FAULT))], [4], [40]
+        )
+    else:
+        gl.warp_specialize([(nothing, (ready,)), (fill_box, (x_ptr, box, ready, ""))], [4], [40])
+        send_box(out, box, ready, FAULT)
 
 
 @gluon.jit
@@ -99,9 +124,9 @@ def hand_over_kernel(x_ptr, out, FAULT: gl.constexpr):
     """out = x, which one partition puts in shared memory and the other one sends."""
     box = gl.allocate_shared_memory(out.dtype, out.block_type.shape, out.layout)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(ready, count=1)
+    mbarrier.init(ready, count=129 if FAULT == "store after the copies' arrival" else 1)
     gl.warp_specialize(
-        [(send_box, (out, box, ready, FAULT)), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
+        [(send_box, (out, box, ready, "")), (fill_box, (x_ptr, box, ready, FAULT))], [4], [40]
     )
     mbarrier.invalidate(ready)
 
@@ -168,7 +193,7 @@ def gather_kernel(
 
 @gluon.jit
 def product_kernel(a_ptr, b_ptr, out_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
-    """out = a b in two halves of K: a in registers and awaited, then all in shared memory."""
+    """out = a b, with the left half of K twice: a in registers and awaited, then all in shared."""
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [8, 4], [4, 1], [1, 0])
     acc_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
     a_layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([M, K], gl.bfloat16)
@@ -183,7 +208,7 @@ def product_kernel(a_ptr, b_ptr, out_ptr, M: gl.constexpr, N: gl.constexpr, K: g
     HALF: gl.constexpr = K // 2
     left = a.slice(0, HALF, 1).load(gl.DotOperandLayout(0, acc_layout, 2))
     wrong = gl.full([M, N], 7.0, gl.float32, acc_layout)
-    acc = warpgroup_mma(left, b.slice(0, HALF), wrong, use_acc=False)
+    acc = 2.0 * warpgroup_mma(left, b.slice(0, HALF), wrong, use_acc=False)
     acc = warpgroup_mma(a.slice(HALF, HALF, 1), b.slice(HALF, HALF), acc, is_async=True)
     acc = warpgroup_mma_wait(0, deps=[acc])
     gl.store(out_ptr + m * N + n, gl.convert_layout(acc, layout))

@@ -116,9 +116,12 @@ def misuse_barriers_kernel(n, WHAT: gl.constexpr):
     elif WHAT == "invalidated":
         mbarrier.invalidate(bar)
         mbarrier.wait(bar, 1)
-    elif WHAT == "product":
-        x = gl.zeros([4, 4], gl.float32, layout)
-        warpgroup_mma(x, gl.allocate_shared_memory(gl.float32, [4, 4], layout, x), x)
+    elif WHAT == "operand" or WHAT == "accumulator" or WHAT == "product":
+        a_type: gl.constexpr = gl.float32 if WHAT == "operand" else gl.float16
+        acc_type: gl.constexpr = gl.float16 if WHAT == "accumulator" else gl.float32
+        a = gl.zeros([4, 4], a_type, layout)
+        b = gl.allocate_shared_memory(a_type, [4, 4], layout, a)
+        warpgroup_mma(a, b, gl.zeros([4, 8], acc_type, layout))
     elif WHAT == "tensor":
         tensors = (gl.zeros([4, 4], gl.float32, layout),)
         gl.warp_specialize([(do_nothing, (n,)), (do_nothing, (tensors,))], [4], [40])
@@ -138,7 +141,9 @@ BARRIER_MISUSES = {
     "parity": "by a phase of 0 or 1, not 29",
     "stuck": r"deadlock; the kernel waits for parity 0 of bars\[0\]",
     "invalidated": r"mbarrier.wait of bars\[0\], which is not initialised",
-    "product": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
+    "operand": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
+    "accumulator": "wgmma accumulates in fp16: only float32 is emulated",
+    "product": r"wgmma of \(4, 4\) and \(4, 4\) to \(4, 8\)",
     "tensor": "worker partitions take no tensors as arguments",
     "warps": "1 worker partitions and 2 numbers for them",
     "nested": "warp_specialize inside of a partition",

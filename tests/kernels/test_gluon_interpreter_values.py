@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import gluon_kernels
 import numpy as np
@@ -91,7 +90,7 @@ def test_division_by_zero_is_found() -> None:
 
 
 @gluon.jit
-def scalar_kernel(out_ptr, a, b):
+def scalar_kernel(out_ptr, a, b, C: gl.constexpr):
     total = 0
     for i in range(a, b, 2):
         total += i * (1 if i > 3 else -1)
@@ -100,7 +99,8 @@ def scalar_kernel(out_ptr, a, b):
     gl.store(out_ptr, total)
     gl.store(out_ptr + 1, -a // 2)
     gl.store(out_ptr + 2, gl.program_id(0) + gl.num_programs(0) * gl.num_warps())
-    gl.store(out_ptr + 3, min(a, b) % 2)
+    gl.store(out_ptr + 4 - 1, min(a, b) % 2)
+    gl.store(out_ptr + 4, C // 2)
 
 
 @gluon.jit
@@ -116,15 +116,16 @@ def test_grids() -> None:
 
 
 def test_scalars() -> None:
-    out = torch.zeros(4, dtype=torch.int32)
-    scalar_kernel[(1,)](out, 1, 30, num_warps=8)
-    assert out.tolist() == [sum(range(5, 30, 2)) - 4 - 200, 0, 8, 1]
+    """Run-time numbers divide as in C, constants as in Python."""
+    out = torch.zeros(5, dtype=torch.int32)
+    scalar_kernel[(1,)](out, 1, 30, C=-1, num_warps=8)
+    assert out.tolist() == [sum(range(5, 30, 2)) - 4 - 200, 0, 8, 1, -1]
 
 
 def test_an_address_in_int32_overflows() -> None:
     out = torch.zeros(4, dtype=torch.int32)
     with pytest.raises(KernelError, match=r"total \+= i .* overflows int32"):
-        scalar_kernel[(1,)](out, 2**30, 2**30 + 12)
+        scalar_kernel[(1,)](out, 2**30, 2**30 + 12, C=0)
 
 
 @gluon.jit
@@ -262,24 +263,19 @@ def test_a_masked_load_without_other_is_nan() -> None:
     assert out.isnan().tolist() == [False] * 100 + [True] * 28
 
 
-def region(array: Any, low: int) -> Region:
-    reach = sum((n - 1) * s for n, s in zip(array.shape, array.strides, strict=True))
-    return Region("", low, low + reach + array.itemsize, array)
-
-
 def test_regions_overlap_in_bytes() -> None:
     """Also where one is no whole range of bytes, such as some columns of a matrix."""
     whole = np.zeros((4, 8), np.uint16)
-    left, right = region(whole[:, :4], 0), region(whole[:, 4:], 8)
-    top, bottom = region(whole[:2], 0), region(whole[2:], 32)
-    turned = region(whole[:2].T, 0)
+    left, right = Region("", whole[:, :4]), Region("", whole[:, 4:])
+    top, bottom = Region("", whole[:2]), Region("", whole[2:])
+    turned = Region("", whole[:2].T)
     assert not left.overlaps(right)
     assert not top.overlaps(bottom)
     assert left.overlaps(top)
     assert right.overlaps(bottom)
     assert turned.overlaps(top)
     assert turned.covers(top)
-    assert region(whole, 0).covers(right)
+    assert Region("", whole).covers(right)
     assert left.covers(left)
     assert not left.covers(right)
     assert not left.covers(top)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,8 +90,8 @@ def test_ragged_steps_with_small_tiles(activation: str) -> None:
 
 def test_no_moment_changes_a_bit() -> None:
     mlp = backend_or_skip("gluon")
-    problem = make_problem("aligned").to(torch.bfloat16)
-    index = index_of(problem, CASES["aligned"][0])
+    problem = make_problem("many_tiles").to(torch.bfloat16)
+    index = index_of(problem, CASES["many_tiles"][0])
     results = []
     for landing in ("at once", "random"):
         with tiling(TILINGS["two groups"]), moments(landing):
@@ -130,10 +131,27 @@ def test_configurations() -> None:
         pass
 
 
-def test_other_devices_are_refused() -> None:
-    words = r"the moe_mlp backend 'gluon' needs a GPU of compute capability 9\.0 .*, not cpu"
-    with pytest.raises(ValueError, match=words):
+REFUSAL = r"the moe_mlp backend 'gluon' needs a GPU of compute capability 9\.0 .*, not "
+
+
+def test_a_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match=REFUSAL + "cpu"):
         multiprocessors(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("major", "minor"), [(9, 0), (8, 9), (10, 0)])
+def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
+    properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "this GPU")
+    multiprocessors.cache_clear()
+    device = torch.device("cuda", 0)
+    if major == 9:
+        assert multiprocessors(device) == 132
+    else:
+        with pytest.raises(ValueError, match=REFUSAL + "this GPU"):
+            multiprocessors(device)
+    multiprocessors.cache_clear()
 
 
 def test_weights_may_begin_anywhere() -> None:
