@@ -62,12 +62,11 @@ def start(
     if a rank has no device, or if the ranks differ in their facts, the kind of their device or a
     version.
     """
-    picked, problem, found = torch.device("cpu"), "", dict[str, str]()
+    picked, own, problem = torch.device("cpu"), dict[str, str](), ""
     try:
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
         _use(picked)
-        if facts is not None:
-            found.update(facts(picked))
+        own = {"the device": picked.type, **_versions(), **(facts(picked) if facts else {})}
     except ConfigError as error:
         if ranks.world == 1:
             raise
@@ -79,7 +78,6 @@ def start(
         return Runtime(ranks, picked, None)
     store: Store = HashStore()
     if ranks.world > 1:
-        own = {"the device": picked.type, **_versions(), **found}
         store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo",

@@ -227,10 +227,8 @@ def _profile(config: Config, world: int) -> Iterator[str]:
 
 @_rule()
 def _tiles(config: Config, world: int) -> Iterator[str]:
-    if (
-        config.moe.kernel_tiles not in ("auto", "default")
-        and not Path(config.moe.kernel_tiles).is_file()
-    ):
+    tiles = config.moe.kernel_tiles
+    if tiles not in ("auto", "default") and not Path(tiles).is_file():
         yield _wrong(
             config,
             "moe.kernel_tiles",
