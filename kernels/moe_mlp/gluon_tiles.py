@@ -47,10 +47,9 @@ CANDIDATES: dict[str, list[TileConfig]] = {
     ],
 }
 
-# Activations without a gate: half as wide an accumulator in "up"; larger tiles of "dgrad" spill.
+# Defaults of activations without a gate, where they differ: the accumulator is half as wide.
 UNGATED_CONFIGS: dict[str, TileConfig] = {
     "up": TileConfig(128, 256, 64, 8, 4, chunks=4),
-    "dgrad": TileConfig(64, 128, 64, 4, 7, chunks=4),
 }
 
 _overrides: dict[str, TileConfig] = {}
