@@ -40,7 +40,7 @@ WITHOUT_VARIANTS += [
     for kernel in (
         "up 128x128x64 w8 s4 c2",
         "down 128x128x64 w4 s6 c2",
-        "dgrad 128x128x64 w4 s5 c8",
+        "dgrad 64x128x64 w4 s7 c4",
         "wgrad_out 128x256x64 w8 s4 c4",
     )
 ]
