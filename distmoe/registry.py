@@ -86,6 +86,7 @@ MOE_MLP_BACKENDS = Registry(
         "reference": "distmoe.kernels.moe_mlp.reference:ReferenceMoeMlp",
         "torch": "distmoe.kernels.moe_mlp.torch_backend:TorchMoeMlp",
         "triton": "distmoe.kernels.moe_mlp.triton_backend:TritonMoeMlp",
+        "gluon": "distmoe.kernels.moe_mlp.gluon_backend:GluonMoeMlp",
         "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
     },
 )
@@ -93,6 +94,7 @@ MOE_MLP_TILES = Registry(
     "moe_mlp backend with tile configurations",
     {
         "triton": "distmoe.kernels.moe_mlp.tiles:SPACE",
+        "gluon": "distmoe.kernels.moe_mlp.gluon_tiles:SPACE",
     },
 )
 ROUTER_LOGITS_BACKENDS = Registry(

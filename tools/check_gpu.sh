@@ -18,6 +18,8 @@
 #                             and the table of the best, which a run takes as moe.kernel_tiles
 #   memory     3 min   20 s   bytes that a layer keeps, formula and measurement
 #   peers      9 min    8 min bench of 7B-256 with SonicMoE and Liger, which tune themselves
+#   gluon      9 min    4 min tests and bench of the warp-specialised kernels. Last, as a wrong barrier
+#                             would let them wait for ever
 #
 # --only names the parts to run. --minutes ends everything after N minutes: the part that runs then
 # is stopped, and those after it are left out.
@@ -26,9 +28,9 @@
 # network. Ends with 1 if a part failed, 2 for a wrong argument.
 set -uo pipefail
 
-PARTS=(doctor tests compile quick train rounding bench tune memory peers)
+PARTS=(doctor tests compile quick train rounding bench tune memory peers gluon)
 declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [rounding]=4 [bench]=9
-    [tune]=9 [memory]=3 [peers]=9)
+    [tune]=9 [memory]=3 [peers]=9 [gluon]=9)
 ALL=1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B
 WORKERS=${WORKERS:-8}
 
@@ -75,7 +77,7 @@ part_doctor() { "$python" -m distmoe doctor; }
 part_tests() {
     local workers=()
     "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$WORKERS")
-    "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe" --tb=short \
+    "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe and not gluon" --tb=short \
         -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
         tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
         tests/model/test_document_mask.py tests/planner/test_activation_memory.py
@@ -109,6 +111,12 @@ part_peers() {
         bench "$peer" --shapes 7B-256 --backends "bound,triton,$peer" || failed=1
     done
     return $failed
+}
+
+part_gluon() {
+    "$python" -m pytest -m "gpu or not gpu" -k "gluon and not interpreter" --tb=short -x \
+        -o faulthandler_timeout=120 tests/kernels &&
+        bench gluon --shapes 7B-256,README --backends bound,triton,gluon
 }
 
 # timeout starts programs, and parts are functions: the script calls itself for one.

@@ -75,7 +75,7 @@ class TritonMoeMlp:
         H, I = x_RH.shape[1], a_LI.shape[1]
         shape = ExpertShape(H, I, len(w_in_eGH), self.act.gated, x_RH.dtype)
         config = self._config("up", shape, runs.max_pairs, x_RH.device)
-        tiles = _tile_list(runs, config.m)
+        tiles = tile_list(runs, config.m)
         up_kernel[(tiles.shape[1] * triton.cdiv(I, config.n),)](
             x_RH, index.row_L, _weight(w_in_eGH, config, rows=config.n, cols=config.k),
             z_LG, a_LI, tiles, tiles.shape[1],
@@ -136,7 +136,7 @@ class TritonMoeMlp:
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
         config = self._config("dgrad", self._shape(w_out_eHI), runs.max_pairs, dy_RH.device)
-        tiles = _tile_list(runs, config.m)
+        tiles = tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
         dgrad_kernel[(num_tiles * num_blocks,)](
@@ -146,9 +146,7 @@ class TritonMoeMlp:
             TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, CHUNKS=config.chunks,
             **_launch(config),
         )  # fmt: skip
-        dscore_kernel[(num_tiles,)](
-            partial, dscore_L, tiles, num_tiles, L, BLOCKS=num_blocks, BM=config.m, num_warps=4
-        )
+        sum_dscore(partial, dscore_L, tiles, config.m)
 
     def wgrad(
         self, x_RH: Tensor, dy_RH: Tensor, dz_LG: Tensor, a_LI: Tensor, *, index: PairIndex
@@ -230,7 +228,7 @@ def tile_list_slots(padded_experts: int) -> int:
     return max(1, min(32, TILE_LIST_COMPARISONS // padded_experts))
 
 
-def _tile_list(runs: Runs, m: int) -> Tensor:
+def tile_list(runs: Runs, m: int) -> Tensor:
     """int32 [3, tiles] of `tile_list_kernel`, made once per ranges and tile height."""
     if ("tiles", m) not in runs.derived:
         num_experts = runs.bounds_2e.shape[1]
@@ -244,8 +242,16 @@ def _tile_list(runs: Runs, m: int) -> Tensor:
             E=num_experts, E_POW2=padded, BM=m, SLOTS=slots, num_warps=4,
         )  # fmt: skip
         runs.derived["tiles", m] = tiles
-    tile_list: Tensor = runs.derived["tiles", m]
-    return tile_list
+    made: Tensor = runs.derived["tiles", m]
+    return made
+
+
+def sum_dscore(partial: Tensor, dscore_L: Tensor, tiles: Tensor, m: int) -> None:
+    """dscore of the pairs in ``tiles`` of height m, from fp32 [column blocks, L]."""
+    num_blocks, L = partial.shape
+    dscore_kernel[(tiles.shape[1],)](
+        partial, dscore_L, tiles, tiles.shape[1], L, BLOCKS=num_blocks, BM=m, num_warps=4
+    )
 
 
 def _weight(
@@ -260,27 +266,27 @@ def _weight(
 
 
 def _ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor | TensorDescriptor:
-    """Rows of which a range can be read with zeros behind it.
+    if not config.tma:
+        return v_LN
+    return TensorDescriptor(v_LN, *ragged_shape(v_LN), [1, 1, rows, cols])
+
+
+def ragged_shape(v_LN: Tensor) -> tuple[list[int], list[int]]:
+    """Shape and strides of a descriptor by which a range of rows is read with zeros behind it.
 
     Four dimensions: the first two wrap around 2^64 bytes so that (2^30, end, 2^30 - length + row)
     is the address of row end - length + row, and the third runs out of bounds where the range does.
     """
-    if not config.tma:
-        return v_LN
     most, stride = RAGGED_ROWS, v_LN.stride(0)
-    return TensorDescriptor(
-        v_LN,
-        [0x7FFF0000, 0x7FFF0000, most, v_LN.shape[1]],
-        [2**34 - stride, stride, stride, 1],
-        [1, 1, rows, cols],
-    )
+    shape = [0x7FFF0000, 0x7FFF0000, most, v_LN.shape[1]]
+    return shape, [2**34 - stride, stride, stride, 1]
 
 
 def _rows_times_weight(
     config: TileConfig, v_LK: Tensor, w: Tensor, *, runs: Runs, out_LN: Tensor, transposed: bool
 ) -> None:
     K, N = v_LK.shape[1], out_LN.shape[1]
-    tiles = _tile_list(runs, config.m)
+    tiles = tile_list(runs, config.m)
     rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
     rows_kernel[(tiles.shape[1] * triton.cdiv(N, config.n),)](
         _ragged(v_LK, config, rows=config.m, cols=config.k),

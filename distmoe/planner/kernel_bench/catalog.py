@@ -29,7 +29,9 @@ _ON_CPU = (BOUND, "torch", "reference", "grouped_mm")
 _ONLY_CPU = ("reference",)
 # What has no kernels for a CPU, unless Triton interprets them.
 _TRITON = ("triton", "liger")
-_ONLY_GPU = ("scattermoe", "sonicmoe", "sonicmoe-layer")
+# Not timed unless asked for: it has not run on a GPU yet, and a wrong barrier would hang the bench.
+_ON_REQUEST = ("gluon",)
+_ONLY_GPU = ("gluon", "scattermoe", "sonicmoe", "sonicmoe-layer")
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,10 @@ def names() -> list[str]:
 
 
 def default_names(device: torch.device) -> list[str]:
-    """All that are worth a try on ``device``."""
+    """All that are timed on ``device`` if nobody says which."""
     if device.type == "cpu":
         return list(_ON_CPU)
-    return [name for name in names() if name not in _ONLY_CPU]
+    return [name for name in names() if name not in (*_ONLY_CPU, *_ON_REQUEST)]
 
 
 def find(name: str, device: torch.device, *, tiles: str = "default") -> Candidate:
