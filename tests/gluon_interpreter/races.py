@@ -2,7 +2,9 @@
 
 Vector clocks: each partition and each barrier is an actor that counts its own events. A partition
 passes what it knows to a barrier when it arrives there, and learns what the barrier knows when it
-has waited for it. Two accesses to the same bytes, one of them a write, must be ordered.
+has waited for it. Two accesses to the same bytes, one of them a write, must be ordered. Between a
+write by threads and a use by TMA or wgmma there must be a proxy fence, by either side: the PTX
+memory model asks for one along the path of synchronisation.
 """
 
 from __future__ import annotations

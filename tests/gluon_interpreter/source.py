@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-HERE = str(Path(__file__).parent)
+HERE = f"{Path(__file__).parent}/"
 
 
 class KernelError(RuntimeError):

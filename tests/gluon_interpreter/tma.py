@@ -27,13 +27,14 @@ class Descriptor:
     """A tensor_descriptor. ``host``: gluon's TensorDescriptor of a CPU tensor."""
 
     def __init__(self, name: str, host: Any) -> None:
+        if host.padding != "zero":
+            raise ValueError(f"{name} is padded with {host.padding}: only zero is emulated")
         self.memory = Memory(name, host.base)
         self.shape, self.strides = list(host.shape), list(host.strides)
         self.block_shape, self.layout = list(host.block_shape), host.layout
         self.dtype = self.memory.dtype
         self.block_type = BlockType(self.dtype, self.block_shape)
         self.nbytes_per_cta = self.block_type.nbytes
-        self.padding = np.nan if host.padding == "nan" else 0
 
     def inside(self, coord: Any) -> tuple[Any, tuple[slice, ...]]:
         """The elements in memory of a box, and the part of the box that they are."""
@@ -93,7 +94,7 @@ def tma_load(
         raise fault("multicast is not emulated")
     tensor_desc.check(result)
     elements, part = tensor_desc.inside(coord)
-    raw = np.full(result.shape, tensor_desc.padding, elements.dtype)
+    raw = np.zeros(result.shape, elements.dtype)
     raw[part] = elements
     access = result.access("TMA load", write=True, generic=False, over=False)
     current().program.launch(TmaLoad(Copy(result, raw, access), barrier))

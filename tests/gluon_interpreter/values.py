@@ -35,7 +35,7 @@ class Value:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return np.shape(self.data)
+        return self.data.shape if isinstance(self.data, np.ndarray) else ()
 
     @property
     def type(self) -> ElementType:
