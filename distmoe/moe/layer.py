@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distmoe.comm import Exchange, make_exchange
+from distmoe.comm import Exchange, Observer, make_exchange
+from distmoe.comm.group_sum import GroupSum
 from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
 from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
@@ -54,7 +55,7 @@ class _Decision:
     selected_TE: Tensor
     dispatch: Dispatch
     stats: MoEStats
-    balance: BalanceCounts
+    balance: Callable[[], BalanceCounts]
 
 
 class MoE(nn.Module):
@@ -92,6 +93,8 @@ class MoE(nn.Module):
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config = config
         self.loss_group = loss_group
+        loss_ranks = several_ranks(loss_group)
+        self._loss_sums = None if loss_ranks is None else GroupSum(loss_ranks)
         self.exchange = make_exchange(
             ep_group, config.dispatch.exchange, ranks_per_node=ranks_per_node
         )
@@ -147,6 +150,11 @@ class MoE(nn.Module):
         """All that carry messages of this layer."""
         return [self.exchange, *(self.links.all() if self.links is not None else ())]
 
+    def observers(self) -> list[Observer]:
+        """All that see a wait of this layer."""
+        of_loss = [] if self._loss_sums is None else [self._loss_sums.observer]
+        return [*(exchange.observer for exchange in self.exchanges()), *of_loss]
+
     def _observed_mlp(self) -> MoeMlp:
         observer = self.exchange.observer
         watched = observer.is_tracing or is_profiling()
@@ -182,8 +190,9 @@ class MoE(nn.Module):
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
         # Autograd goes back in the order of making: first here, then through the experts. A loss
-        # whose backward came after theirs would have FSDP gather the layer a second time.
-        losses = self._losses(scores, logits_TE, decision.balance)
+        # whose backward came after theirs would have FSDP gather the layer a second time. And only
+        # here does anybody wait for ranks of other ep groups.
+        losses = self._losses(scores, logits_TE, decision.balance())
         return out_TH.view(x.shape), losses
 
     def _shared_expert(self, x_TH: Tensor) -> Tensor | None:
@@ -231,6 +240,7 @@ class MoE(nn.Module):
             links=self.links,
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
+        # Posted on every rank before the pairs, whatever their groups: one order everywhere.
         balance = self._balance_counts(scores, rounded, num_sequences)
         with self._named("dispatch, pairs"):
             dispatch.exchange_pairs()
@@ -241,7 +251,7 @@ class MoE(nn.Module):
 
     def _balance_counts(
         self, scores: Scores, rounded: Rounded, num_sequences: int
-    ) -> BalanceCounts:
+    ) -> Callable[[], BalanceCounts]:
         forward_E1 = own_counts(scores.chosen_TE)
         # Evaluation is never counted, and a replay never comes here.
         so_far_E1 = self.step_counts.add(forward_E1) if self.training else forward_E1
@@ -249,7 +259,8 @@ class MoE(nn.Module):
             self.config.load_balance_scope,
             OwnCounts(forward_E1, so_far_E1, scores.chosen_TE, num_sequences),
             rounded,
-            group=several_ranks(self.loss_group),
+            sums=self._loss_sums,
+            ep=self.exchange.size,
         )
 
 
