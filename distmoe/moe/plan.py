@@ -48,15 +48,17 @@ class Block:
 
     ``receives``: rank that owns the tokens -> its rows in x_RH. ``sends``: rank -> the rows of this
     rank's tokens, places in ``token``, that leave in the same transfer and whose partial sums come
-    back for them. Empty for rows of the own tokens. ``runs``: tiles that are complete once this
-    block is here. ``ready``: blocks whose rows are all computed after those tiles. ``duty``: what
-    this rank passes on to the others of its node in a block of another node's rows, and
-    ``gathered`` the block after which all of them have sent their partial sums of it.
+    back for them. Empty for rows of the own tokens. ``sent_token``: int64, tokens of those rows,
+    rank by rank. ``runs``: tiles that are complete once this block is here. ``ready``: blocks whose
+    rows are all computed after those tiles. ``duty``: what this rank passes on to the others of its
+    node in a block of another node's rows, and ``gathered`` the block after which all of them have
+    sent their partial sums of it.
     """
 
     rows: slice
     receives: dict[int, slice]
     sends: dict[int, slice]
+    sent_token: Tensor
     runs: Runs
     ready: list[int]
     duty: Duty | None = None
@@ -129,17 +131,17 @@ def plan_of_one_rank(routing: Routing) -> DispatchPlan:
         by_row_L=routing.by_token_N,
         row_offsets_R1=routing.token_offsets_T1,
     )
-    rows = slice(0, routing.num_tokens)
+    rows, none = slice(0, routing.num_tokens), routing.token_N[:0]
     return DispatchPlan(
         rank=0,
         num_ranks=1,
         num_tokens=routing.num_tokens,
-        token=routing.token_N[:0],
+        token=none,
         rows_to=[slice(0, 0)],
         pairs_to=[slice(0, num_pairs)],
         pairs_from=[slice(0, num_pairs)],
         place_L=None,
-        blocks=[Block(rows, {0: rows}, {}, runs=Runs.of_all(index), ready=[0])],
+        blocks=[Block(rows, {0: rows}, {}, none, runs=Runs.of_all(index), ready=[0])],
         index=index,
         score_L=routing.score_N.detach(),
         combine=None,
@@ -186,7 +188,9 @@ def build_plan(
         pairs_to=slices_of(sizes.pairs_to_P),
         pairs_from=slices_of(sizes.pairs_from_P),
         place_L=arrived.place_L,
-        blocks=_gathered(_blocks(steps, arrived, rows_to, sizes.sent_PC, duty_of, tile), links),
+        blocks=_gathered(
+            _blocks(steps, arrived, outgoing.token, sizes.sent_PC, duty_of, tile), links
+        ),
         index=arrived.index,
         score_L=arrived.score_L,
         combine=_rows_of_tokens(outgoing.token, num_tokens),
@@ -196,7 +200,7 @@ def build_plan(
 def _blocks(
     steps: list[Step],
     arrived: Arrived,
-    rows_to: list[slice],
+    token: Tensor,
     sent_PC: IntArray,
     duty_of: dict[tuple[int, int], Duty],
     tile: int,
@@ -206,19 +210,22 @@ def _blocks(
     bounds_b2e, ready = carry_tiles(counts_be, tile)
     runs = _runs_on_device(bounds_b2e, arrived.place_L.device)
     rows_of = slices_of(arrived.rows_A)
+    first_PC = sent_PC.cumsum().reshape(sent_PC.shape) - sent_PC
     blocks = []
     for i, (step, first) in enumerate(zip(steps, ints(first_b), strict=True)):
         received = rows_of[first : first + len(step.receives)]
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
         sends = {}
         for part in step.sends:
-            begin = rows_to[part.rank].start + int(sent_PC[part.rank, : part.run].sum())
+            begin = int(first_PC[part.rank, part.run])
             sends[part.rank] = slice(begin, begin + int(sent_PC[part.rank, part.run]))
         rows = slice(received[0].start, received[-1].stop)
         duty = None
         if step.relayed:
             duty = duty_of[step.receives[0].rank // len(step.receives), step.receives[0].run]
-        blocks.append(Block(rows, receives, sends, runs=runs[i], ready=ready[i], duty=duty))
+        # Next to each other, for one gather of all that leaves together.
+        sent = torch.cat([token[:0], *(token[part] for part in sends.values())])
+        blocks.append(Block(rows, receives, sends, sent, runs=runs[i], ready=ready[i], duty=duty))
     return blocks
 
 
