@@ -12,7 +12,7 @@ from ranks import run_ranks
 from torch import Tensor
 
 from distmoe import MoE
-from distmoe.config import RoundingConfig
+from distmoe.config import DispatchConfig, RoundingConfig
 
 
 def test_evaluation_is_plain_top_k() -> None:
@@ -39,7 +39,7 @@ def test_any_shape_and_a_shared_expert() -> None:
 def test_impossible_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"top_k is 9; it must be in 1\.\.num_experts \(8\)"):
         MoE(replace(CONFIG, top_k=9))
-    with pytest.raises(ValueError, match="renormalize is 'none'"):
+    with pytest.raises(ValueError, match="renormalize is none; it must be topk with router"):
         MoE(replace(CONFIG, router="topk_softmax", renormalize="none"))
 
 
@@ -51,8 +51,16 @@ def test_impossible_layers_are_refused() -> None:
         ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
         ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
         ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
-        ({"expert_groups": 3}, "moe.expert_groups is 3; it must be 0, 1 or divide"),
+        ({"expert_groups": 3}, "^expert_groups is 3; it must be 0, 1 or divide num_experts"),
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        (
+            {"rounding": RoundingConfig(balance_groups=3)},
+            "balance_groups is 3; it must be 0 or div",
+        ),
+        (
+            {"router": "balanced", "bias_update_rate": 0.001},
+            "^bias_update_rate is 0.001; it must be 0 with router 'balanced'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_without_a_config_file(
@@ -60,6 +68,19 @@ def test_impossible_settings_are_refused_without_a_config_file(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         MoE(replace(CONFIG, **changes))
+
+
+def test_settings_that_do_not_fit_the_ranks_are_refused() -> None:
+    def build(rank: int, changes: dict[str, object]) -> None:
+        MoE(replace(CONFIG, **changes), dist.group.WORLD)
+
+    local = {"dispatch": DispatchConfig(exchange="local")}
+    message = r"exchange is local; it must be auto or one of p2p.*with ep \(2\)"
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(build, 2, local)
+    MoE(replace(CONFIG, **local))
+    with pytest.raises(RuntimeError, match=r"num_experts is 8; it must be a multiple of ep \(3\)"):
+        run_ranks(build, 3, {})
 
 
 def test_nodes_of_the_ep_group_limit_the_choice() -> None:
