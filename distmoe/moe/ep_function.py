@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from distmoe.comm import Exchange, not_empty
 from distmoe.comm.node_links import NodeLinks
-from distmoe.kernels.moe_mlp import MoeMlp
+from distmoe.kernels.moe_mlp import MoeMlp, check_operands
 from distmoe.moe.named_rows import NamedRows
 from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
@@ -187,7 +187,8 @@ def expert_parallel(
 
     Collective over the group of the exchange, in the backward too. ``rows``: those of ``x_TH``,
     posted. ``score_N`` are the weights of the plan's own pairs (their values travelled with the
-    plan; this is their gradient's way).
+    plan; this is their gradient's way). ValueError for operands that do not fit together.
     """
+    check_operands(x_TH, w_in_eGH, w_out_eHI)
     out_TH: Tensor = ExpertParallelFunction.apply(x_TH, score_N, w_in_eGH, w_out_eHI, ep, rows)  # type: ignore[no-untyped-call]
     return out_TH

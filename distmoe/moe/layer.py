@@ -17,6 +17,7 @@ from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
 from distmoe.kernels.router_logits import router_logits
+from distmoe.moe.autocast import autocast
 from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
 from distmoe.moe.check import check_layer
 from distmoe.moe.dispatch import Dispatch
@@ -66,6 +67,7 @@ class MoE(nn.Module):
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
     ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
     ``node_groups``: made for it before, else every layer makes its own.
+    x and the parameters have one dtype, or torch.autocast gives them one; ValueError if not.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
     ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
     none.
@@ -117,6 +119,7 @@ class MoE(nn.Module):
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             activation=config.activation,
+            are_all=num_ranks == 1,
         )
         self.shared: SwiGluMlp | None = None
         if config.shared_intermediate_size:
@@ -164,9 +167,14 @@ class MoE(nn.Module):
         return named_range(name, layer=self.exchange.observer.layer)
 
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
-        x_TH = x.reshape(-1, x.shape[-1])
+        if x.shape[-1] != self.config.hidden_size:
+            hidden_size = f"hidden_size ({self.config.hidden_size})"
+            raise ValueError(
+                f"x has the shape {tuple(x.shape)}; its last size must be {hidden_size}"
+            )
+        x_TH = autocast(x.reshape(-1, x.shape[-1]))
         with self._named("router"):
-            logits_TE = router_logits(x_TH, self.router_EH)
+            logits_TE = router_logits(x_TH, autocast(self.router_EH))
             scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))

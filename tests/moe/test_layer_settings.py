@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distmoe import MoE
 from distmoe.config import DispatchConfig, RoundingConfig
+from distmoe.kernels.moe_mlp import check_operands
 
 
 def test_evaluation_is_plain_top_k() -> None:
@@ -112,3 +113,38 @@ def test_scale_multiplies_what_the_experts_give() -> None:
     plain = layer(x)[0]
     layer.config = replace(layer.config, score_scale=2.0)
     assert torch.equal(layer(x)[0], 2 * plain)
+
+
+def step(layer: MoE, x: Tensor, *, autocast: bool) -> tuple[Tensor, list[Tensor]]:
+    """Of one forward and backward: the output, and every gradient as fp32."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, losses = layer(x)
+    (out.float().square().mean() + losses.load_balance + losses.z).backward()
+    return out, [x.grad.float(), *(parameter.grad.float() for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32 rows", "bf16 rows"])
+def test_autocast_is_a_layer_of_its_dtype(dtype: torch.dtype) -> None:
+    """Bit for bit; as behind a Linear, which under autocast gives bf16, or behind none."""
+    layer = MoE(replace(CONFIG, shared_intermediate_size=12, rounding=RoundingConfig(tile=TILE)))
+    same = MoE(layer.config)
+    same.load_state_dict(layer.state_dict())
+    x = torch.randn(40, H, generator=torch.Generator().manual_seed(6)).bfloat16()
+    out, gradients = step(layer, x.to(dtype), autocast=True)
+    want, want_gradients = step(same.bfloat16(), x, autocast=False)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, want)
+    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    for gradient, wanted in zip(gradients, want_gradients, strict=True):
+        assert torch.equal(gradient, wanted)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    layer = MoE(CONFIG)
+    with pytest.raises(ValueError, match=r"rows are torch.bfloat16, w_in torch.float32.*one dtype"):
+        layer(torch.randn(4, H).bfloat16())
+    with pytest.raises(ValueError, match=r"x has the shape \(4, 17\).*hidden_size \(16\)"):
+        layer(torch.randn(4, 17))
+    with pytest.raises(ValueError, match=r"rows are 3 wide, w_in is \(1, 4, 2\)"):
+        check_operands(torch.empty(2, 3), torch.empty(1, 4, 2), torch.empty(1, 3, 2))
