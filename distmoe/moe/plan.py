@@ -19,7 +19,8 @@ from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.moe.arrivals import Arrived, pair_index
 from distmoe.moe.carry import carry_tiles
-from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
+from distmoe.moe.host_copy import HostCopy, ints, to_device
+from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.relay import Duty, duties, exchange_needs
 from distmoe.moe.schedule import Schedule, Step
@@ -29,17 +30,17 @@ from distmoe.routing.routing import Routing
 @dataclass(frozen=True)
 class Sizes:
     """What this rank sends and receives, on the host: rows of every run that it sends itself
-    ``sent_PC``, ``pairs_to_P``, and pairs by source and local expert ``from_Pe``."""
+    ``sent_PC_host``, ``pairs_to_P_host``, and pairs by source and local expert ``from_Pe_host``."""
 
-    sent_PC: IntArray
-    pairs_to_P: IntArray
-    from_Pe: IntArray
+    sent_PC_host: IntArray
+    pairs_to_P_host: IntArray
+    from_Pe_host: IntArray
 
     @property
-    def pairs_from_P(self) -> IntArray:
+    def pairs_from_P_host(self) -> IntArray:
         """Pairs that every rank has for this one."""
-        total_P: IntArray = self.from_Pe.sum(1)
-        return total_P
+        total_P_host: IntArray = self.from_Pe_host.sum(1)
+        return total_P_host
 
 
 @dataclass(frozen=True)
@@ -168,28 +169,28 @@ def build_plan(
     """The plan of ``rank`` among two or more. ``tile``: M. ``links``: where rows are passed on;
     what to pass on, and when partial sums are ready, is exchanged then, and waited for.
     """
-    num_ranks = len(sizes.from_Pe)
+    num_ranks = len(sizes.from_Pe_host)
     steps = schedule.blocks(rank, num_ranks)
-    rows_to = slices_of(sizes.sent_PC.sum(1))
+    rows_to = slices_of(sizes.sent_PC_host.sum(1))
     duty_of: dict[tuple[int, int], Duty] = {}
     if links is not None and outgoing.relay_UG is not None:
         width = schedule.ranks_per_node
-        relayed_QC = arrived.relayed_PC[rank % width :: width]
+        relayed_QC_host = arrived.relayed_PC_host[rank % width :: width]
         needed = exchange_needs(
-            outgoing.relay_UG, rows_to, relayed_QC, links.rail, place=rank % width
+            outgoing.relay_UG, rows_to, relayed_QC_host, links.rail, place=rank % width
         )
-        duty_of = duties(needed, relayed_QC, width=width)
+        duty_of = duties(needed, relayed_QC_host, width=width)
     return DispatchPlan(
         rank=rank,
         num_ranks=num_ranks,
         num_tokens=num_tokens,
         token=outgoing.token,
         rows_to=rows_to,
-        pairs_to=slices_of(sizes.pairs_to_P),
-        pairs_from=slices_of(sizes.pairs_from_P),
+        pairs_to=slices_of(sizes.pairs_to_P_host),
+        pairs_from=slices_of(sizes.pairs_from_P_host),
         place_L=arrived.place_L,
         blocks=_gathered(
-            _blocks(steps, arrived, outgoing.token, sizes.sent_PC, duty_of, tile), links
+            _blocks(steps, arrived, outgoing.token, sizes.sent_PC_host, duty_of, tile), links
         ),
         index=arrived.index,
         score_L=arrived.score_L,
@@ -201,24 +202,24 @@ def _blocks(
     steps: list[Step],
     arrived: Arrived,
     token: Tensor,
-    sent_PC: IntArray,
+    sent_PC_host: IntArray,
     duty_of: dict[tuple[int, int], Duty],
     tile: int,
 ) -> list[Block]:
     first_b = np.cumsum([0, *(len(step.receives) for step in steps[:-1])])
-    counts_be = np.add.reduceat(arrived.counts_Ae, first_b, axis=0)
+    counts_be = np.add.reduceat(arrived.counts_Ae_host, first_b, axis=0)
     bounds_b2e, ready = carry_tiles(counts_be, tile)
     runs = _runs_on_device(bounds_b2e, arrived.place_L.device)
-    rows_of = slices_of(arrived.rows_A)
-    first_PC = sent_PC.cumsum().reshape(sent_PC.shape) - sent_PC
+    rows_of = slices_of(arrived.rows_A_host)
+    first_PC_host = sent_PC_host.cumsum().reshape(sent_PC_host.shape) - sent_PC_host
     blocks = []
     for i, (step, first) in enumerate(zip(steps, ints(first_b), strict=True)):
         received = rows_of[first : first + len(step.receives)]
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
         sends = {}
         for part in step.sends:
-            begin = int(first_PC[part.rank, part.run])
-            sends[part.rank] = slice(begin, begin + int(sent_PC[part.rank, part.run]))
+            begin = int(first_PC_host[part.rank, part.run])
+            sends[part.rank] = slice(begin, begin + int(sent_PC_host[part.rank, part.run]))
         rows = slice(received[0].start, received[-1].stop)
         duty = None
         if step.relayed:

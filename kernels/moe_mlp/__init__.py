@@ -62,6 +62,11 @@ class PairIndex:
         offsets: list[int] = self.offsets_e1.tolist()
         return offsets
 
+    @cached_property
+    def row_offsets_host(self) -> Tensor:
+        """``row_offsets_R1`` on the host, likewise."""
+        return self.row_offsets_R1.cpu()
+
 
 @dataclass(frozen=True)
 class Run:
