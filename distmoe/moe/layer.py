@@ -67,6 +67,7 @@ class MoE(nn.Module):
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
     ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
     ``node_groups``: made for it before, else every layer makes its own.
+    ``name``: in profiles, traces and warnings.
     x and the parameters have one dtype, or torch.autocast gives them one; ValueError if not.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
     ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
@@ -89,11 +90,12 @@ class MoE(nn.Module):
         loss_group: dist.ProcessGroup | None = None,
         ranks_per_node: int = 0,
         node_groups: NodeGroups | None = None,
+        name: str = "MoE layer",
     ) -> None:
         super().__init__()
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
-        self.config = config
+        self.config, self.name = config, name
         self.loss_group = loss_group
         loss_ranks = several_ranks(loss_group)
         self._loss_sums = None if loss_ranks is None else GroupSum(loss_ranks)
@@ -105,6 +107,8 @@ class MoE(nn.Module):
         self.links: NodeLinks | None = None
         if node_groups is not None:
             self.links = NodeLinks.over(node_groups, config.dispatch.exchange)
+        for observer in self.observers():
+            observer.layer = name
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         limit = expert_groups(config, ep=num_ranks, ranks_per_node=ranks_per_node)
@@ -164,7 +168,7 @@ class MoE(nn.Module):
         return TimedMlp(self.mlp, observer) if watched else self.mlp
 
     def _named(self, name: str) -> AbstractContextManager[object]:
-        return named_range(name, layer=self.exchange.observer.layer)
+        return named_range(name, layer=self.name)
 
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
         if x.shape[-1] != self.config.hidden_size:
@@ -190,6 +194,7 @@ class MoE(nn.Module):
             self._observed_mlp(),
             overlap=self.config.dispatch.overlap,
             links=self.links,
+            layer=self.name,
         )
         rows = ep.post_rows(x_TH.detach())
         # While the first rows travel.

@@ -62,11 +62,11 @@ class Communication:
             self._watch(config.launch.stall_warning_s)
         self._exchanges: list[Exchange] = []
         self._observers: list[Observer] = []
-        for number, block in enumerate(model.blocks):
+        for block in model.blocks:
             if isinstance(block.mlp, MoE):
                 self._exchanges += block.mlp.exchanges()
                 for observer in block.mlp.observers():
-                    self._observe(observer, f"layer {number}", config.launch.timeout_s)
+                    self._observe(observer, config.launch.timeout_s)
 
     def _watch(self, warning_s: float) -> None:
         ranks = self._runtime.ranks
@@ -78,8 +78,8 @@ class Communication:
         )
         self._watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=self._heartbeats)
 
-    def _observe(self, observer: Observer, layer: str, timeout_s: float) -> None:
-        observer.layer, observer.timeout_s = layer, timeout_s
+    def _observe(self, observer: Observer, timeout_s: float) -> None:
+        observer.timeout_s = timeout_s
         observer.timeline, observer.watchdog = self._timeline, self._watchdog
         self._observers.append(observer)
 
