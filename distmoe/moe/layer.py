@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distmoe.comm import Exchange, Observer, make_exchange
 from distmoe.comm.group_sum import GroupSum
-from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
+from distmoe.comm.node_links import NodeGroups, NodeLinks
 from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
@@ -23,9 +23,9 @@ from distmoe.moe.check import check_layer
 from distmoe.moe.dispatch import Dispatch
 from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
+from distmoe.moe.layer_groups import node_groups_for, schedule_for
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.routing_tape import decided, is_replay
-from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
@@ -97,18 +97,7 @@ class MoE(nn.Module):
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config, self.name = config, name
         self.loss_group = loss_group
-        loss_ranks = several_ranks(loss_group)
-        self._loss_sums = None if loss_ranks is None else GroupSum(loss_ranks)
-        self.exchange = make_exchange(
-            ep_group, config.dispatch.exchange, ranks_per_node=ranks_per_node
-        )
-        self.schedule = _schedule(config, num_ranks, ranks_per_node)
-        node_groups = node_groups or node_groups_for(config, ep_group, ranks_per_node)
-        self.links: NodeLinks | None = None
-        if node_groups is not None:
-            self.links = NodeLinks.over(node_groups, config.dispatch.exchange)
-        for observer in self.observers():
-            observer.layer = name
+        self._connect(ep_group, ranks_per_node, node_groups)
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         limit = expert_groups(config, ep=num_ranks, ranks_per_node=ranks_per_node)
@@ -130,6 +119,23 @@ class MoE(nn.Module):
             self.shared = SwiGluMlp(config.hidden_size, config.shared_intermediate_size)
         if self.router_EH.device.type != "meta":
             self.reset_parameters()
+
+    def _connect(
+        self,
+        ep_group: dist.ProcessGroup | None,
+        ranks_per_node: int,
+        node_groups: NodeGroups | None,
+    ) -> None:
+        """Make all that carries messages."""
+        loss_ranks = several_ranks(self.loss_group)
+        self._loss_sums = None if loss_ranks is None else GroupSum(loss_ranks)
+        transport = self.config.dispatch.exchange
+        self.exchange = make_exchange(ep_group, transport, ranks_per_node=ranks_per_node)
+        self.schedule = schedule_for(self.config, self.exchange.size, ranks_per_node)
+        node_groups = node_groups or node_groups_for(self.config, ep_group, ranks_per_node)
+        self.links = None if node_groups is None else NodeLinks.over(node_groups, transport)
+        for observer in self.observers():
+            observer.layer = self.name
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
@@ -275,31 +281,3 @@ class MoE(nn.Module):
             sums=self._loss_sums,
             ep=self.exchange.size,
         )
-
-
-def node_groups_for(
-    config: MoEConfig,
-    ep_group: dist.ProcessGroup | None,
-    ranks_per_node: int,
-    *,
-    timeout_s: float | None = None,
-) -> NodeGroups | None:
-    """The groups that layers of ``config`` need to pass rows on inside a node, which they may
-    share; None if they send to every rank. Collective; see `make_node_groups`."""
-    if ep_group is None:
-        return None
-    schedule = _schedule(config, dist.get_world_size(ep_group), ranks_per_node)
-    if schedule.level != "node":
-        return None
-    return make_node_groups(ep_group, schedule.ranks_per_node, timeout_s=timeout_s)
-
-
-def _schedule(config: MoEConfig, num_ranks: int, ranks_per_node: int) -> Schedule:
-    dispatch = config.dispatch
-    return auto_schedule(
-        dispatch.level,
-        dispatch.order,
-        dispatch.steps,
-        num_ranks=num_ranks,
-        ranks_per_node=ranks_per_node,
-    )
