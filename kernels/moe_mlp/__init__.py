@@ -63,6 +63,11 @@ class PairIndex:
         offsets: list[int] = self.offsets_e1.tolist()
         return offsets
 
+    @cached_property
+    def row_offsets_host(self) -> Tensor:
+        """``row_offsets_R1`` on the host, likewise."""
+        return self.row_offsets_R1.cpu()
+
 
 @dataclass(frozen=True)
 class Run:
@@ -155,6 +160,21 @@ class MoeMlp(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """dW_in [e,G,H] and dW_out [e,H,I]; zero for an expert without pairs."""
         ...
+
+
+def check_operands(x_RH: Tensor, w_in_eGH: Tensor, w_out_eHI: Tensor) -> None:
+    """ValueError if no backend can compute with them: other dtypes, or widths that do not fit."""
+    if not x_RH.dtype == w_in_eGH.dtype == w_out_eHI.dtype:
+        raise ValueError(
+            f"rows are {x_RH.dtype}, w_in {w_in_eGH.dtype} and w_out {w_out_eHI.dtype}; rows and "
+            "expert weights must have one dtype, or torch.autocast must be on"
+        )
+    experts, hidden = len(w_in_eGH), x_RH.shape[1]
+    if w_in_eGH.shape[2] != hidden or w_out_eHI.shape[:2] != (experts, hidden):
+        raise ValueError(
+            f"rows are {hidden} wide, w_in is {tuple(w_in_eGH.shape)} and w_out "
+            f"{tuple(w_out_eHI.shape)}; they must be [e, G, H] and [e, H, I] with H = {hidden}"
+        )
 
 
 def backend_for(name: str, device: torch.device) -> str:

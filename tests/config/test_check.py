@@ -164,7 +164,8 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
         (
             "--moe.dispatch.exchange=local --parallel.ep=2",
             2,
-            "moe.dispatch.exchange is local; it must be auto for parallel.ep 2",
+            "moe.dispatch.exchange is local; it must be auto or one of p2p, all_to_all, threaded, "
+            "mpi with parallel.ep (2)",
         ),
         (
             "--moe.dispatch.order=source --moe.dispatch.steps=2 --parallel.ep=2",

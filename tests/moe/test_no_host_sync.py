@@ -19,7 +19,8 @@ from distmoe import MoE, MoEConfig, update_expert_bias
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.moe_mlp import MoeMlp, load_backend
 from distmoe.kernels.testing import NoHostSync
-from distmoe.moe.host_copy import HostCopy, IntArray
+from distmoe.moe.host_copy import HostCopy
+from distmoe.moe.int_array import IntArray
 from distmoe.moe.routing_tape import RoutingTape
 from distmoe.registry import ROUNDING_RULES
 
