@@ -105,6 +105,7 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
         tile=config.rounding.tile,
         rule=config.rounding.rule,
         balance_groups=groups,
+        capacity_factor=config.rounding.capacity_factor,
     )
     scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
     mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)

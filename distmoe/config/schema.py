@@ -90,6 +90,9 @@ class RoundingConfig:
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
     seed: int = 0
     """Seed of the rules that draw, stochastic and score."""
+    capacity_factor: float = 0.0
+    """Most pairs of an expert over the mean, rounded up to whole tiles; beyond, those of the lowest
+    scores are dropped. 0: no bound."""
     transport: str = "auto"
     """How `exact` compares candidates: on every rank, or on the owner of each expert. auto: owner
     above 16 ranks."""

@@ -59,6 +59,9 @@ def _relations(config: MoEConfig, num_ranks: int) -> Iterator[str]:
             f"rounding.balance_groups is {groups}; it must divide num_experts "
             f"({config.num_experts})"
         )
+    if 0 < config.rounding.capacity_factor < 1:
+        factor = config.rounding.capacity_factor
+        yield f"rounding.capacity_factor is {factor}; it must be 0 or at least 1"
     if 0 < config.bias_update_rate < KEY_UNIT:
         yield (
             f"bias_update_rate is {config.bias_update_rate}; it must be 0 or at least {KEY_UNIT}, "

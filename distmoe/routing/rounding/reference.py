@@ -6,23 +6,42 @@ Shares no code with the implementation. Slow; for tests and as the specification
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 
 def round_all_tokens(
-    score_TE: Tensor, top_k: int, *, tile: int, rule: str, groups: int
+    score_TE: Tensor,
+    top_k: int,
+    *,
+    tile: int,
+    rule: str,
+    groups: int,
+    capacity_factor: Fraction | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The top-k choice and the rounded choice, [T, E] bool, for the tokens of all ranks."""
     rows = [[int(score * 2**24) for score in row] for row in score_TE.tolist()]
     key_TE = torch.tensor(rows, dtype=torch.int32).view(score_TE.shape)
-    chosen_TE = top_k_reference(key_TE, top_k)
+    chosen_TE = kept_TE = top_k_reference(key_TE, top_k)
+    if capacity_factor is not None:
+        kept_TE = capped(key_TE, chosen_TE, capacity_factor, 1 if rule == "none" else tile)
     if rule == "score":
-        target_E = score(key_TE, chosen_TE, tile)
+        target_E = score(key_TE, kept_TE, tile)
     else:
-        target_E = RULES[rule](chosen_TE.sum(0).tolist(), tile, len(rows), groups)
-    return chosen_TE, select_reference(key_TE, chosen_TE, torch.tensor(target_E))
+        target_E = RULES[rule](kept_TE.sum(0).tolist(), tile, len(rows), groups)
+    return chosen_TE, select_reference(key_TE, kept_TE, torch.tensor(target_E))
+
+
+def capped(key_TE: Tensor, chosen_TE: Tensor, factor: Fraction, tile: int) -> Tensor:
+    """[T, E] bool: of each expert the highest keys, as many as fit into the tiles that hold
+    ``factor`` times the mean."""
+    freq_E = chosen_TE.sum(0)
+    most = 0
+    while most < factor * int(freq_E.sum()) / len(freq_E):
+        most += tile
+    return select_reference(key_TE, chosen_TE, freq_E.clamp(max=most))
 
 
 def top_k_reference(key_TE: Tensor, top_k: int) -> Tensor:
