@@ -6,6 +6,7 @@ Works on the scores of all tokens of an expert-parallel group in one process, wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 
@@ -104,13 +105,22 @@ def _bias(extra_TE: Tensor, allowed_TE: Tensor) -> Tensor | None:
     return bias_E if bool((least_E >= most_E).all() and bias_E.any()) else None
 
 
-def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list[Outcome]:
+def simulate(
+    scores: Scores, rules: list[str], *, ranks: int, tile: int, capacities: Sequence[float] = ()
+) -> list[Outcome]:
     """Top-k with padded tiles, every rule over the group of ``ranks`` equal parts of the tokens,
-    and `balance` on each rank alone. AssertionError if the parts are not equal."""
+    `balance` with each of the factors ``capacities``, and on each rank alone. AssertionError if the
+    parts are not equal."""
     if len(scores.key_TE) % ranks:
         raise AssertionError(f"{len(scores.key_TE)} tokens are no {ranks} equal parts")
     ways = {TOP_K: scores.chosen_TE}
     ways |= {rule: _rounded(scores, rule, groups=ranks, tile=tile) for rule in rules}
+    ways |= {
+        f"balance, capacity {factor:g}": _rounded(
+            scores, "balance", groups=ranks, tile=tile, capacity_factor=factor
+        )
+        for factor in capacities
+    }
     alone = [_rounded(part, "balance", groups=ranks, tile=tile) for part in _parts(scores, ranks)]
     ways[LOCAL] = torch.cat(alone)
     mass_TE = integer_keys(scores.score_TE).long()
@@ -144,8 +154,12 @@ def _parts(scores: Scores, ranks: int) -> list[Scores]:
     ]
 
 
-def _rounded(scores: Scores, rule: str, *, groups: int, tile: int) -> Tensor:
-    rounding = RoundingConfig(rule, tile=tile, balance_groups=groups)
+def _rounded(
+    scores: Scores, rule: str, *, groups: int, tile: int, capacity_factor: float = 0.0
+) -> Tensor:
+    rounding = RoundingConfig(
+        rule, tile=tile, balance_groups=groups, capacity_factor=capacity_factor
+    )
     return round_scores(scores, make_exchange(None), rounding).selected_TE
 
 

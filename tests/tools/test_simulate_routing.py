@@ -68,7 +68,9 @@ def trace(tmp_path: Path) -> Path:
 @pytest.mark.processes
 def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> None:
     files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
-    done = simulate("--trace", str(trace), "--rules", "nearest,balance", *files)
+    done = simulate(
+        "--trace", str(trace), "--rules", "nearest,balance", "--capacity", "1,1.5", *files
+    )
     assert done.returncode == 0, done.stderr
     for layer in (1, 2):
         assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in done.stdout
@@ -77,7 +79,10 @@ def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> 
     assert "--trace" in facts["command"]
     assert [(s["layer"], s["tile"]) for s in facts["settings"]] == [(1, 8), (2, 8)]
     names = [outcome["name"] for outcome in facts["settings"][0]["outcomes"]]
-    assert names == ["top-k, padded", "nearest", "balance", "balance, each rank alone"]
+    capacities = ["balance, capacity 1", "balance, capacity 1.5"]
+    assert names == [
+        "top-k, padded", "nearest", "balance", *capacities, "balance, each rank alone"
+    ]  # fmt: skip
     top_k = facts["settings"][0]["outcomes"][0]
     assert top_k["worst_busiest_over_mean"] > top_k["busiest_over_mean"] > 1
     assert (tmp_path / "o.png").stat().st_size > 1000
