@@ -106,6 +106,7 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
         rule=config.rounding.rule,
         balance_groups=groups,
         capacity_factor=config.rounding.capacity_factor,
+        capacity_of=config.rounding.capacity_of,
     )
     scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
     mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)

@@ -20,8 +20,8 @@ def model_rows(config: Config, *, peak: float | None) -> Rows:
     moe, rounding = config.moe, config.moe.rounding
     counts, flops = parameter_counts(config.model, moe), flops_per_token(config)
     tiles = "" if rounding.rule == "none" else f" to tiles of {rounding.tile}"
-    factor = rounding.capacity_factor
-    most = f", at most {factor:g} times the mean of an expert" if factor else ""
+    factor, what = rounding.capacity_factor, rounding.capacity_of
+    most = f", no {what} above {factor:g} times the mean" if factor else ""
     against = "" if peak is None else f", device peak {peak / 1e12:.0f} TFLOP/s in bf16"
     return [
         ("model", f"{counts.total / 1e6:.1f} M parameters, {counts.active / 1e6:.1f} M active"),

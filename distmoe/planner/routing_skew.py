@@ -65,7 +65,7 @@ def _run(freq_E: FloatArray, rounding: RoundingConfig, tokens: int, ep: int) -> 
     tile, populations = rounding.tile, ep if rounding.scope == "rank" else 1
     freq = torch.from_numpy(freq_E / populations).round().long()
     if rounding.capacity_factor:
-        freq = freq.minimum(capacity(freq, rounding))
+        freq = freq.minimum(capacity(freq, rounding, groups=rounding.balance_groups or ep))
     if rounding.rule == "none":
         return np.asarray(np.ceil(freq.numpy() * populations / tile) * tile)
     # `score` weighs scores, which a plan has not; in the mean it rounds up as `stochastic` does.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -184,6 +185,7 @@ def round_tokens(
     seed: int = 0,
     transport: str = "auto",
     capacity_factor: float = 0.0,
+    capacity_of: Literal["expert", "rank"] = "expert",
     exchange: Exchange | None = None,
 ) -> Routing:
     """Top-k routing whose per-expert counts, summed over ``group``, are multiples of ``tile``.
@@ -193,7 +195,8 @@ def round_tokens(
     experts over which ``balance`` levels the tiles; by default the ranks of the group. ``seed``:
     of the rules that draw. ``transport``: of the candidates of ``exact``; see
     `rounding.transports`. ``capacity_factor``: no expert gets more than the tiles that hold so many
-    times the mean, see `rounding.capacity`; 0: no bound.
+    times the mean, nor any balance group if ``capacity_of`` is "rank"; see `rounding.capacity`. 0:
+    no bound.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
@@ -210,6 +213,8 @@ def round_tokens(
         raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
     if not (capacity_factor == 0 or 1 <= capacity_factor < math.inf):
         raise ValueError(f"capacity_factor is {capacity_factor}; it must be 0 or at least 1")
+    if capacity_of not in ("expert", "rank"):
+        raise ValueError(f"capacity_of is {capacity_of!r}; it must be expert or rank")
     # Before the first collective, so that a wrong name leaves no peer waiting.
     ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
     if transport != "auto":
@@ -223,6 +228,7 @@ def round_tokens(
         seed=seed,
         transport=transport,
         capacity_factor=capacity_factor,
+        capacity_of=capacity_of,
     )
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))

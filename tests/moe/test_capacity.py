@@ -18,29 +18,32 @@ from distmoe.kernels.testing import assert_as_good_as
 TOKENS = 48
 
 
-def capped(rule: str, factor: float = 1.0) -> MoEConfig:
-    return replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE, capacity_factor=factor))
+def capped(rule: str, factor: float = 1.0, of: str = "expert") -> MoEConfig:
+    rounding = RoundingConfig(rule, tile=TILE, capacity_factor=factor, capacity_of=of)
+    return replace(CONFIG, rounding=rounding)
 
 
-@pytest.mark.parametrize("rule", ["none", "balance"])
+@pytest.mark.parametrize(
+    ("rule", "of"), [("none", "expert"), ("balance", "expert"), ("nearest", "rank")]
+)
 @pytest.mark.parametrize("case", ["even", "all_to_one_expert", "a_rank_without_tokens"])
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_forward_and_gradients(num_ranks: int, case: str, rule: str) -> None:
+def test_forward_and_gradients(num_ranks: int, case: str, rule: str, of: str) -> None:
     make_tokens, favourite = CASES[case]
     tokens = make_tokens(num_ranks)
     x, dout = inputs(tokens, favourite)
-    config = capped(rule)
+    config = capped(rule, of=of)
     results = run_ranks(run_layer, num_ranks, config, tokens, x, dout)
     exact, routing = by_reference(config, x, dout, num_ranks, torch.float64)
     same_dtype, _ = by_reference(config, x, dout, num_ranks, torch.float32)
     joined = together(results)
     for name, want in exact.items():
         assert_as_good_as(joined[name], same_dtype[name], want.float(), name)
-    most = -(-3 * sum(tokens) // E)
-    most = most if rule == "none" else -(-most // TILE) * TILE
+    runs, tile = E if of == "expert" else num_ranks, 1 if rule == "none" else TILE
+    most = -(-3 * sum(tokens) // (runs * tile)) * tile
     for result in results:
         assert torch.equal(result["target"], routing.counts_E.long())
-        assert int(result["target"].max()) <= most
+        assert int(result["target"].view(runs, -1).sum(1).max()) <= most
 
 
 def make_layer(config: MoEConfig, num_ranks: int, rank: int) -> MoE:

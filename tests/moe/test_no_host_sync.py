@@ -43,7 +43,8 @@ def step(layer: MoE, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("rule", list(ROUNDING_RULES))
 def test_layer(rule: str) -> None:
     # A capacity's operators are the same under every rule.
-    rounding = RoundingConfig(rule, tile=16, capacity_factor=1.0 if rule == "balance" else 0.0)
+    factor = 1.0 if rule == "balance" else 0.0
+    rounding = RoundingConfig(rule, tile=16, capacity_factor=factor, capacity_of="rank")
     layer = MoE(replace(CONFIG, rounding=rounding)).to(DEVICE).bfloat16()
     x = torch.randn(70, 32, device=DEVICE).bfloat16()
     step(layer, x)

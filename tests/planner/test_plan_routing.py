@@ -60,6 +60,17 @@ def test_a_capacity_bounds_every_rank(rule: str) -> None:
     assert bound == 1.25
 
 
+def test_a_capacity_of_ranks() -> None:
+    """Of 8 experts each: no rank above it, and less is lost than by one of experts."""
+    by_expert, by_rank = (
+        loads("balance", skew=3.0, capacity_factor=1.25, capacity_of=of)
+        for of in ("expert", "rank")
+    )
+    assert loads("balance", skew=3.0).max() > 1.4
+    assert 1.2 < by_rank.max() <= 1.25
+    assert by_rank.mean() > 1.03 * by_expert.mean()
+
+
 def test_each_rank_alone_moves_more() -> None:
     alone = loads("nearest", scope="rank")
     assert np.allclose(alone * PAIRS / 128 % 8, 0)

@@ -64,7 +64,8 @@ def test_a_capacity_bounds_the_busiest_rank() -> None:
     outcomes = simulate(scores, ["balance"], ranks=2, tile=1, capacities=[1.0])
     found = {outcome.name: outcome for outcome in outcomes}
     assert found["balance"].busiest_tiles == 4
-    bound = found["balance, capacity 1"]
+    assert found["balance, capacity 1 of ranks"].busiest_tiles == 2
+    bound = found["balance, capacity 1 of experts"]
     assert (bound.busiest_tiles, bound.dropped, bound.added) == (2, 1 / 2, 0)
     assert bound.score_lost == pytest.approx(1.3 / 3.0)
     assert bound.tokens_without_expert == 2

@@ -79,7 +79,11 @@ def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> 
     assert "--trace" in facts["command"]
     assert [(s["layer"], s["tile"]) for s in facts["settings"]] == [(1, 8), (2, 8)]
     names = [outcome["name"] for outcome in facts["settings"][0]["outcomes"]]
-    capacities = ["balance, capacity 1", "balance, capacity 1.5"]
+    capacities = [
+        f"balance, capacity {factor} of {of}"
+        for factor in ("1", "1.5")
+        for of in ("ranks", "experts")
+    ]
     assert names == [
         "top-k, padded", "nearest", "balance", *capacities, "balance, each rank alone"
     ]  # fmt: skip

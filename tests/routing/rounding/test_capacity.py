@@ -57,6 +57,7 @@ def problems(draw: st.DrawFn) -> dict:
         "tile": draw(st.sampled_from([1, 2, 3, 8, 16])),
         "groups": draw(st.sampled_from([g for g in range(1, 13) if num_experts % g == 0])),
         "factor": draw(st.sampled_from(FACTORS)),
+        "of": draw(st.sampled_from(["expert", "rank"])),
     }
 
 
@@ -71,6 +72,7 @@ def on_ranks(problem: dict, rule: str, selection: str) -> list[Rounded]:
         selection=selection,
         balance_groups=problem["groups"],
         capacity_factor=problem["factor"],
+        capacity_of=problem["of"],
     )
     return rounded_on_ranks(scores, rounding)
 
@@ -100,6 +102,7 @@ def test_every_rank_count_gives_the_pairs_of_the_oracle(rule: str, problem: dict
         rule=rule,
         groups=problem["groups"],
         capacity_factor=Fraction(problem["factor"]).limit_denominator(10_000),
+        capacity_runs=problem["groups"] if problem["of"] == "rank" else 0,
     )
     results = on_ranks(problem, rule, "exact")
     assert torch.equal(masks(results), want_TE)
@@ -152,18 +155,46 @@ def test_quotas_have_the_counts_of_the_oracle(rule: str, problem: dict) -> None:
         ([40, 0, 0, 0], 1.25, "balance", 4, 16),
         # A tenth has no binary fraction, and is not rounded up.
         ([10, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1.1, "none", 1, 2),
-        ([100] * 10, 1.1, "none", 1, 110),
+        ([200] + [90] * 9, 1.0, "none", 1, 101),
+        ([200] + [89] * 9, 1.0, "none", 1, 101),
         # Less than a tile in the mean: one tile.
         ([3, 1, 0, 0], 1.0, "nearest", 128, 128),
         ([0, 0, 0, 0], 2.0, "nearest", 128, 0),
-        ([2**33, 0, 0, 2**33], 1e300, "none", 1, 2**34),
+        ([2**33, 0, 0, 2**33], 1e300, "none", 1, 2**33),
     ],
 )
 def test_the_tiles_that_hold_the_factor(
     freq: list[int], factor: float, rule: str, tile: int, most: int
 ) -> None:
     rounding = RoundingConfig(rule, tile=tile, capacity_factor=factor)
-    assert int(capacity(torch.tensor(freq), rounding)) == most
+    assert int(capacity(torch.tensor(freq), rounding, groups=1)[0]) == most
+
+
+def test_a_rank_fills_its_tiles_from_the_emptiest_expert() -> None:
+    """Five tiles a rank, 1.25 of a mean of four. The first has ten: one for each of its experts,
+    and one more for the fullest."""
+    freq_E = torch.tensor([4, 29, 30, 1, 0, 8, 0, 8, 8, 8, 0, 0])
+    rounding = RoundingConfig("up", tile=8, capacity_factor=1.25, capacity_of="rank")
+    most_E = capacity(freq_E, rounding, groups=3)
+    assert most_E.view(3, 4).tolist() == [[8, 8, 16, 8], [0, 8, 0, 8], [8, 8, 0, 0]]
+    with pytest.raises(ValueError, match="balance_groups is 5; it must divide the 12 experts"):
+        capacity(freq_E, rounding, groups=5)
+
+
+@pytest.mark.parametrize("rule", ["none", "up", "balance"])
+def test_no_rank_has_more_tiles_than_its_capacity(rule: str) -> None:
+    """And it drops less than a capacity of every expert."""
+    scores_TE = make_scores("half favoured", 400, 16, seed=2)
+    tile = 1 if rule == "none" else 8
+    budget = -(-5 * 400 * 3 // (4 * 4 * tile))
+    kept = {}
+    for of in ("rank", "expert"):
+        counts_E = round_tokens(
+            scores_TE, 3, tile=8, rule=rule, balance_groups=4, capacity_factor=1.25, capacity_of=of
+        ).counts_E
+        assert int(counts_E.view(4, 4).sum(1).max()) <= budget * tile
+        kept[of] = int(counts_E.sum())
+    assert kept["rank"] > 1.1 * kept["expert"]
 
 
 def test_the_busiest_rank_of_balance() -> None:
@@ -192,7 +223,7 @@ def test_groups_and_a_bias() -> None:
     scores = GroupLimit(ExpertGroups(4, 2), top_k=3, group_score="max")(
         replace(scores, key_TE=key_TE)
     )
-    want_TE = capped(scores.key_TE, scores.chosen_TE, Fraction(1), 1)
+    want_TE = capped(scores.key_TE, scores.chosen_TE, Fraction(1), 1, 8)
     assert int(want_TE.sum()) < int(scores.chosen_TE.sum())
     parts = [
         replace(scores, key_TE=key, chosen_TE=chosen, allowed_TE=allowed)
