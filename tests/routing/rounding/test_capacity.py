@@ -154,7 +154,7 @@ def test_quotas_have_the_counts_of_the_oracle(rule: str, problem: dict) -> None:
         ([40, 0, 0, 0], 1.2, "balance", 4, 12),
         ([40, 0, 0, 0], 1.25, "balance", 4, 16),
         # A tenth has no binary fraction, and is not rounded up.
-        ([10, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1.1, "none", 1, 2),
+        ([100, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1.1, "none", 1, 11),
         ([200] + [90] * 9, 1.0, "none", 1, 101),
         ([200] + [89] * 9, 1.0, "none", 1, 101),
         # Less than a tile in the mean: one tile.
