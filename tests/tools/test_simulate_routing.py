@@ -127,6 +127,7 @@ def test_a_trace_has_its_own_sizes(
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
         (["--tile", "0"], "--tile is 0; it must be at least 1"),
+        (["--capacity", "2,0.5"], "--capacity is 0.5; it must be at least 1"),
         (["--rules", "x"], "no rule 'x'; known: none, nearest, balance"),
     ],
 )
