@@ -39,9 +39,10 @@ def exercise(exchange: Exchange) -> None:
     gathered = exchange.all_gather(torch.tensor([rank, 7], dtype=torch.int32), kind="counts")
     assert gathered.tolist() == [[p, 7] for p in range(exchange.size)]
     own = torch.tensor([[rank, 7], [2, 3]], dtype=torch.int32)
-    added = exchange.all_reduce(own.T, kind="sums")
     size = exchange.size
-    assert added.tolist() == [[size * (size - 1) // 2, 2 * size], [7 * size, 3 * size]]
+    want = torch.tensor([[size * (size - 1) // 2, 7 * size], [2 * size, 3 * size]])
+    assert torch.equal(exchange.all_reduce(own, kind="sums").long(), want)
+    assert torch.equal(exchange.all_reduce(own.T, kind="sums").long(), want.T)
     # What is sent is as it was.
     assert own.tolist() == [[rank, 7], [2, 3]]
 
