@@ -59,8 +59,8 @@ ROUNDING_RULES = Registry(
 SELECTIONS = Registry(
     "rounding selection",
     {
-        "exact": "distmoe.routing.rounding.exact:amounts",
-        "quota": "distmoe.routing.rounding.quota:amounts",
+        "exact": "distmoe.routing.rounding.exact:SELECTION",
+        "quota": "distmoe.routing.rounding.quota:SELECTION",
     },
 )
 ROUNDING_TRANSPORTS = Registry(

@@ -107,6 +107,8 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
         tile=config.rounding.tile,
         rule=config.rounding.rule,
         balance_groups=groups,
+        capacity_factor=config.rounding.capacity_factor,
+        capacity_of=config.rounding.capacity_of,
     )
     scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
     mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)

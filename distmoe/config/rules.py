@@ -181,6 +181,16 @@ def _balance_groups(config: Config, world: int) -> Iterator[str]:
         yield _wrong(config, "moe.rounding.balance_groups", f"be 0 or divide {experts}")
 
 
+@_rule("moe.rounding.capacity_factor", of_layer=True)
+def _capacity_factor(config: Config, world: int) -> Iterator[str]:
+    if 0 < config.moe.rounding.capacity_factor < 1:
+        yield _wrong(
+            config,
+            "moe.rounding.capacity_factor",
+            "be 0 for no bound, or at least 1: below, even experts of equal load lose pairs",
+        )
+
+
 @_rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep")
 def _tile(config: Config, world: int) -> Iterator[str]:
     tokens = config.train.micro_batch_size * config.data.seq_len

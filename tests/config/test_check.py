@@ -63,6 +63,16 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "moe.bias_update_rate is 0.001; it must be 0 with moe.router 'hash', whose choice",
         ),
         (
+            "--moe.rounding.capacity_factor=0.9",
+            1,
+            "moe.rounding.capacity_factor is 0.9; it must be 0 for no bound, or at least 1",
+        ),
+        (
+            "--moe.rounding.capacity_factor=-1.5",
+            1,
+            "moe.rounding.capacity_factor is -1.5; it must be at least 0",
+        ),
+        (
             "--moe.expert_groups=3 --moe.groups_per_token=2",
             1,
             "moe.expert_groups is 3; it must be 0, 1 or divide moe.num_experts (16)",

@@ -61,6 +61,10 @@ def test_impossible_layers_are_refused() -> None:
         ({"score_scale": 0.0}, "score_scale is 0.0; it must be greater than 0"),
         ({"bias_update_rate": -0.1}, r"bias_update_rate is -0.1; it must be in \[0, 1\]"),
         ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
+        (
+            {"rounding": RoundingConfig(capacity_factor=0.5)},
+            "rounding.capacity_factor is 0.5; it must be 0 or at least 1",
+        ),
         ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
         ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
         ({"expert_groups": 3}, "^expert_groups is 3; it must be 0, 1 or divide num_experts"),
