@@ -59,8 +59,8 @@ ROUNDING_RULES = Registry(
 SELECTIONS = Registry(
     "rounding selection",
     {
-        "exact": "distmoe.routing.rounding.exact:amounts",
-        "quota": "distmoe.routing.rounding.quota:amounts",
+        "exact": "distmoe.routing.rounding.exact:SELECTION",
+        "quota": "distmoe.routing.rounding.quota:SELECTION",
     },
 )
 ROUNDING_TRANSPORTS = Registry(
@@ -86,7 +86,15 @@ MOE_MLP_BACKENDS = Registry(
         "reference": "distmoe.kernels.moe_mlp.reference:ReferenceMoeMlp",
         "torch": "distmoe.kernels.moe_mlp.torch_backend:TorchMoeMlp",
         "triton": "distmoe.kernels.moe_mlp.triton_backend:TritonMoeMlp",
+        "gluon": "distmoe.kernels.moe_mlp.gluon_backend:GluonMoeMlp",
         "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
+    },
+)
+MOE_MLP_TILES = Registry(
+    "moe_mlp backend with tile configurations",
+    {
+        "triton": "distmoe.kernels.moe_mlp.tiles:SPACE",
+        "gluon": "distmoe.kernels.moe_mlp.gluon_tiles:SPACE",
     },
 )
 ROUTER_LOGITS_BACKENDS = Registry(

@@ -22,6 +22,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
 from distmoe.kernels.aot_sass import MainLoop, main_loop
 
@@ -59,10 +60,11 @@ class AotCase:
     """One kernel with one configuration that it ships with.
 
     ``signature``: argument -> Triton's type name, e.g. "i32", "*bf16:16", "tensordesc<bf16[64,
-    64]>"; ":16" says divisible by 16, as launches find aligned pointers to be. ``gemm``: has to
-    use tensor cores. ``pipelined``: has to load asynchronously and keep products running, which
-    takes more than one step and rows of whole 16 bytes. ``targets``: names in `TARGETS`;
-    descriptors need sm_90 or newer.
+    64]>", with a shared layout behind the block in Gluon; ":16" says divisible by 16, as launches
+    find aligned pointers to be. ``gemm``: has to use tensor cores. ``pipelined``: has to load
+    asynchronously and keep products running, which takes more than one step and rows of whole 16
+    bytes. ``specialised``: warps that load have to leave registers to those that multiply.
+    ``targets``: names in `TARGETS`; descriptors need sm_90 or newer.
     """
 
     name: str
@@ -74,13 +76,16 @@ class AotCase:
     gemm: bool
     targets: tuple[str, ...] = tuple(TARGETS)
     pipelined: bool = True
+    specialised: bool = False
 
 
 @dataclass(frozen=True)
 class Report:
     """What the compiler made of a case. Registers of a thread; ``spills`` and ``shared`` in bytes;
     ``tensor_core``: instructions in the code; ``serialised``: ptxas says that it made every wgmma
-    wait; ``in_flight``: the most wgmma groups that a loop leaves running; ``seconds`` to compile.
+    wait; ``in_flight``: the most wgmma groups that a loop leaves running; ``seconds`` to compile;
+    ``setmaxnreg``: numbers of registers that warps ask for as they run, and whether ptxas says that
+    it ignored them.
     """
 
     case: str
@@ -99,6 +104,8 @@ class Report:
     in_flight: int
     loop: MainLoop
     seconds: float
+    setmaxnreg: tuple[int, ...] = ()
+    setmaxnreg_ignored: bool = False
 
     @property
     def num_tensor_core(self) -> int:
@@ -147,6 +154,11 @@ def problems(report: Report, case: AotCase, target: Target) -> list[str]:
             (report.in_flight < 1, "the main loop waits for every wgmma"),
             (not report.async_copies + report.tma_loads, "no asynchronous loads"),
         ]
+    if case.specialised:
+        found += [
+            (not report.setmaxnreg, "no setmaxnreg"),
+            (report.setmaxnreg_ignored, "setmaxnreg ignored by ptxas"),
+        ]
     return [words for wrong, words in found if wrong]
 
 
@@ -163,7 +175,8 @@ def _compile(case: AotCase, target: Target) -> tuple[Any, str]:
         if divisor:
             attributes[(i,)] = [["tt.divisibility", int(divisor)]]
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
-    source = ASTSource(case.kernel, types, constexprs, attributes)
+    language = GluonASTSource if case.kernel.is_gluon() else ASTSource
+    source = language(case.kernel, types, constexprs, attributes)
     hardware = GPUTarget(target.backend, target.arch, target.warp_size)
     words = io.StringIO()
     try:
@@ -220,6 +233,8 @@ def _nvidia_report(
         # It is found by its tensor-core instructions, and disassembling takes long.
         loop=main_loop(_disassemble(compiled.asm["cubin"])) if any(counts.values()) else MainLoop(),
         seconds=seconds,
+        setmaxnreg=tuple(sorted({int(n) for n in re.findall(r"setmaxnreg\.\S+\s+(\d+)", ptx)})),
+        setmaxnreg_ignored="setmaxnreg" in log and "ignored" in log,
     )
 
 

@@ -1,4 +1,4 @@
-"""Without a GPU, Triton kernels run in Triton's interpreter. Set before any kernel is imported."""
+"""Without a GPU, Triton and Gluon kernels are interpreted. Set before any kernel is imported."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+    import gluon_interpreter
     from triton_interpreter import patch_bfloat16
 
     patch_bfloat16()
+    gluon_interpreter.install()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ def rows_for(source: int, target: int) -> torch.Tensor:
 
 
 def exercise(exchange: Exchange) -> None:
-    """Two transfers in flight at once, of different sizes and kinds, and a gather."""
+    """Two transfers in flight at once, of different sizes and kinds, a gather and a sum."""
     rank, peers = exchange.rank, [p for p in range(exchange.size) if p != exchange.rank]
     flights = []
     for scale in (1.0, -1.0):
@@ -38,6 +38,13 @@ def exercise(exchange: Exchange) -> None:
     assert exchange.traffic.bytes_sent.get("rows", 0) == sent
     gathered = exchange.all_gather(torch.tensor([rank, 7], dtype=torch.int32), kind="counts")
     assert gathered.tolist() == [[p, 7] for p in range(exchange.size)]
+    own = torch.tensor([[rank, 7], [2, 3]], dtype=torch.int32)
+    size = exchange.size
+    want = torch.tensor([[size * (size - 1) // 2, 7 * size], [2 * size, 3 * size]])
+    assert torch.equal(exchange.all_reduce(own, kind="sums").long(), want)
+    assert torch.equal(exchange.all_reduce(own.T, kind="sums").long(), want.T)
+    # What is sent is as it was.
+    assert own.tolist() == [[rank, 7], [2, 3]]
 
 
 def gloo_rank(rank: int, folder: Path) -> None:

@@ -13,6 +13,7 @@ from distmoe.routing.round_tokens import round_tokens
 from distmoe.routing.routers import scores_from_probabilities
 from distmoe.routing.routing import Routing
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 H, I, E, K = 16, 8, 8, 3
 CONFIG = MoEConfig(hidden_size=H, intermediate_size=I, num_experts=E, top_k=K)
 TILE = 8
@@ -54,7 +55,7 @@ def run_layer(
     ranks_per_node: int = 0,
 ):
     group = dist.group.WORLD if len(tokens) > 1 else None
-    layer = MoE(config, group, ranks_per_node=ranks_per_node)
+    layer = MoE(config, group, ranks_per_node=ranks_per_node).to(DEVICE)
     own = slice(rank * E // len(tokens), (rank + 1) * E // len(tokens))
     w = weights()
     with torch.no_grad():
@@ -63,11 +64,11 @@ def run_layer(
         layer.experts.w_out_eHI.copy_(w["w_out"][own])
     begin = sum(tokens[:rank])
     rows = slice(begin, begin + tokens[rank])
-    x_TH = x[rows].clone().requires_grad_()
+    x_TH = x[rows].clone().to(DEVICE).requires_grad_()
     out_TH, losses = layer(x_TH)
-    objective = (out_TH * dout[rows]).sum() + losses.load_balance + losses.z
+    objective = (out_TH * dout[rows].to(DEVICE)).sum() + losses.load_balance + losses.z
     objective.backward()
-    return {
+    result = {
         "out": out_TH.detach(),
         "dx": x_TH.grad,
         "d_router": layer.router_EH.grad,
@@ -80,6 +81,7 @@ def run_layer(
         "traffic": layer.exchange.traffic.bytes_sent,
         "links": [e.traffic.bytes_sent for e in layer.links.all()] if layer.links else [],
     }
+    return {k: v.cpu() if isinstance(v, Tensor) else v for k, v in result.items()}
 
 
 def together(results: list[dict]) -> dict[str, Tensor]:
@@ -105,6 +107,8 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
         tile=config.rounding.tile,
         rule=config.rounding.rule,
         balance_groups=groups,
+        capacity_factor=config.rounding.capacity_factor,
+        capacity_of=config.rounding.capacity_of,
     )
     scores = scores_from_probabilities(prob_TE, top_k=K, renormalize="topk")
     mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)

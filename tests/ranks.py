@@ -17,8 +17,11 @@ from torch.testing._internal.distributed.multi_threaded_pg import (
 T = TypeVar("T")
 
 
-def run_ranks(function: Callable[..., T], num_ranks: int, *args: Any) -> list[T]:
+def run_ranks(
+    function: Callable[..., T], num_ranks: int, *args: Any, backend: str = "threaded"
+) -> list[T]:
     """[function(rank, *args) for every rank], each in a thread with a process group of its own.
+    ``backend``: `threaded` waits in every collective; `gloo` also has some that do not.
 
     The first error of any rank is raised again, naming the rank. Seeds are shared by all threads:
     draw inputs outside and pass them in.
@@ -26,14 +29,19 @@ def run_ranks(function: Callable[..., T], num_ranks: int, *args: Any) -> list[T]
     results: list[Any] = [None] * num_ranks
     errors: dict[int, BaseException] = {}
     world = _install_threaded_pg()
+    if not hasattr(world, "comms"):
+        # destroy_process_group of torch 2.11 asks for it.
+        world.comms = []
     # Group names are resolved per thread, or every rank would find rank 0's groups.
     torch._C._distributed_c10d._set_thread_isolation_mode(True)
     store = dist.HashStore()
 
     def run(rank: int) -> None:
         try:
-            dist.init_process_group("threaded", rank=rank, world_size=num_ranks, store=store)
-            results[rank] = function(rank, *args)
+            dist.init_process_group(backend, rank=rank, world_size=num_ranks, store=store)
+            # On a GPU one thread would go back for all ranks, and wait in the first for the others.
+            with torch.autograd.set_multithreading_enabled(False):
+                results[rank] = function(rank, *args)
         except BaseException as error:  # noqa: BLE001
             errors[rank] = error
             ProcessLocalGroup.exception_handle(error)

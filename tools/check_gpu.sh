@@ -1,39 +1,148 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: kernel and layer tests, then the bench with its peers.
+# Everything that needs a GPU, in parts: tests, the bench with its peers, a small training run.
 #
-#   tools/check_gpu.sh [OUT]        OUT (default docs/benchmarks) gets JSON and pictures
+#   tools/check_gpu.sh [--only PART,PART...] [--minutes N] [OUT]
 #
+# OUT (default docs/benchmarks) gets JSON, pictures and logs/PART.log. A part that fails or reaches
+# its limit stops no other part; results are written after every shape. Parts, in this order, with
+# their limits, and what they are expected to take on one H200 with 16 cores (not measured yet):
+#
+#   doctor     3 min   20 s   the machine, and NCCL with this process alone
+#   tests      8 min    2 min kernels, layer, attention; compiles several hundred small kernels
+#   compile    5 min    1 min kernels of the bench's shapes, as many at a time as there are cores
+#   quick      4 min    1 min bench of 7B-256: our kernels, grouped_mm and the bound
+#   train      6 min    3 min 300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
+#   rounding   4 min    1 min bench of TR, rounded and not
+#   bench      9 min    4 min bench of all shapes, without peers
+#   tune       9 min    3 min every tile configuration for 7B-256, README and configs/eight_gpu.toml,
+#                             and the table of the best, which a run takes as moe.kernel_tiles
+#   memory     3 min   20 s   bytes that a layer keeps, formula and measurement
+#   peers      9 min    8 min bench of 7B-256 with SonicMoE and Liger, which tune themselves
+#   gluon      9 min    4 min tests and bench of the warp-specialised kernels. Last, as a wrong barrier
+#                             would let them wait for ever
+#
+# --only names the parts to run. --minutes ends everything after N minutes: the part that runs then
+# is stopped, and those after it are left out.
 # PYTHON names the interpreter (default python3). Peers that are not installed are a line in the
-# table; tools/unpack_peers.sh brings them. Ends with 1 if a test or a backend is wrong, after all
-# of it ran.
+# table, and tools/pack_peers.sh carries them, and what training needs, to a machine without a
+# network. Ends with 1 if a part failed, 2 for a wrong argument.
 set -uo pipefail
-case ${1:-} in
-    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
-    -*) echo "unknown option $1; see --help" >&2 && exit 2 ;;
-esac
+
+PARTS=(doctor tests compile quick train rounding bench tune memory peers gluon)
+declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [rounding]=4 [bench]=9
+    [tune]=9 [memory]=3 [peers]=9 [gluon]=9)
+ALL=1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B
+WORKERS=${WORKERS:-8}
+
+wrong() { echo "$1; see --help" >&2 && exit 2; }
+only=
+minutes=600
+out=
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//p;}' "$0" && exit 0 ;;
+        --only) only=${2:-} && shift 2 || wrong "--only needs parts" ;;
+        --minutes) minutes=${2:-} && shift 2 || wrong "--minutes needs a number" ;;
+        -*) wrong "unknown option $1" ;;
+        *) [[ -z $out ]] || wrong "one folder only"
+           out=$1 && shift ;;
+    esac
+done
+[[ $minutes =~ ^[1-9][0-9]*$ ]] || wrong "--minutes is $minutes; it must be a whole number from 1"
+for part in ${only//,/ }; do
+    [[ -n ${LIMIT[$part]:-} ]] || wrong "unknown part $part; known: ${PARTS[*]}"
+done
 cd "$(dirname "$0")/.."
-out=${1:-docs/benchmarks}
+out=${out:-docs/benchmarks}
 python=${PYTHON:-python3}
-export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH}
-mkdir -p "$out"
-
-"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+mkdir -p "$out/logs"
+name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))' 2>/dev/null) ||
     { echo "there is no GPU that torch can use" >&2 && exit 2; }
-name=$("$python" -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-"))')
-failed=0
 
-"$python" -m pytest -m "gpu or not gpu" -k "not aot" --tb=short \
-    tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
-    tests/planner/test_activation_memory.py || failed=1
 bench() {
     local label=$1
     shift
     "$python" tools/bench_moe.py "$@" \
-        --json "$out/$name-$label.json" --picture "$out/$name-$label.png" || failed=1
+        --json "$out/$name-$label.json" --picture "$out/$name-$label.png"
 }
-bench 7B --shapes 7B-256
-bench rounding --shapes TR --rounding none,balance --backends triton,grouped_mm,bound
-bench all --shapes 1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B --rounds 10
-"$python" tools/bench_moe.py --shapes 7B-256,README --backends triton --tune || failed=1
-"$python" tools/measure_memory.py --json "$out/$name-memory.json" || failed=1
+train() {
+    "$python" -m distmoe train configs/check_gpu.toml --run.name "$1" --run.dir "$runs/$1" \
+        --data.path "$runs/shakespeare" "${@:2}"
+}
+
+part_doctor() { "$python" -m distmoe doctor; }
+# SonicMoE compiles for minutes at every new size: it has a part of its own. A test that hangs ends
+# its process, where pytest-timeout is installed.
+part_tests() {
+    local workers=()
+    "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$WORKERS")
+    "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe and not gluon" --tb=short \
+        -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
+        tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
+        tests/model/test_document_mask.py tests/planner/test_activation_memory.py
+}
+part_compile() { "$python" tools/compile_kernels.py --shapes "7B-256,TR,$ALL" &&
+    "$python" tools/compile_kernels.py --shapes 7B-256,README --all-tiles; }
+part_quick() { bench 7B-256 --shapes 7B-256 --backends bound,grouped_mm,triton --profile; }
+part_train() {
+    local failed=0
+    runs=$(mktemp -d)
+    "$python" -m distmoe data prepare --builtin shakespeare --out "$runs/shakespeare" || return 1
+    train single --train.profile 200-201 || failed=1
+    train top-k --moe.rounding.rule none || failed=1
+    train fsdp2 --parallel.engine fsdp2 || failed=1
+    train compiled --train.compile dense || failed=1
+    "$python" -m distmoe report "$runs"/{single,top-k,fsdp2,compiled} --json "$out/$name-train.json" \
+        --markdown "$out/$name-train.md" || failed=1
+    cp "$runs"/single/profile/*.operators.txt "$out/logs/" || failed=1
+    rm -rf "$runs"
+    return $failed
+}
+part_rounding() { bench rounding --shapes TR --rounding none,balance --backends triton,grouped_mm,bound; }
+part_bench() { bench all --shapes "$ALL" --rounds 10 --backends bound,grouped_mm,triton; }
+part_tune() { "$python" tools/bench_moe.py --shapes 7B-256,README --config configs/eight_gpu.toml \
+    --backends triton --tune --write-tiles "$out/$name-tiles.toml" --rounds 10 \
+    --json "$out/$name-tiles.json"; }
+part_memory() { "$python" tools/measure_memory.py --json "$out/$name-memory.json"; }
+part_peers() {
+    local failed=0 peer
+    for peer in liger sonicmoe sonicmoe-layer; do
+        bench "$peer" --shapes 7B-256 --backends "bound,triton,$peer" || failed=1
+    done
+    return $failed
+}
+
+part_gluon() {
+    "$python" -m pytest -m "gpu or not gpu" -k "gluon and not interpreter" --tb=short -x \
+        -o faulthandler_timeout=120 tests/kernels &&
+        bench gluon --shapes 7B-256,README --backends bound,triton,gluon
+}
+
+# timeout starts programs, and parts are functions: the script calls itself for one.
+if [[ -n ${DISTMOE_PART:-} ]]; then
+    "part_$DISTMOE_PART"
+    exit
+fi
+failed=0
+summary=()
+for part in "${PARTS[@]}"; do
+    [[ -z $only || ,$only, == *,$part,* ]] || continue
+    left=$((60 * minutes - SECONDS)) limit=$((60 * LIMIT[$part])) begun=$SECONDS
+    if [[ $left -le 0 ]]; then
+        summary+=("$part: left out, no time") failed=1
+        continue
+    fi
+    echo "== $part"
+    DISTMOE_PART=$part timeout --kill-after=10 $((left < limit ? left : limit)) \
+        tools/check_gpu.sh "$out" 2>&1 | tee "$out/logs/$part.log"
+    code=${PIPESTATUS[0]}
+    ended="ended with $code"
+    [[ $code -eq 0 ]] && ended=well
+    [[ $code -eq 124 || $code -eq 137 ]] && ended="stopped at its limit"
+    [[ $code -eq 0 ]] || failed=1
+    summary+=("$part: $ended, $((SECONDS - begun)) s")
+done
+echo "== summary: $name, $out"
+printf '%s\n' "${summary[@]}"
 exit $failed

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Download the packages that tools/bench_moe.py compares with, for a GPU machine without a network.
+# Download the packages that tools/bench_moe.py compares with, and those that training needs and a
+# machine with torch may lack, for a GPU machine without a network.
 #
 #   tools/pack_peers.sh [--dry-run] [FOLDER]
 #
@@ -8,7 +9,7 @@
 # On the GPU machine: eval "$(tools/unpack_peers.sh)". --dry-run prints what would be done.
 set -euo pipefail
 
-PEERS=(
+PACKAGES=(
     liger-kernel==0.8.5
     # sonic-moe pins cutlass-dsl 4.4.2, which newer quack-kernels than 0.4 do not work with.
     sonic-moe==0.1.2.post1
@@ -16,6 +17,11 @@ PEERS=(
     nvidia-cutlass-dsl==4.4.2
     apache-tvm-ffi==0.1.15.post2
     torch-c-dlpack-ext==0.1.5
+    # distmoe reads its options by tyro, and writes a run's settings by tomli-w.
+    tyro==1.0.17
+    docstring-parser==0.18.0
+    typeguard==4.6.1
+    tomli-w==1.2.0
 )
 LARGE=nvidia-cutlass-dsl-libs-base==4.4.2
 MOST_BYTES=$((64 << 20))
@@ -58,7 +64,7 @@ unpacked=$(mktemp -d)
 trap 'rm -rf "$unpacked"' EXIT
 
 run mkdir -p "$folder"
-download "$folder" "${PEERS[@]}"
+download "$folder" "${PACKAGES[@]}"
 download "$unpacked" "$LARGE"
 if [[ -n $dry_run ]]; then
     echo "unpack the wheel of $LARGE and pack it as $folder/cutlass_dsl_libs_base.tar.xz"

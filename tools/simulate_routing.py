@@ -2,6 +2,7 @@
 
 python tools/simulate_routing.py
 python tools/simulate_routing.py --ranks 16,64 --experts 512 --tokens 8192 --skew 0,0.5,1
+python tools/simulate_routing.py --rules balance --capacity 1,1.25,1.5,2
 python tools/simulate_routing.py --json out.json --picture out.png
 python tools/simulate_routing.py --trace runs/quickstart --tile 16,32,64
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +33,7 @@ from distmoe.planner.routing_simulation import (
 )
 from distmoe.planner.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
+from distmoe.routing.routers import Scores
 
 # Of synthetic routing. A trace has these sizes, all but the tile fixed.
 DEFAULTS = {
@@ -70,7 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _synthetic(arguments: argparse.Namespace) -> Iterator[Result]:
     for setting in _settings(arguments):
         scores = synthetic_scores(setting, seed=arguments.seed)
-        yield setting, simulate(scores, arguments.rules, ranks=setting.ranks, tile=setting.tile)
+        yield setting, _outcomes(scores, arguments, ranks=setting.ranks, tile=setting.tile)
+
+
+def _outcomes(
+    scores: Scores, arguments: argparse.Namespace, *, ranks: int, tile: int
+) -> list[Outcome]:
+    return simulate(scores, arguments.rules, ranks=ranks, tile=tile, capacities=arguments.capacity)
 
 
 def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
@@ -85,7 +94,7 @@ def _traced(arguments: argparse.Namespace) -> Iterator[Result]:
     for routing in read_traces(trace_folder(arguments.trace)):
         scores = traced_scores(routing)
         for tile in arguments.tile or [routing.tile]:
-            outcomes = simulate(scores, arguments.rules, ranks=routing.ranks, tile=tile)
+            outcomes = _outcomes(scores, arguments, ranks=routing.ranks, tile=tile)
             samples[_setting_of(routing, tile)].append(outcomes)
     for setting in sorted(samples, key=lambda setting: (setting.layer, setting.tile)):
         yield setting, mean_outcomes(samples[setting])
@@ -116,6 +125,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trace", type=Path, help="a run's folder, or its folder routing")
     rules = [name for name in ROUNDING_RULES if name != "none"]
     parser.add_argument("--rules", type=lambda text: text.split(","), default=rules)
+    factors = "factors of a capacity under balance: 1,1.25,1.5,2"
+    parser.add_argument("--capacity", type=_several(float), default=[], help=factors)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args(argv)
@@ -143,6 +154,9 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     for rule in arguments.rules:
         if rule not in ROUNDING_RULES:
             yield f"--rules: no rule {rule!r}; known: {', '.join(ROUNDING_RULES)}"
+    for factor in arguments.capacity:
+        if not 1 <= factor < math.inf:
+            yield f"--capacity is {factor}; it must be at least 1"
     for path in (arguments.json, arguments.picture):
         if path and not path.parent.is_dir():
             yield f"{path}: there is no folder {path.parent}"

@@ -111,8 +111,8 @@ def _rank(arguments: argparse.Namespace) -> None:
         dispatch=DispatchConfig(level=a.level),
     )
     layer = MoE(config, dist.group.WORLD, ranks_per_node=a.ranks_per_node)
-    for exchange in layer.exchanges():
-        exchange.observer.timeout_s = a.timeout_s
+    for observer in layer.observers():
+        observer.timeout_s = a.timeout_s
     # One router for all ranks, as in training.
     dist.broadcast(layer.router_EH.data, 0)
     readings = soak(layer, tokens=a.tokens, steps=a.steps, every=a.every)

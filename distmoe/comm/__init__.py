@@ -57,6 +57,11 @@ class Exchange(Protocol):
         Traffic counts by ``kind``."""
         ...
 
+    def all_reduce(self, x: Tensor, *, kind: str) -> Tensor:
+        """The sum over the ranks of x of one shape and dtype; blocks. Traffic counts by ``kind``
+        what a reduce-scatter and an all-gather send."""
+        ...
+
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
         """Begin a transfer: peer -> contiguous buffer. Peers without rows are left out."""
         ...

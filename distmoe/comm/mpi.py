@@ -40,8 +40,8 @@ NAP_S = 5e-5
 
 
 class MpiExchange(TorchGroup):
-    """Isend and Irecv between the ranks of ``group``, in a communicator of its own; the small
-    all-gather is the group's. Made by all processes of the run together."""
+    """Isend and Irecv between the ranks of ``group``, in a communicator of its own; small
+    collectives are the group's. Made by all processes of the run together."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(group)

@@ -1,5 +1,5 @@
-"""What users of a torch.distributed group share: its default, its ranks, its backend, and a small
-gather; and how a group for rows is made."""
+"""What users of a torch.distributed group share: its default, its ranks, its backend, and small
+collectives; and how a group for rows is made."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _before_gemms() -> Any:
 
 
 class TorchGroup(Transport):
-    """A transport over ``group``, whose all-gather is torch's own."""
+    """A transport over ``group``, whose all-gather and all-reduce are torch's own."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         super().__init__(dist.get_rank(group), dist.get_process_group_ranks(group))
@@ -62,6 +62,11 @@ class TorchGroup(Transport):
         gathered = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(gathered, x.contiguous(), group=self.group)
         return torch.stack(gathered)
+
+    def _sum(self, x: Tensor) -> Tensor:
+        summed = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed, group=self.group)
+        return summed
 
 
 def num_bytes(rows: Tensor) -> int:

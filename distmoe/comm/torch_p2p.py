@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -65,7 +64,4 @@ class PointToPointExchange(TorchGroup):
         if self._batched:
             # One group of operations: the sends are complete when the receives are.
             self.wait_recv(transfer)
-        for rows in transfer.send.values():
-            if rows.is_cuda:
-                rows.record_stream(torch.cuda.current_stream())
         super().wait_send(transfer)

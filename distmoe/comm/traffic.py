@@ -6,8 +6,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import Tensor
-
 Distance = Literal["node", "remote"]
 
 
@@ -15,7 +13,7 @@ Distance = Literal["node", "remote"]
 class Traffic:
     """Bytes that this rank has sent to other ranks, by kind of message; own rows never count.
     ``bytes_by_distance``: the same by (kind, distance): "node" is a peer on the same machine.
-    ``rounds``: all-gathers and transfers, in each of which every rank takes part."""
+    ``rounds``: collectives and transfers, in each of which every rank takes part."""
 
     bytes_sent: dict[str, int] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
@@ -24,9 +22,8 @@ class Traffic:
     def begin(self, kind: str) -> None:
         self.rounds[kind] = self.rounds.get(kind, 0) + 1
 
-    def add(self, kind: str, rows: Tensor, distance: Distance) -> None:
-        if rows.numel():
-            num_bytes = rows.numel() * rows.element_size()
+    def add(self, kind: str, num_bytes: int, distance: Distance) -> None:
+        if num_bytes:
             self.bytes_sent[kind] = self.bytes_sent.get(kind, 0) + num_bytes
             self.bytes_by_distance[kind, distance] += num_bytes
 

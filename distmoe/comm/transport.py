@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -11,9 +11,9 @@ from distmoe.comm.traffic import Distance
 
 
 class Transport:
-    """An `Exchange` but for four methods. ``_receive`` and ``_send`` start a transfer's messages
+    """An `Exchange` but for five methods. ``_receive`` and ``_send`` start a transfer's messages
     and put them into ``arriving`` and ``leaving``; ``_received`` unpacks what has arrived;
-    ``_gather`` is the blocking all-gather.
+    ``_gather`` and ``_sum`` are the blocking all-gather and all-reduce.
 
     ``world_ranks``: for every place in the group the rank in the run, by which messages name it.
     """
@@ -37,18 +37,31 @@ class Transport:
     def _gather(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _sum(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
+        return self._collective(kind, lambda: self._gather(x), [x.nbytes] * self.size)
+
+    def all_reduce(self, x: Tensor, *, kind: str) -> Tensor:
+        parts = [part.nbytes for part in x.reshape(-1).tensor_split(self.size)]
+        # A peer is sent the addends of its part, and the sums of the own one.
+        sent = [part + parts[self.rank] for part in parts]
+        return self._collective(kind, lambda: self._sum(x), sent)
+
+    def _collective(self, kind: str, run: Callable[[], Tensor], sent: Sequence[int]) -> Tensor:
+        """``sent``: bytes to each rank."""
         self.traffic.begin(kind)
         self.observer.begun(kind)
         for peer in range(self.size):
             if peer != self.rank:
-                self.traffic.add(kind, x, self._distance(peer))
-        gathered: list[Tensor] = []
-        num_bytes = x.numel() * x.element_size() * (self.size - 1)
+                self.traffic.add(kind, sent[peer], self._distance(peer))
+        num_bytes = sum(sent) - sent[self.rank]
+        results: list[Tensor] = []
         self.observer.gather(
-            kind, Message("exchange", None, num_bytes, lambda: gathered.append(self._gather(x)))
+            kind, Message("exchange", None, num_bytes, lambda: results.append(run()))
         )
-        return gathered[0]
+        return results[0]
 
     def post_recv(self, kind: str, recv: Mapping[int, Tensor]) -> Transfer:
         self.traffic.begin(kind)
@@ -62,7 +75,7 @@ class Transport:
     def post_send(self, transfer: Transfer, send: Mapping[int, Tensor]) -> None:
         transfer.send = send
         for peer, rows in send.items():
-            self.traffic.add(transfer.kind, rows, self._distance(peer))
+            self.traffic.add(transfer.kind, rows.nbytes, self._distance(peer))
         with self.observer.posting(transfer.kind):
             self._send(transfer)
         self.observer.posted(transfer.kind, [*transfer.arriving, *transfer.leaving])

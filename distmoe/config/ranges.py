@@ -71,6 +71,7 @@ RANGES = {
     "moe.rounding.tile": COUNT,
     "moe.rounding.balance_groups": COUNT_OR_UNSET,
     "moe.rounding.seed": Range(0, 2**63 - 1),
+    "moe.rounding.capacity_factor": NOT_NEGATIVE,
     "moe.dispatch.steps": COUNT_OR_UNSET,
     "parallel.dp_replicate": COUNT,
     "parallel.dp_shard": COUNT_OR_UNSET,

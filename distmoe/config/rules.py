@@ -12,6 +12,7 @@ from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
 from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.schema import Config
+from distmoe.registry import EXCHANGES
 
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
@@ -24,18 +25,21 @@ Complaints = Callable[[Config, int], Iterator[str]]
 
 @dataclass(frozen=True)
 class Rule:
-    """Complaints about a resolved config and a number of ranks, if the ranges of ``keys`` hold."""
+    """Complaints about a resolved config and a number of ranks, if the ranges of ``keys`` hold.
+    ``of_layer``: an MoE layer by itself must follow it, too; it reads only moe and parallel.ep and
+    ranks_per_node."""
 
     keys: tuple[str, ...]
     complaints: Complaints
+    of_layer: bool = False
 
 
 RULES: list[Rule] = []
 
 
-def _rule(*keys: str) -> Callable[[Complaints], Complaints]:
+def _rule(*keys: str, of_layer: bool = False) -> Callable[[Complaints], Complaints]:
     def add(complaints: Complaints) -> Complaints:
-        RULES.append(Rule(keys, complaints))
+        RULES.append(Rule(keys, complaints, of_layer))
         return complaints
 
     return add
@@ -106,19 +110,19 @@ def _moe_hidden_size(config: Config, world: int) -> Iterator[str]:
         yield _wrong(config, "moe.hidden_size", f"be 0 or {hidden}")
 
 
-@_rule("moe.num_experts", "moe.top_k")
+@_rule("moe.num_experts", "moe.top_k", of_layer=True)
 def _top_k(config: Config, world: int) -> Iterator[str]:
     if config.moe.top_k > config.moe.num_experts:
         yield _wrong(config, "moe.top_k", f"be in 1..moe.num_experts ({config.moe.num_experts})")
 
 
-@_rule()
+@_rule(of_layer=True)
 def _renormalize(config: Config, world: int) -> Iterator[str]:
     if config.moe.router == "topk_softmax" and config.moe.renormalize != "topk":
         yield _wrong(config, "moe.renormalize", "be topk with moe.router 'topk_softmax'")
 
 
-@_rule("moe.bias_update_rate")
+@_rule("moe.bias_update_rate", of_layer=True)
 def _bias_update_rate(config: Config, world: int) -> Iterator[str]:
     if 0 < config.moe.bias_update_rate < KEY_UNIT:
         yield _wrong(
@@ -139,6 +143,7 @@ def _bias_update_rate(config: Config, world: int) -> Iterator[str]:
     "moe.nodes_per_token",
     "parallel.ep",
     "parallel.ranks_per_node",
+    of_layer=True,
 )
 def _expert_groups(config: Config, world: int) -> Iterator[str]:
     parallel = config.parallel
@@ -160,7 +165,7 @@ def _node_level(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@_rule("moe.num_experts", "parallel.ep")
+@_rule("moe.num_experts", "parallel.ep", of_layer=True)
 def _experts_per_rank(config: Config, world: int) -> Iterator[str]:
     if config.moe.num_experts % config.parallel.ep:
         yield _wrong(
@@ -168,12 +173,22 @@ def _experts_per_rank(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@_rule("moe.num_experts", "moe.rounding.balance_groups")
+@_rule("moe.num_experts", "moe.rounding.balance_groups", of_layer=True)
 def _balance_groups(config: Config, world: int) -> Iterator[str]:
     groups = config.moe.rounding.balance_groups
     if groups and config.moe.num_experts % groups:
         experts = f"moe.num_experts ({config.moe.num_experts})"
         yield _wrong(config, "moe.rounding.balance_groups", f"be 0 or divide {experts}")
+
+
+@_rule("moe.rounding.capacity_factor", of_layer=True)
+def _capacity_factor(config: Config, world: int) -> Iterator[str]:
+    if 0 < config.moe.rounding.capacity_factor < 1:
+        yield _wrong(
+            config,
+            "moe.rounding.capacity_factor",
+            "be 0 for no bound, or at least 1: below, even experts of equal load lose pairs",
+        )
 
 
 @_rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep")
@@ -193,12 +208,12 @@ def _tile(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@_rule("parallel.ep")
+@_rule("parallel.ep", of_layer=True)
 def _local_exchange(config: Config, world: int) -> Iterator[str]:
     if config.moe.dispatch.exchange == "local" and config.parallel.ep > 1:
-        yield _wrong(
-            config, "moe.dispatch.exchange", f"be auto for parallel.ep {config.parallel.ep}"
-        )
+        others = ", ".join(name for name in EXCHANGES if name != "local")
+        ranks = f"parallel.ep ({config.parallel.ep})"
+        yield _wrong(config, "moe.dispatch.exchange", f"be auto or one of {others} with {ranks}")
 
 
 @_rule("parallel.ep", "moe.dispatch.steps")
@@ -222,6 +237,17 @@ def _profile(config: Config, world: int) -> Iterator[str]:
             config,
             "parallel.profile",
             "be empty or a file that `distmoe doctor comm --save` wrote",
+        )
+
+
+@_rule()
+def _tiles(config: Config, world: int) -> Iterator[str]:
+    tiles = config.moe.kernel_tiles
+    if tiles not in ("auto", "default") and not Path(tiles).is_file():
+        yield _wrong(
+            config,
+            "moe.kernel_tiles",
+            "be auto, default or a file that `tools/bench_moe.py --write-tiles` wrote",
         )
 
 

@@ -90,6 +90,12 @@ class RoundingConfig:
     """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
     seed: int = 0
     """Seed of the rules that draw, stochastic and score."""
+    capacity_factor: float = 0.0
+    """Most pairs of an expert, or of all experts of a rank, over the mean, rounded up to whole
+    tiles; beyond, those of the lowest scores are dropped. 0: no bound."""
+    capacity_of: Literal["expert", "rank"] = "expert"
+    """What has the capacity. rank: the experts of a rank (of a balance group) share it, of which
+    started tiles count whole; drops less."""
     transport: str = "auto"
     """How `exact` compares candidates: on every rank, or on the owner of each expert. auto: owner
     above 16 ranks."""
@@ -162,6 +168,10 @@ class MoEConfig:
     or plain, with one."""
     kernel: str = "auto"
     """Backend of the expert MLP. auto: triton on a GPU that it runs on, else torch."""
+    kernel_tiles: str = "auto"
+    """Tile configurations of the kernels. auto: those that were measured on such a device, if
+    they ship with distmoe; else, and with default, the defaults. Or a file that
+    `tools/bench_moe.py --write-tiles` wrote."""
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     dispatch: DispatchConfig = field(default_factory=DispatchConfig)
 

@@ -13,7 +13,6 @@ ONLY_WITH = {
     "deepspeed": ("parallel.engine", "deepspeed"),
     "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
     "optim.decay_steps": ("optim.schedule", "wsd"),
-    "moe.rounding.balance_groups": ("moe.rounding.rule", "balance"),
 }
 
 

@@ -20,13 +20,15 @@ def model_rows(config: Config, *, peak: float | None) -> Rows:
     moe, rounding = config.moe, config.moe.rounding
     counts, flops = parameter_counts(config.model, moe), flops_per_token(config)
     tiles = "" if rounding.rule == "none" else f" to tiles of {rounding.tile}"
+    factor, what = rounding.capacity_factor, rounding.capacity_of
+    most = f", no {what} above {factor:g} times the mean" if factor else ""
     against = "" if peak is None else f", device peak {peak / 1e12:.0f} TFLOP/s in bf16"
     return [
         ("model", f"{counts.total / 1e6:.1f} M parameters, {counts.active / 1e6:.1f} M active"),
         (
             "experts",
             f"{moe.num_experts} per layer, top {moe.top_k}, router {moe.router}, "
-            f"rounding {rounding.rule}{tiles}",
+            f"rounding {rounding.rule}{tiles}{most}",
         ),
         *routing_rows(config),
         (

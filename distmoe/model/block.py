@@ -48,6 +48,7 @@ class Block(nn.Module):
                 loss_group=loss_group,
                 ranks_per_node=config.parallel.ranks_per_node,
                 node_groups=node_groups,
+                name=self.name,
             )
         self.recompute = config.train.activation_checkpoint
 

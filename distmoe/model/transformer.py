@@ -15,7 +15,8 @@ from distmoe.model.block import Block
 from distmoe.model.causal_attention import document_mask
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
-from distmoe.moe.layer import MoE, MoELosses, node_groups_for
+from distmoe.moe.layer import MoE, MoELosses
+from distmoe.moe.layer_groups import node_groups_for
 from distmoe.named_range import named_range
 
 # Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from distmoe.kernels.moe_mlp import PairIndex
-from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
+from distmoe.moe.host_copy import HostCopy, ints, to_device
+from distmoe.moe.int_array import IntArray
 from distmoe.moe.schedule import OWN_RUNS, Part
 
 
@@ -27,28 +28,27 @@ class Incoming:
     expert_L: Tensor
 
     @staticmethod
-    def of(messages: dict[int, Tensor], from_Pe: IntArray, *, rank: int, runs: int) -> Incoming:
-        """``messages[source]``: int32 [C + pairs, 2] of the pairs that the source has for this
-        rank: the rows of each of its C ``runs`` (beside it the rows of the run that this rank shall
-        pass on inside its node), then row and bits of the fp32 score of every pair, sorted by
-        (expert, token); a source without pairs may be missing, the own rank not. The own rows are
-        cut into halves, not into ``runs``."""
-        num_ranks, num_local = from_Pe.shape
-        device = messages[rank].device
+    def of(message_X2: Tensor, from_Pe_host: IntArray, *, rank: int, runs: int) -> Incoming:
+        """``message_X2`` int32, source by source: a head with the rows of each of its C ``runs``
+        for this rank (beside it the rows of the run that this rank shall pass on inside its node),
+        then row and bits of the fp32 score of every pair, sorted by (expert, token). The head of a
+        source that has nothing for this rank is zero. The own rows are cut into halves, not into
+        ``runs``."""
+        num_ranks, num_local = from_Pe_host.shape
+        device = message_X2.device
+        lengths = [length for pairs in ints(from_Pe_host.sum(1)) for length in (runs, pairs)]
+        parts = torch.split(message_X2, lengths)
+        head_PC2, pair_L2 = torch.stack(parts[::2]).long(), torch.cat(parts[1::2])
         rows_PC = torch.zeros(num_ranks, max(runs, OWN_RUNS), dtype=torch.int64, device=device)
-        relayed_PC = rows_PC[:, :runs].clone()
-        for source, message in messages.items():
-            rows_PC[source, :runs] = message[:runs, 0]
-            relayed_PC[source] = message[:runs, 1]
+        rows_PC[:, :runs] = head_PC2[..., 0]
         own = rows_PC[rank].sum()
         rows_PC[rank] = 0
         rows_PC[rank, 0], rows_PC[rank, 1] = own - own // 2, own // 2
-        pair_L2 = torch.cat([messages[source][runs:] for source in sorted(messages)])
-        which = np.repeat(np.arange(num_ranks * num_local), from_Pe.reshape(-1))
+        which = np.repeat(np.arange(num_ranks * num_local), from_Pe_host.reshape(-1))
         which_L = to_device(which, device)
         return Incoming(
             rows_PC=rows_PC,
-            relayed_PC=relayed_PC,
+            relayed_PC=head_PC2[..., 1],
             row_L=pair_L2[:, 0].long(),
             score_L=pair_L2[:, 1].contiguous().view(torch.float32),
             source_L=which_L // num_local,
@@ -58,16 +58,16 @@ class Incoming:
 
 @dataclass(frozen=True)
 class Arrived:
-    """Pairs in (expert, arrival) order. ``place_L`` int64: where each pair of `Incoming` lies. On
-    the host: rows of every arrival ``rows_A``, its pairs by expert ``counts_Ae``, and the rows to
-    pass on by source and run ``relayed_PC``."""
+    """Pairs in (expert, arrival) order. ``place_L`` int64: where each pair of `Incoming` lies.
+    ``rows_A_host``: rows of every arrival; ``counts_Ae_host``: its pairs by expert;
+    ``relayed_PC_host``: rows to pass on by source and run."""
 
     index: PairIndex
     score_L: Tensor
     place_L: Tensor
-    rows_A: IntArray
-    counts_Ae: IntArray
-    relayed_PC: IntArray
+    rows_A_host: IntArray
+    counts_Ae_host: IntArray
+    relayed_PC_host: IntArray
 
 
 class Arrangement:
@@ -101,15 +101,15 @@ class Arrangement:
 
     def finish(self) -> Arrived:
         """Waits for the sizes."""
-        rows_A, counts_Ae, relayed_PC = self._sizes.wait()
-        num_rows = sum(ints(rows_A))
+        rows_A_host, counts_Ae_host, relayed_PC_host = self._sizes.wait()
+        num_rows = sum(ints(rows_A_host))
         return Arrived(
             index=pair_index(self._row_L, self._counts_Ae.sum(0), num_rows=num_rows),
             score_L=self._score_L,
             place_L=self._place_L,
-            rows_A=rows_A,
-            counts_Ae=counts_Ae,
-            relayed_PC=relayed_PC,
+            rows_A_host=rows_A_host,
+            counts_Ae_host=counts_Ae_host,
+            relayed_PC_host=relayed_PC_host,
         )
 
 

@@ -3,17 +3,22 @@
 ``global``: all ranks and the micro-batches of the step so far (arXiv 2501.11873), which approaches
 the load of the whole batch. ``micro_batch``: all ranks. ``ep``: the ranks that share the experts.
 ``rank``: the tokens of this rank. ``sequence``: each sequence by itself (DeepSeek-V3's
-complementary loss, arXiv 2412.19437). The last two send nothing: every rank has the same weight.
+complementary loss, arXiv 2412.19437).
+
+The first two need a sum over all ranks, which is posted at once and waited for where the loss is
+made, so that no row waits for a rank of another ep group. The others send nothing: ``ep`` has its
+counts from rounding, and every group, or rank, has the same weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from distmoe.comm.group_sum import GroupSum
 from distmoe.routing.round_tokens import Rounded
 
 
@@ -24,7 +29,7 @@ class BalanceCounts:
 
     freq_E: Tensor
     freq_tokens: int | Tensor
-    all_tokens: int | Tensor
+    all_tokens: float | Tensor
 
 
 def own_counts(chosen_TE: Tensor) -> Tensor:
@@ -46,22 +51,30 @@ class OwnCounts:
 
 
 def balance_counts(
-    scope: str, own: OwnCounts, rounded: Rounded, *, group: dist.ProcessGroup | None
-) -> BalanceCounts:
-    """The counts of one forward; collective over ``group`` (None: this rank alone) where the scope
-    says so."""
+    scope: str, own: OwnCounts, rounded: Rounded, *, sums: GroupSum | None, ep: int
+) -> Callable[[], BalanceCounts]:
+    """Begin to count one forward; collective over ``sums`` (None: this rank alone) where the scope
+    says so. The result waits for the counts; again is free. ``ep``: ranks that share the experts.
+    """
+    num_ranks = 1 if sums is None else sums.size
     if scope in ("rank", "sequence"):
-        num_ranks = dist.get_world_size(group) if group is not None else 1
         num_runs = own.num_sequences if scope == "sequence" else 1
-        return _of_this_rank(own.chosen_TE, num_runs, num_ranks)
-    if scope == "global":
-        counts = _over_ranks(torch.cat([own.so_far_E1, own.forward_E1[-1:]]), group)
-        return BalanceCounts(counts[:-2], counts[-2], counts[-1])
+        counts = _of_this_rank(own.chosen_TE, num_runs, num_ranks)
+        return lambda: counts
     if scope == "ep":
-        tokens = _over_ranks(own.forward_E1[-1:], group)
-        return BalanceCounts(rounded.freq_E, rounded.num_tokens, tokens[0])
-    counts = _over_ranks(own.forward_E1, group)
-    return BalanceCounts(counts[:-1], counts[-1], counts[-1])
+        tokens = rounded.num_tokens * num_ranks / ep
+        counts = BalanceCounts(rounded.freq_E, rounded.num_tokens, tokens)
+        return lambda: counts
+    so_far_E1 = own.so_far_E1 if scope == "global" else own.forward_E1
+    own_E2 = torch.cat([so_far_E1, own.forward_E1[-1:]])
+    if sums is None:
+        return lambda: _of_sum(own_E2)
+    pending = sums.post("balance counts", own_E2)
+    return lambda: _of_sum(pending.wait())
+
+
+def _of_sum(counts_E2: Tensor) -> BalanceCounts:
+    return BalanceCounts(counts_E2[:-2], counts_E2[-2], counts_E2[-1])
 
 
 def _of_this_rank(chosen_TE: Tensor, num_runs: int, num_ranks: int) -> BalanceCounts:
@@ -69,13 +82,4 @@ def _of_this_rank(chosen_TE: Tensor, num_runs: int, num_ranks: int) -> BalanceCo
     num_tokens, num_experts = chosen_TE.shape
     run = num_tokens // max(num_runs, 1)
     freq_BE = chosen_TE.view(num_runs, run, num_experts).sum(1)
-    # A rank without tokens has loss 0, not 0 / 0.
-    return BalanceCounts(freq_BE, max(run, 1), max(num_tokens, 1) * num_ranks)
-
-
-def _over_ranks(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    if group is None:
-        return counts
-    summed = counts.clone()
-    dist.all_reduce(summed, group=group)
-    return summed
+    return BalanceCounts(freq_BE, run, num_tokens * num_ranks)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
+from distmoe.moe.int_array import IntArray
 
 
 def carry_tiles(counts_be: IntArray, tile: int) -> tuple[IntArray, list[list[int]]]:

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
-from distmoe.config import Config, MoEConfig, expert_group_problems
+from distmoe.config import Config, MoEConfig, ParallelConfig
 from distmoe.config.check import NAMES
 from distmoe.config.keys import key_types, value_of
 from distmoe.config.ranges import out_of_range
-from distmoe.config.rules import KEY_UNIT
+from distmoe.config.rules import RULES
 from distmoe.kernels.moe_mlp.activations import activation_called
 
 
@@ -21,8 +21,7 @@ def check_layer(config: MoEConfig, num_ranks: int, *, ranks_per_node: int) -> No
     for problem in itertools.chain(
         _numbers(config),
         _choices(config),
-        _relations(config, num_ranks),
-        expert_group_problems(config, ep=num_ranks, ranks_per_node=ranks_per_node),
+        _relations(config, num_ranks, ranks_per_node),
     ):
         raise ValueError(problem)
 
@@ -46,21 +45,12 @@ def _is_choice(kind: Any) -> bool:
     return get_origin(kind) is Literal
 
 
-def _relations(config: MoEConfig, num_ranks: int) -> Iterator[str]:
-    groups = config.rounding.balance_groups or num_ranks
+def _relations(config: MoEConfig, num_ranks: int, ranks_per_node: int) -> Iterator[str]:
+    """The rules of a run's config that concern a layer, in the words of one who has no run."""
     if config.hidden_size < 1:
         yield f"hidden_size is {config.hidden_size}; it must be at least 1"
-    if config.top_k > config.num_experts:
-        yield f"top_k is {config.top_k}; it must be in 1..num_experts ({config.num_experts})"
-    if config.num_experts % num_ranks:
-        yield f"num_experts is {config.num_experts}; the {num_ranks} ranks must divide it"
-    if config.num_experts % groups:
-        yield (
-            f"rounding.balance_groups is {groups}; it must divide num_experts "
-            f"({config.num_experts})"
-        )
-    if 0 < config.bias_update_rate < KEY_UNIT:
-        yield (
-            f"bias_update_rate is {config.bias_update_rate}; it must be 0 or at least {KEY_UNIT}, "
-            "the unit of a bias"
-        )
+    parallel = ParallelConfig(ep=num_ranks, ranks_per_node=ranks_per_node)
+    for rule in RULES:
+        if rule.of_layer:
+            for problem in rule.complaints(Config(moe=config, parallel=parallel), num_ranks):
+                yield problem.replace("moe.", "").replace("parallel.", "")

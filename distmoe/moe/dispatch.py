@@ -7,15 +7,18 @@ work in between.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
 from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.arrivals import Arrangement, Incoming
-from distmoe.moe.host_copy import HostCopy
+from distmoe.moe.host_copy import HostCopy, ints
+from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
-from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, slices_of
+from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank
 from distmoe.moe.schedule import Schedule
 from distmoe.routing.rounding import owned_part
 from distmoe.routing.routing import Routing
@@ -63,15 +66,17 @@ class Dispatch:
         if self._plan is not None:
             return
         sizes = self._sizes = Sizes(*self._copy.wait())
-        rows, pairs = int(sizes.sent_PC.sum()), int(sizes.pairs_to_P.sum())
+        rows, pairs = int(sizes.sent_PC_host.sum()), int(sizes.pairs_to_P_host.sum())
         self._outgoing = self._outgoing.first(rows=rows, pairs=pairs)
+        self._pair_N2 = self._pair_N2[:pairs]
         exchange, schedule = self._exchange, self._schedule
+        message_X2 = self._exchange_messages()
         incoming = Incoming.of(
-            self._messages(), sizes.from_Pe, rank=exchange.rank, runs=schedule.runs()
+            message_X2, sizes.from_Pe_host, rank=exchange.rank, runs=schedule.runs()
         )
         steps = schedule.blocks(exchange.rank, exchange.size)
         arrivals = [part for step in steps for part in step.receives]
-        num_local = sizes.from_Pe.shape[1]
+        num_local = sizes.from_Pe_host.shape[1]
         self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
 
     def plan(self) -> DispatchPlan:
@@ -91,29 +96,35 @@ class Dispatch:
             del self._routing, self._outgoing, self._pair_N2, self._copy, self._arrangement
         return self._plan
 
-    def _messages(self) -> dict[int, Tensor]:
-        """The message of every rank with pairs for this one, or rows to pass on, and the own one;
-        see `Incoming.of`."""
+    def _exchange_messages(self) -> Tensor:
+        """What all ranks have for this one, see `Incoming.of`. Messages lie one after the other in
+        one tensor each way, so that the work of the host does not grow with the ranks."""
         exchange, sizes, outgoing = self._exchange, self._sizes, self._outgoing
         rank, num_runs, width = exchange.rank, self._schedule.runs(), self._schedule.ranks_per_node
         # Rows that go through a rank are told to it, though none may be for its own experts.
         relays = {p for p in range(exchange.size) if width and (p - rank) % width == 0}
         passed_PC = outgoing.sent_PC if relays else torch.zeros_like(outgoing.sent_PC)
-        head_PC2 = torch.stack([outgoing.rows_PC, passed_PC], dim=2)
-        to = slices_of(sizes.pairs_to_P)
-        message = {
-            p: torch.cat([head_PC2[p], self._pair_N2[to[p]]])
-            for p in range(exchange.size)
-            if sizes.pairs_to_P[p] or p in relays or p == rank
-        }
-        received = {
-            p: self._pair_N2.new_empty(num_runs + int(pairs), 2)
-            for p, pairs in enumerate(sizes.pairs_from_P)
-            if (pairs or p in relays) and p != rank
-        }
-        others = {p: m for p, m in message.items() if p != rank}
-        exchange_now(exchange, "pairs", received, others)
-        return received | {rank: message[rank]}
+        heads = torch.stack([outgoing.rows_PC, passed_PC], dim=2).unbind()
+        pairs = torch.split(self._pair_N2, ints(sizes.pairs_to_P_host))
+        in_turn = [part for both in zip(heads, pairs, strict=True) for part in both]
+        sent = torch.split(torch.cat(in_turn), ints(num_runs + sizes.pairs_to_P_host))
+        lengths = ints(num_runs + sizes.pairs_from_P_host)
+        # Zeros: the heads of those who send nothing.
+        received_X2 = self._pair_N2.new_zeros(sum(lengths), 2)
+        received = torch.split(received_X2, lengths)
+        received[rank].copy_(sent[rank])
+
+        def with_peers(parts: Sequence[Tensor], pairs_P_host: IntArray) -> dict[int, Tensor]:
+            wanted = {p for p, pairs in enumerate(ints(pairs_P_host)) if pairs} | relays
+            return {p: parts[p] for p in sorted(wanted - {rank})}
+
+        exchange_now(
+            exchange,
+            "pairs",
+            with_peers(received, sizes.pairs_from_P_host),
+            with_peers(sent, sizes.pairs_to_P_host),
+        )
+        return received_X2
 
 
 def plan_dispatch(

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from distmoe.comm import Exchange, not_empty
 from distmoe.comm.node_links import NodeLinks
-from distmoe.kernels.moe_mlp import MoeMlp
+from distmoe.kernels.moe_mlp import MoeMlp, check_operands
 from distmoe.moe.named_rows import NamedRows
 from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
@@ -32,21 +32,21 @@ from distmoe.named_range import is_profiling, named_range
 @dataclass(frozen=True)
 class ExpertParallel:
     """What the Function needs beside tensors. ``overlap=False`` waits for each transfer at once.
-    ``links``: for plans of level `node`."""
+    ``links``: for plans of level `node`. ``layer``: its name in profiles."""
 
     plan: DispatchPlan
     exchange: Exchange
     mlp: MoeMlp
     overlap: bool = True
     links: NodeLinks | None = None
+    layer: str = ""
 
     def post_rows(self, source_TH: Tensor) -> Rows:
         """Every receive and then every send of a pass; what they carry must not change until the
         pass is finished."""
-        layer = self.exchange.observer.layer
-        with named_range("dispatch, posting", layer=layer):
+        with named_range("dispatch, posting", layer=self.layer):
             rows = self._rows(source_TH.contiguous())
-        return NamedRows(rows, layer) if is_profiling() else rows
+        return NamedRows(rows, self.layer) if is_profiling() else rows
 
     def _rows(self, source_TH: Tensor) -> Rows:
         if self.plan.num_ranks == 1:
@@ -57,7 +57,7 @@ class ExpertParallel:
 
     def combine(self, rows: Rows, y_RH: Tensor) -> Tensor:
         """Wait for everything; [T, H] sum of a token's partial rows, fp32, in rank order."""
-        with named_range("combine", layer=self.exchange.observer.layer):
+        with named_range("combine", layer=self.layer):
             rows.finish(y_RH)
             if self.plan.combine is None:
                 return y_RH
@@ -71,7 +71,7 @@ class ExpertParallel:
 
 class ExpertParallelFunction(torch.autograd.Function):
     """(x_TH, score_N, w_in_eGH, w_out_eHI) -> out_TH; gradients for all four. The rows of x are on
-    their way already."""
+    their way already: of x itself the forward reads shape, dtype and device."""
 
     @staticmethod
     def forward(
@@ -187,7 +187,8 @@ def expert_parallel(
 
     Collective over the group of the exchange, in the backward too. ``rows``: those of ``x_TH``,
     posted. ``score_N`` are the weights of the plan's own pairs (their values travelled with the
-    plan; this is their gradient's way).
+    plan; this is their gradient's way). ValueError for operands that do not fit together.
     """
+    check_operands(x_TH, w_in_eGH, w_out_eHI)
     out_TH: Tensor = ExpertParallelFunction.apply(x_TH, score_N, w_in_eGH, w_out_eHI, ep, rows)  # type: ignore[no-untyped-call]
     return out_TH

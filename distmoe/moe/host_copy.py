@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IntArray = NDArray[np.int64]
+from distmoe.moe.int_array import IntArray
 
 
 class HostCopy:

@@ -10,20 +10,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from distmoe.comm import Exchange, make_exchange
-from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
+from distmoe.comm import Exchange, Observer, make_exchange
+from distmoe.comm.group_sum import GroupSum
+from distmoe.comm.node_links import NodeGroups, NodeLinks
 from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.kernels.router_logits import router_logits
+from distmoe.moe.autocast import autocast
 from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
 from distmoe.moe.check import check_layer
 from distmoe.moe.dispatch import Dispatch
 from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
+from distmoe.moe.layer_groups import node_groups_for, schedule_for
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.routing_tape import decided, is_replay
-from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
@@ -54,7 +57,7 @@ class _Decision:
     selected_TE: Tensor
     dispatch: Dispatch
     stats: MoEStats
-    balance: BalanceCounts
+    balance: Callable[[], BalanceCounts]
 
 
 class MoE(nn.Module):
@@ -65,6 +68,8 @@ class MoE(nn.Module):
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
     ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
     ``node_groups``: made for it before, else every layer makes its own.
+    ``name``: in profiles, traces and warnings.
+    x and the parameters have one dtype, or torch.autocast gives them one; ValueError if not.
     Training rounds, evaluation is plain top-k. ``stats`` tells what the last forward did.
     ``on_scores``, if set, is called with the scores of every decision; a recomputed forward makes
     none.
@@ -86,20 +91,14 @@ class MoE(nn.Module):
         loss_group: dist.ProcessGroup | None = None,
         ranks_per_node: int = 0,
         node_groups: NodeGroups | None = None,
+        name: str = "MoE layer",
     ) -> None:
         super().__init__()
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
-        self.config = config
+        self.config, self.name = config, name
         self.loss_group = loss_group
-        self.exchange = make_exchange(
-            ep_group, config.dispatch.exchange, ranks_per_node=ranks_per_node
-        )
-        self.schedule = _schedule(config, num_ranks, ranks_per_node)
-        node_groups = node_groups or node_groups_for(config, ep_group, ranks_per_node)
-        self.links: NodeLinks | None = None
-        if node_groups is not None:
-            self.links = NodeLinks.over(node_groups, config.dispatch.exchange)
+        self._connect(ep_group, ranks_per_node, node_groups)
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
         limit = expert_groups(config, ep=num_ranks, ranks_per_node=ranks_per_node)
@@ -114,12 +113,30 @@ class MoE(nn.Module):
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             activation=config.activation,
+            are_all=num_ranks == 1,
         )
         self.shared: SwiGluMlp | None = None
         if config.shared_intermediate_size:
             self.shared = SwiGluMlp(config.hidden_size, config.shared_intermediate_size)
         if self.router_EH.device.type != "meta":
             self.reset_parameters()
+
+    def _connect(
+        self,
+        ep_group: dist.ProcessGroup | None,
+        ranks_per_node: int,
+        node_groups: NodeGroups | None,
+    ) -> None:
+        """Make all that carries messages."""
+        loss_ranks = several_ranks(self.loss_group)
+        self._loss_sums = None if loss_ranks is None else GroupSum(loss_ranks)
+        transport = self.config.dispatch.exchange
+        self.exchange = make_exchange(ep_group, transport, ranks_per_node=ranks_per_node)
+        self.schedule = schedule_for(self.config, self.exchange.size, ranks_per_node)
+        node_groups = node_groups or node_groups_for(self.config, ep_group, ranks_per_node)
+        self.links = None if node_groups is None else NodeLinks.over(node_groups, transport)
+        for observer in self.observers():
+            observer.layer = self.name
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
@@ -140,12 +157,18 @@ class MoE(nn.Module):
         """The backend, picked in the first forward: where the weights will live is known then."""
         if self._mlp is None:
             name = backend_for(self.config.kernel, self.router_EH.device)
-            self._mlp = load_backend(name, self.config.activation)
+            tiles = find_tiles(self.config.kernel_tiles, name, self.router_EH.device)
+            self._mlp = load_backend(name, self.config.activation, tiles=tiles)
         return self._mlp
 
     def exchanges(self) -> list[Exchange]:
         """All that carry messages of this layer."""
         return [self.exchange, *(self.links.all() if self.links is not None else ())]
+
+    def observers(self) -> list[Observer]:
+        """All that see a wait of this layer."""
+        of_loss = [] if self._loss_sums is None else [self._loss_sums.observer]
+        return [*(exchange.observer for exchange in self.exchanges()), *of_loss]
 
     def _observed_mlp(self) -> MoeMlp:
         observer = self.exchange.observer
@@ -153,12 +176,17 @@ class MoE(nn.Module):
         return TimedMlp(self.mlp, observer) if watched else self.mlp
 
     def _named(self, name: str) -> AbstractContextManager[object]:
-        return named_range(name, layer=self.exchange.observer.layer)
+        return named_range(name, layer=self.name)
 
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
-        x_TH = x.reshape(-1, x.shape[-1])
+        if x.shape[-1] != self.config.hidden_size:
+            hidden_size = f"hidden_size ({self.config.hidden_size})"
+            raise ValueError(
+                f"x has the shape {tuple(x.shape)}; its last size must be {hidden_size}"
+            )
+        x_TH = autocast(x.reshape(-1, x.shape[-1]))
         with self._named("router"):
-            logits_TE = router_logits(x_TH, self.router_EH)
+            logits_TE = router_logits(x_TH, autocast(self.router_EH))
             scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
@@ -174,6 +202,7 @@ class MoE(nn.Module):
             self._observed_mlp(),
             overlap=self.config.dispatch.overlap,
             links=self.links,
+            layer=self.name,
         )
         rows = ep.post_rows(x_TH.detach())
         # While the first rows travel.
@@ -182,8 +211,9 @@ class MoE(nn.Module):
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
         # Autograd goes back in the order of making: first here, then through the experts. A loss
-        # whose backward came after theirs would have FSDP gather the layer a second time.
-        losses = self._losses(scores, logits_TE, decision.balance)
+        # whose backward came after theirs would have FSDP gather the layer a second time. And only
+        # here does anybody wait for ranks of other ep groups.
+        losses = self._losses(scores, logits_TE, decision.balance())
         return out_TH.view(x.shape), losses
 
     def _shared_expert(self, x_TH: Tensor) -> Tensor | None:
@@ -231,6 +261,7 @@ class MoE(nn.Module):
             links=self.links,
             from_ranks_Pe=rounded.from_ranks_Pe,
         )
+        # Posted on every rank before the pairs, whatever their groups: one order everywhere.
         balance = self._balance_counts(scores, rounded, num_sequences)
         with self._named("dispatch, pairs"):
             dispatch.exchange_pairs()
@@ -241,7 +272,7 @@ class MoE(nn.Module):
 
     def _balance_counts(
         self, scores: Scores, rounded: Rounded, num_sequences: int
-    ) -> BalanceCounts:
+    ) -> Callable[[], BalanceCounts]:
         forward_E1 = own_counts(scores.chosen_TE)
         # Evaluation is never counted, and a replay never comes here.
         so_far_E1 = self.step_counts.add(forward_E1) if self.training else forward_E1
@@ -249,33 +280,6 @@ class MoE(nn.Module):
             self.config.load_balance_scope,
             OwnCounts(forward_E1, so_far_E1, scores.chosen_TE, num_sequences),
             rounded,
-            group=several_ranks(self.loss_group),
+            sums=self._loss_sums,
+            ep=self.exchange.size,
         )
-
-
-def node_groups_for(
-    config: MoEConfig,
-    ep_group: dist.ProcessGroup | None,
-    ranks_per_node: int,
-    *,
-    timeout_s: float | None = None,
-) -> NodeGroups | None:
-    """The groups that layers of ``config`` need to pass rows on inside a node, which they may
-    share; None if they send to every rank. Collective; see `make_node_groups`."""
-    if ep_group is None:
-        return None
-    schedule = _schedule(config, dist.get_world_size(ep_group), ranks_per_node)
-    if schedule.level != "node":
-        return None
-    return make_node_groups(ep_group, schedule.ranks_per_node, timeout_s=timeout_s)
-
-
-def _schedule(config: MoEConfig, num_ranks: int, ranks_per_node: int) -> Schedule:
-    dispatch = config.dispatch
-    return auto_schedule(
-        dispatch.level,
-        dispatch.order,
-        dispatch.steps,
-        num_ranks=num_ranks,
-        ranks_per_node=ranks_per_node,
-    )

@@ -68,9 +68,10 @@ class NodeRows:
                 there = self.links.rail.post_recv("rows", received)
                 posted[i] = block.duty, passing_UH, there
         for i, (_, _, there) in posted.items():
-            sends = self.plan.blocks[i].sends
-            rows = {self._node(p): source_TH[self.plan.token[r]] for p, r in sends.items()}
-            self._send(self.links.rail, there, rows)
+            # To one rank, the relay of the other node.
+            (relay,) = self.plan.blocks[i].sends
+            rows_UH = source_TH.index_select(0, self.plan.blocks[i].sent_token)
+            self._send(self.links.rail, there, {self._node(relay): rows_UH})
         return posted
 
     def _post(self, block: Block, duty: Duty, passing_UH: Tensor, there: Transfer) -> FarBlock:

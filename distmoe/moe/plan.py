@@ -19,7 +19,8 @@ from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.moe.arrivals import Arrived, pair_index
 from distmoe.moe.carry import carry_tiles
-from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
+from distmoe.moe.host_copy import HostCopy, ints, to_device
+from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.relay import Duty, duties, exchange_needs
 from distmoe.moe.schedule import Schedule, Step
@@ -29,17 +30,17 @@ from distmoe.routing.routing import Routing
 @dataclass(frozen=True)
 class Sizes:
     """What this rank sends and receives, on the host: rows of every run that it sends itself
-    ``sent_PC``, ``pairs_to_P``, and pairs by source and local expert ``from_Pe``."""
+    ``sent_PC_host``, ``pairs_to_P_host``, and pairs by source and local expert ``from_Pe_host``."""
 
-    sent_PC: IntArray
-    pairs_to_P: IntArray
-    from_Pe: IntArray
+    sent_PC_host: IntArray
+    pairs_to_P_host: IntArray
+    from_Pe_host: IntArray
 
     @property
-    def pairs_from_P(self) -> IntArray:
+    def pairs_from_P_host(self) -> IntArray:
         """Pairs that every rank has for this one."""
-        total_P: IntArray = self.from_Pe.sum(1)
-        return total_P
+        total_P_host: IntArray = self.from_Pe_host.sum(1)
+        return total_P_host
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,17 @@ class Block:
 
     ``receives``: rank that owns the tokens -> its rows in x_RH. ``sends``: rank -> the rows of this
     rank's tokens, places in ``token``, that leave in the same transfer and whose partial sums come
-    back for them. Empty for rows of the own tokens. ``runs``: tiles that are complete once this
-    block is here. ``ready``: blocks whose rows are all computed after those tiles. ``duty``: what
-    this rank passes on to the others of its node in a block of another node's rows, and
-    ``gathered`` the block after which all of them have sent their partial sums of it.
+    back for them. Empty for rows of the own tokens. ``sent_token``: int64, tokens of those rows,
+    rank by rank. ``runs``: tiles that are complete once this block is here. ``ready``: blocks whose
+    rows are all computed after those tiles. ``duty``: what this rank passes on to the others of its
+    node in a block of another node's rows, and ``gathered`` the block after which all of them have
+    sent their partial sums of it.
     """
 
     rows: slice
     receives: dict[int, slice]
     sends: dict[int, slice]
+    sent_token: Tensor
     runs: Runs
     ready: list[int]
     duty: Duty | None = None
@@ -129,17 +132,17 @@ def plan_of_one_rank(routing: Routing) -> DispatchPlan:
         by_row_L=routing.by_token_N,
         row_offsets_R1=routing.token_offsets_T1,
     )
-    rows = slice(0, routing.num_tokens)
+    rows, none = slice(0, routing.num_tokens), routing.token_N[:0]
     return DispatchPlan(
         rank=0,
         num_ranks=1,
         num_tokens=routing.num_tokens,
-        token=routing.token_N[:0],
+        token=none,
         rows_to=[slice(0, 0)],
         pairs_to=[slice(0, num_pairs)],
         pairs_from=[slice(0, num_pairs)],
         place_L=None,
-        blocks=[Block(rows, {0: rows}, {}, runs=Runs.of_all(index), ready=[0])],
+        blocks=[Block(rows, {0: rows}, {}, none, runs=Runs.of_all(index), ready=[0])],
         index=index,
         score_L=routing.score_N.detach(),
         combine=None,
@@ -166,27 +169,29 @@ def build_plan(
     """The plan of ``rank`` among two or more. ``tile``: M. ``links``: where rows are passed on;
     what to pass on, and when partial sums are ready, is exchanged then, and waited for.
     """
-    num_ranks = len(sizes.from_Pe)
+    num_ranks = len(sizes.from_Pe_host)
     steps = schedule.blocks(rank, num_ranks)
-    rows_to = slices_of(sizes.sent_PC.sum(1))
+    rows_to = slices_of(sizes.sent_PC_host.sum(1))
     duty_of: dict[tuple[int, int], Duty] = {}
     if links is not None and outgoing.relay_UG is not None:
         width = schedule.ranks_per_node
-        relayed_QC = arrived.relayed_PC[rank % width :: width]
+        relayed_QC_host = arrived.relayed_PC_host[rank % width :: width]
         needed = exchange_needs(
-            outgoing.relay_UG, rows_to, relayed_QC, links.rail, place=rank % width
+            outgoing.relay_UG, rows_to, relayed_QC_host, links.rail, place=rank % width
         )
-        duty_of = duties(needed, relayed_QC, width=width)
+        duty_of = duties(needed, relayed_QC_host, width=width)
     return DispatchPlan(
         rank=rank,
         num_ranks=num_ranks,
         num_tokens=num_tokens,
         token=outgoing.token,
         rows_to=rows_to,
-        pairs_to=slices_of(sizes.pairs_to_P),
-        pairs_from=slices_of(sizes.pairs_from_P),
+        pairs_to=slices_of(sizes.pairs_to_P_host),
+        pairs_from=slices_of(sizes.pairs_from_P_host),
         place_L=arrived.place_L,
-        blocks=_gathered(_blocks(steps, arrived, rows_to, sizes.sent_PC, duty_of, tile), links),
+        blocks=_gathered(
+            _blocks(steps, arrived, outgoing.token, sizes.sent_PC_host, duty_of, tile), links
+        ),
         index=arrived.index,
         score_L=arrived.score_L,
         combine=_rows_of_tokens(outgoing.token, num_tokens),
@@ -196,29 +201,32 @@ def build_plan(
 def _blocks(
     steps: list[Step],
     arrived: Arrived,
-    rows_to: list[slice],
-    sent_PC: IntArray,
+    token: Tensor,
+    sent_PC_host: IntArray,
     duty_of: dict[tuple[int, int], Duty],
     tile: int,
 ) -> list[Block]:
     first_b = np.cumsum([0, *(len(step.receives) for step in steps[:-1])])
-    counts_be = np.add.reduceat(arrived.counts_Ae, first_b, axis=0)
+    counts_be = np.add.reduceat(arrived.counts_Ae_host, first_b, axis=0)
     bounds_b2e, ready = carry_tiles(counts_be, tile)
     runs = _runs_on_device(bounds_b2e, arrived.place_L.device)
-    rows_of = slices_of(arrived.rows_A)
+    rows_of = slices_of(arrived.rows_A_host)
+    first_PC_host = sent_PC_host.cumsum().reshape(sent_PC_host.shape) - sent_PC_host
     blocks = []
     for i, (step, first) in enumerate(zip(steps, ints(first_b), strict=True)):
         received = rows_of[first : first + len(step.receives)]
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
         sends = {}
         for part in step.sends:
-            begin = rows_to[part.rank].start + int(sent_PC[part.rank, : part.run].sum())
-            sends[part.rank] = slice(begin, begin + int(sent_PC[part.rank, part.run]))
+            begin = int(first_PC_host[part.rank, part.run])
+            sends[part.rank] = slice(begin, begin + int(sent_PC_host[part.rank, part.run]))
         rows = slice(received[0].start, received[-1].stop)
         duty = None
         if step.relayed:
             duty = duty_of[step.receives[0].rank // len(step.receives), step.receives[0].run]
-        blocks.append(Block(rows, receives, sends, runs=runs[i], ready=ready[i], duty=duty))
+        # Next to each other, for one gather of all that leaves together.
+        sent = torch.cat([token[:0], *(token[part] for part in sends.values())])
+        blocks.append(Block(rows, receives, sends, sent, runs=runs[i], ready=ready[i], duty=duty))
     return blocks
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
-from distmoe.moe.host_copy import HostCopy, IntArray, ints, to_device
+from distmoe.moe.host_copy import HostCopy, ints, to_device
+from distmoe.moe.int_array import IntArray
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Duty:
 
 
 def duties(
-    needed_from_Q: dict[int, Tensor], rows_QC: IntArray, *, width: int
+    needed_from_Q: dict[int, Tensor], rows_QC_host: IntArray, *, width: int
 ) -> dict[tuple[int, int], Duty]:
     """By source node and run. ``needed_from_Q[q]``: uint8 [rows of q, G], which rank of this node
     needs which row. Waits for the device, once."""
@@ -38,7 +39,7 @@ def duties(
         return {}
     needed_UG = torch.cat([needed_from_Q[q] for q in order]).bool()
     device = needed_UG.device
-    lengths = np.concatenate([rows_QC[q] for q in order])
+    lengths = np.concatenate([rows_QC_host[q] for q in order])
     run_U = to_device(np.repeat(np.arange(len(lengths)), lengths), device)
     first_X = to_device(np.cumsum(lengths) - lengths, device)
     counts_XG = torch.zeros(len(lengths), width, dtype=torch.int64, device=device)
@@ -48,14 +49,14 @@ def duties(
     place_X = torch.nonzero_static(needed_UG.T, size=needed_UG.numel(), fill_value=0)[:, 1]
     if len(run_U):
         place_X = place_X - first_X[run_U[place_X]]
-    (counts_GX,) = counts.wait()
-    parts = iter(torch.split(place_X[: counts_GX.sum()], ints(counts_GX)))
+    (counts_GX_host,) = counts.wait()
+    parts = iter(torch.split(place_X[: counts_GX_host.sum()], ints(counts_GX_host)))
     by_rank = [[next(parts) for _ in lengths] for _ in range(width)]
-    num_runs = rows_QC.shape[1]
+    num_runs = rows_QC_host.shape[1]
     return {
         (q, run): Duty(
             source=q,
-            num_rows=int(rows_QC[q, run]),
+            num_rows=int(rows_QC_host[q, run]),
             to_G=[by_rank[g][i * num_runs + run] for g in range(width)],
         )
         for i, q in enumerate(order)
@@ -64,13 +65,18 @@ def duties(
 
 
 def exchange_needs(
-    relay_UG: Tensor, sent_slices: list[slice], rows_QC: IntArray, rail: Exchange, *, place: int
+    relay_UG: Tensor,
+    sent_slices: list[slice],
+    rows_QC_host: IntArray,
+    rail: Exchange,
+    *,
+    place: int,
 ) -> dict[int, Tensor]:
     """To the relays of the other nodes, one byte a row and rank of their node; from every node q,
     uint8 [rows of q, G]. ``sent_slices``: this rank's rows by rank; collective over the rail."""
     width = relay_UG.shape[1]
     others = [q for q in range(rail.size) if q != rail.rank]
-    received = {q: relay_UG.new_empty(int(rows_QC[q].sum()), width).byte() for q in others}
+    received = {q: relay_UG.new_empty(int(rows_QC_host[q].sum()), width).byte() for q in others}
     parts = {q: relay_UG[sent_slices[q * width + place]].byte() for q in others}
     exchange_now(rail, "needs", received, parts)
     return received

@@ -70,8 +70,9 @@ class FlatRows:
         self.there = {i: self._receive(self.rows_RH, b.receives) for i, b in blocks.items()}
         self.back = {i: self._receive(self.home_UH, b.sends) for i, b in blocks.items()}
         for i, block in blocks.items():
-            parts = {p: source_TH[plan.token[rows]] for p, rows in block.sends.items()}
-            self._send(self.there[i], parts)
+            # One gather a block, however many ranks it is for; the next runs while this one leaves.
+            sent = torch.split(source_TH.index_select(0, block.sent_token), lengths(block.sends))
+            self._send(self.there[i], dict(zip(block.sends, sent, strict=True)))
         self._place_own(source_TH)
 
     def _receive(self, buffer: Tensor, parts: dict[int, slice]) -> Transfer:
@@ -113,3 +114,8 @@ class FlatRows:
             self.exchange.wait_send(transfer)
         own = [y_RH[block.rows] for block in self.plan.blocks if not block.travels]
         torch.cat(own, out=self.home_UH[self.plan.rows_to[self.plan.rank]])
+
+
+def lengths(parts: dict[int, slice]) -> list[int]:
+    """Rows of every part."""
+    return [part.stop - part.start for part in parts.values()]

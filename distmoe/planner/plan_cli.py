@@ -122,9 +122,13 @@ def main(argv: Sequence[str]) -> int:
 def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     hardware, train = request.hardware, request.config.train
     tokens = train.global_batch_size * request.config.data.seq_len
+    rounding = request.config.moe.rounding
+    factor, what = rounding.capacity_factor, rounding.capacity_of
+    kept = f", no {what} above {factor:g} times, in whole tiles" if factor else ""
     console.print(
         f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a "
-        f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean",
+        f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean"
+        f"{kept}",
         soft_wrap=True,
     )
     source = hardware.profile.origin.note or "a measured profile"

@@ -26,6 +26,8 @@ WAYS = {
     "balance, exact by owner": RoundingConfig("balance", transport="owner"),
     "nearest, exact by all-gather": RoundingConfig("nearest", transport="all_gather"),
     "score, exact by all-gather": RoundingConfig("score", transport="all_gather"),
+    "capacity, quota": RoundingConfig("none", selection="quota", capacity_factor=1.25),
+    "capacity, exact": RoundingConfig("none", capacity_factor=1.25),
 }
 
 

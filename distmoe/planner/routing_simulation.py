@@ -6,8 +6,11 @@ Works on the scores of all tokens of an expert-parallel group in one process, wh
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +26,7 @@ from distmoe.routing.routers import Scores, scores_from_probabilities
 
 TOP_K = "top-k, padded"
 LOCAL = "balance, each rank alone"
+CAPACITIES_OF = ("rank", "expert")
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,20 @@ def _bias(extra_TE: Tensor, allowed_TE: Tensor) -> Tensor | None:
     return bias_E if bool((least_E >= most_E).all() and bias_E.any()) else None
 
 
-def simulate(scores: Scores, rules: list[str], *, ranks: int, tile: int) -> list[Outcome]:
+def simulate(
+    scores: Scores, rules: list[str], *, ranks: int, tile: int, capacities: Sequence[float] = ()
+) -> list[Outcome]:
     """Top-k with padded tiles, every rule over the group of ``ranks`` equal parts of the tokens,
-    and `balance` on each rank alone. AssertionError if the parts are not equal."""
+    `balance` with each of the factors ``capacities``, of experts and of ranks, and on each rank
+    alone. AssertionError if the parts are not equal."""
     if len(scores.key_TE) % ranks:
         raise AssertionError(f"{len(scores.key_TE)} tokens are no {ranks} equal parts")
     ways = {TOP_K: scores.chosen_TE}
     ways |= {rule: _rounded(scores, rule, groups=ranks, tile=tile) for rule in rules}
+    for factor, of in itertools.product(capacities, CAPACITIES_OF):
+        ways[f"balance, capacity {factor:g} of {of}s"] = _rounded(
+            scores, "balance", groups=ranks, tile=tile, capacity_factor=factor, capacity_of=of
+        )
     alone = [_rounded(part, "balance", groups=ranks, tile=tile) for part in _parts(scores, ranks)]
     ways[LOCAL] = torch.cat(alone)
     mass_TE = integer_keys(scores.score_TE).long()
@@ -144,8 +155,8 @@ def _parts(scores: Scores, ranks: int) -> list[Scores]:
     ]
 
 
-def _rounded(scores: Scores, rule: str, *, groups: int, tile: int) -> Tensor:
-    rounding = RoundingConfig(rule, tile=tile, balance_groups=groups)
+def _rounded(scores: Scores, rule: str, *, groups: int, tile: int, **capacity: Any) -> Tensor:
+    rounding = RoundingConfig(rule, tile=tile, balance_groups=groups, **capacity)
     return round_scores(scores, make_exchange(None), rounding).selected_TE
 
 

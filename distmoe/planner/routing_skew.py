@@ -2,8 +2,8 @@
 of their counts.
 
 The popularity of a layer's experts is log-normal, as wide as the busiest expert over the mean says.
-Pairs are drawn from it. The config's own rounding rule turns them into the pairs that run; without
-one tiles are padded.
+Pairs are drawn from it. The config's own capacity and rounding rule turn them into the pairs that
+run; without a rule tiles are padded.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from distmoe.config import MoEConfig, RoundingConfig
 from distmoe.planner.row_volumes import FloatArray
 from distmoe.registry import ROUNDING_RULES
+from distmoe.routing.rounding.capacity import capacity
 
 HALVINGS = 40
 WIDEST = 8.0
@@ -61,18 +62,19 @@ def _shares(taste_LE: FloatArray, width: float) -> FloatArray:
 
 def _run(freq_E: FloatArray, rounding: RoundingConfig, tokens: int, ep: int) -> FloatArray:
     """Pairs that run, tiles full."""
-    tile = rounding.tile
+    tile, populations = rounding.tile, ep if rounding.scope == "rank" else 1
+    freq = torch.from_numpy(freq_E / populations).round().long()
+    if rounding.capacity_factor:
+        freq = freq.minimum(capacity(freq, rounding, groups=rounding.balance_groups or ep))
     if rounding.rule == "none":
-        return np.asarray(np.ceil(freq_E / tile) * tile)
+        return np.asarray(np.ceil(freq.numpy() * populations / tile) * tile)
     # `score` weighs scores, which a plan has not; in the mean it rounds up as `stochastic` does.
     rule = ROUNDING_RULES.load("stochastic" if rounding.rule == "score" else rounding.rule)
-    alone = rounding.scope == "rank"
-    freq = torch.from_numpy(freq_E / ep if alone else freq_E).round().long()
     target_E = rule(
         freq,
         tile=tile,
-        room=tokens if alone else tokens * ep,
+        room=tokens * ep // populations,
         groups=rounding.balance_groups or ep,
         seed=rounding.seed,
     )
-    return np.asarray(target_E.numpy() * (ep if alone else 1), dtype=np.float64)
+    return np.asarray(target_E.numpy() * populations, dtype=np.float64)

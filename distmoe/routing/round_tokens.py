@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
 from distmoe.routing.rounding import Population, Rule, owned_part
 from distmoe.routing.rounding.border import key_sums
+from distmoe.routing.rounding.capacity import cap
 from distmoe.routing.rounding.selection import select
 from distmoe.routing.routers import Scores, scores_from_probabilities
 from distmoe.routing.routing import Routing
@@ -40,7 +43,8 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
 
     One all-gather carries the counts of top-k, which a dispatcher without drops needs anyway, and
     all that the rules of counts need; the selection ``exact`` adds one small round (two for the
-    transport ``owner``). With one rank nothing waits for the device.
+    transport ``owner``), a capacity four under ``exact``. With one rank nothing waits for the
+    device.
     """
     population = _population(scores, exchange)
     rounded = Rounded(
@@ -51,11 +55,15 @@ def round_scores(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -
         num_tokens=len(scores.chosen_TE) if exchange.size == 1 else population.tokens_P.sum(),
         max_pairs=_most_pairs(scores, exchange, rounding),
     )
-    if rounding.rule == "none" or rounding.tile == 1:
+    if not rounding.capacity_factor and not _rounds(rounding):
         return rounded
     if rounding.scope == "rank":
         return _round_alone(rounded, scores, population, exchange, rounding)
     return _round_together(rounded, scores, population, exchange, rounding)
+
+
+def _rounds(rounding: RoundingConfig) -> bool:
+    return rounding.rule != "none" and rounding.tile > 1
 
 
 def _most_pairs(scores: Scores, exchange: Exchange, rounding: RoundingConfig) -> int:
@@ -70,6 +78,28 @@ def _most_pairs(scores: Scores, exchange: Exchange, rounding: RoundingConfig) ->
 
 
 def _round_together(
+    plain: Rounded,
+    scores: Scores,
+    population: Population,
+    exchange: Exchange,
+    rounding: RoundingConfig,
+) -> Rounded:
+    """First the capacity, then tiles of what it leaves."""
+    rounded = plain
+    if rounding.capacity_factor:
+        scores, population = cap(scores, population, exchange=exchange, rounding=rounding)
+        rounded = replace(
+            plain,
+            selected_TE=scores.chosen_TE,
+            target_E=population.freq_E,
+            from_ranks_Pe=owned_part(population.counts_PE, exchange),
+        )
+    if not _rounds(rounding):
+        return rounded
+    return _to_tiles(rounded, scores, population, exchange, rounding)
+
+
+def _to_tiles(
     plain: Rounded,
     scores: Scores,
     population: Population,
@@ -110,10 +140,11 @@ def _round_alone(
 ) -> Rounded:
     """Every rank on its own tokens, over the same groups of experts; a baseline. What it did is
     told by one more all-gather."""
+    own = population.of_rank(exchange.rank)
     alone = _round_together(
-        replace(plain, from_ranks_Pe=None),
+        replace(plain, from_ranks_Pe=own.counts_PE),
         scores,
-        population.of_rank(exchange.rank),
+        own,
         LocalExchange(),
         replace(rounding, balance_groups=rounding.balance_groups or exchange.size),
     )
@@ -153,6 +184,8 @@ def round_tokens(
     renormalize: str = "topk",
     seed: int = 0,
     transport: str = "auto",
+    capacity_factor: float = 0.0,
+    capacity_of: Literal["expert", "rank"] = "expert",
     exchange: Exchange | None = None,
 ) -> Routing:
     """Top-k routing whose per-expert counts, summed over ``group``, are multiples of ``tile``.
@@ -161,7 +194,9 @@ def round_tokens(
     differ between ranks. ``group`` None: this rank alone. ``balance_groups``: equal runs of
     experts over which ``balance`` levels the tiles; by default the ranks of the group. ``seed``:
     of the rules that draw. ``transport``: of the candidates of ``exact``; see
-    `rounding.transports`.
+    `rounding.transports`. ``capacity_factor``: no expert gets more than the tiles that hold so many
+    times the mean, nor any balance group if ``capacity_of`` is "rank"; see `rounding.capacity`. 0:
+    no bound.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
@@ -176,6 +211,10 @@ def round_tokens(
         )
     if renormalize not in ("topk", "assigned", "none"):
         raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
+    if not (capacity_factor == 0 or 1 <= capacity_factor < math.inf):
+        raise ValueError(f"capacity_factor is {capacity_factor}; it must be 0 or at least 1")
+    if capacity_of not in ("expert", "rank"):
+        raise ValueError(f"capacity_of is {capacity_of!r}; it must be expert or rank")
     # Before the first collective, so that a wrong name leaves no peer waiting.
     ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
     if transport != "auto":
@@ -188,6 +227,8 @@ def round_tokens(
         balance_groups=balance_groups or 0,
         seed=seed,
         transport=transport,
+        capacity_factor=capacity_factor,
+        capacity_of=capacity_of,
     )
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from distmoe.comm import Exchange
+from distmoe.comm import Exchange, Observer
 from distmoe.comm.heartbeat import Heartbeats
 from distmoe.comm.kernel_clock import KernelClock
 from distmoe.comm.observer import ALMOST
@@ -53,7 +53,7 @@ class _Tracing:
 
 
 class Communication:
-    """Observes every MoE layer's exchange until ``close``. Collective where there are ranks."""
+    """Observes every MoE layer's messages until ``close``. Collective where there are ranks."""
 
     def __init__(self, config: Config, runtime: Runtime, model: Transformer) -> None:
         self._runtime = runtime
@@ -70,10 +70,12 @@ class Communication:
         if runtime.group is not None and runtime.ranks.world > 1:
             self._watch(config.launch.stall_warning_s)
         self._exchanges: list[Exchange] = []
-        for number, block in enumerate(model.blocks):
+        self._observers: list[Observer] = []
+        for block in model.blocks:
             if isinstance(block.mlp, MoE):
-                for exchange in block.mlp.exchanges():
-                    self._observe(exchange, f"layer {number}", config.launch.timeout_s)
+                self._exchanges += block.mlp.exchanges()
+                for observer in block.mlp.observers():
+                    self._observe(observer, config.launch.timeout_s)
 
     def _watch(self, warning_s: float) -> None:
         ranks = self._runtime.ranks
@@ -85,12 +87,11 @@ class Communication:
         )
         self._watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=self._heartbeats)
 
-    def _observe(self, exchange: Exchange, layer: str, timeout_s: float) -> None:
-        observer = exchange.observer
-        observer.layer, observer.timeout_s = layer, timeout_s
+    def _observe(self, observer: Observer, timeout_s: float) -> None:
+        observer.timeout_s = timeout_s
         observer.timeline, observer.watchdog = self._timeline, self._watchdog
         observer.kernel_clock = self._kernel_clock
-        self._exchanges.append(exchange)
+        self._observers.append(observer)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -146,10 +147,10 @@ class Communication:
 
     def _so_far(self) -> StepCommunication:
         return StepCommunication(
-            sum(exchange.observer.wait_seconds for exchange in self._exchanges),
+            sum(observer.wait_seconds for observer in self._observers),
             sum(exchange.traffic.sent("node") for exchange in self._exchanges),
             sum(exchange.traffic.sent("remote") for exchange in self._exchanges),
-            sum(exchange.observer.wait_cpu_seconds for exchange in self._exchanges),
+            sum(observer.wait_cpu_seconds for observer in self._observers),
         )
 
     def _common_clock(self) -> RankClock:

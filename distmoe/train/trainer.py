@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from distmoe import runtime as runtime_room
@@ -17,11 +18,12 @@ from distmoe.data.run_data import RunData
 from distmoe.data.sampler import DataPosition
 from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
+from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.named_range import named_range
-from distmoe.registry import SCHEDULES
+from distmoe.registry import MOE_MLP_TILES, SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
@@ -31,7 +33,7 @@ from distmoe.train.profiling import Profiling
 from distmoe.train.progress import Progress
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.run_lock import RunLock
-from distmoe.train.start import common_facts
+from distmoe.train.start import common_facts, expert_shape, run_tiles
 from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -55,7 +57,7 @@ def train(config: Config, ranks: RankInfo) -> bool:
         timeout_s=config.launch.timeout_s,
         threads=config.launch.threads,
         engine=config.parallel.engine,
-        facts=common_facts(config),
+        facts=partial(common_facts, config),
         problem=problem,
     )
     mesh = None
@@ -149,6 +151,10 @@ class Trainer:
             ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
             ("state", self._state(resumed_from)),
         ]
+        if kernel in MOE_MLP_TILES:
+            tiles = run_tiles(config.moe, device)
+            shape = expert_shape(config, device)
+            facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
         if config.train.compile != "none":
             facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := self.recorder.steps_left:

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from distmoe.kernels.backends import fused_kernels_run_on
-from distmoe.registry import MOE_MLP_BACKENDS
+from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
+from distmoe.registry import MOE_MLP_BACKENDS, MOE_MLP_TILES
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class PairIndex:
         """``offsets_e1`` for backends that loop on the host; waits for the device."""
         offsets: list[int] = self.offsets_e1.tolist()
         return offsets
+
+    @cached_property
+    def row_offsets_host(self) -> Tensor:
+        """``row_offsets_R1`` on the host, likewise."""
+        return self.row_offsets_R1.cpu()
 
 
 @dataclass(frozen=True)
@@ -156,6 +162,21 @@ class MoeMlp(Protocol):
         ...
 
 
+def check_operands(x_RH: Tensor, w_in_eGH: Tensor, w_out_eHI: Tensor) -> None:
+    """ValueError if no backend can compute with them: other dtypes, or widths that do not fit."""
+    if not x_RH.dtype == w_in_eGH.dtype == w_out_eHI.dtype:
+        raise ValueError(
+            f"rows are {x_RH.dtype}, w_in {w_in_eGH.dtype} and w_out {w_out_eHI.dtype}; rows and "
+            "expert weights must have one dtype, or torch.autocast must be on"
+        )
+    experts, hidden = len(w_in_eGH), x_RH.shape[1]
+    if w_in_eGH.shape[2] != hidden or w_out_eHI.shape[:2] != (experts, hidden):
+        raise ValueError(
+            f"rows are {hidden} wide, w_in is {tuple(w_in_eGH.shape)} and w_out "
+            f"{tuple(w_out_eHI.shape)}; they must be [e, G, H] and [e, H, I] with H = {hidden}"
+        )
+
+
 def backend_for(name: str, device: torch.device) -> str:
     """The name of a backend; ``auto`` is the fused kernels where they run, matrix products else."""
     if name != "auto":
@@ -163,7 +184,12 @@ def backend_for(name: str, device: torch.device) -> str:
     return "triton" if fused_kernels_run_on(device) else "torch"
 
 
-def load_backend(name: str, activation: str = "swiglu") -> MoeMlp:
-    """The backend called ``name`` for ``activation``, a name in `activations.ACTIVATIONS`."""
-    backend: MoeMlp = MOE_MLP_BACKENDS.load(name)(activation)
+def load_backend(name: str, activation: str = "swiglu", *, tiles: TileTable = DEFAULTS) -> MoeMlp:
+    """The backend called ``name`` for ``activation``, a name in `activations.ACTIVATIONS`.
+
+    ``tiles``: what its kernels take instead of their default tile configurations, see
+    `find_tiles`; for backends in `registry.MOE_MLP_TILES`, which others know nothing of.
+    """
+    make = MOE_MLP_BACKENDS.load(name)
+    backend: MoeMlp = make(activation, tiles) if name in MOE_MLP_TILES else make(activation)
     return backend

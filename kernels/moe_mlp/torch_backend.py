@@ -48,7 +48,7 @@ class TorchMoeMlp:
         out_RH: Tensor,
     ) -> None:
         offsets = index.row_offsets_R1[rows.start : rows.stop + 1]
-        begin, end = int(offsets[0]), int(offsets[-1])
+        begin, end = int(index.row_offsets_host[rows.start]), int(index.row_offsets_host[rows.stop])
         pair = index.by_row_L[begin:end]
         v = v_LH.index_select(0, pair).float()
         if score_L is not None:

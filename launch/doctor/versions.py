@@ -23,7 +23,7 @@ NOT_INSTALLED = "distmoe itself is not installed: what it allows is not known"
 TESTED = Path(distmoe.__file__).parents[1] / "constraints.txt"
 
 # Without them there is no run.
-REQUIRED = ("torch", "numpy", "tokenizers", "tensorboard")
+REQUIRED = ("torch", "numpy", "tokenizers", "tensorboard", "tyro", "tomli-w")
 # Package -> what it is for, and the extra of pyproject.toml that brings it.
 OPTIONAL = {
     "triton": ("the kernels of GPUs", ""),

@@ -1,4 +1,4 @@
-"""Bytes by distance, waits by peer."""
+"""Bytes by distance and of collectives, waits by peer."""
 
 from __future__ import annotations
 
@@ -40,6 +40,19 @@ def test_nodes_of_two_and_a_last_one_of_one() -> None:
             ("counts", "remote"): 4 * (4 - near),
         }
         assert sent == {key: count for key, count in expected.items() if count}
+
+
+def test_a_sum_counts_a_reduce_scatter_and_an_all_gather() -> None:
+    """Of 7 numbers over 3 ranks: parts of 3, 2 and 2. A peer is sent its addends, and the own sums;
+    over all ranks 2 (P - 1) times the whole."""
+
+    def run(rank: int) -> int:
+        exchange = make_exchange(dist.group.WORLD)
+        exchange.all_reduce(torch.zeros(7, dtype=torch.int32), kind="sums")
+        assert exchange.traffic.rounds == {"sums": 1}
+        return exchange.traffic.bytes_sent["sums"]
+
+    assert run_ranks(run, 3) == [4 * (4 + 2 * 3), 4 * (5 + 2 * 2), 4 * (5 + 2 * 2)]
 
 
 def test_seconds_of_waits_are_always_counted() -> None:

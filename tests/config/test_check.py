@@ -63,6 +63,16 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "moe.bias_update_rate is 0.001; it must be 0 with moe.router 'hash', whose choice",
         ),
         (
+            "--moe.rounding.capacity_factor=0.9",
+            1,
+            "moe.rounding.capacity_factor is 0.9; it must be 0 for no bound, or at least 1",
+        ),
+        (
+            "--moe.rounding.capacity_factor=-1.5",
+            1,
+            "moe.rounding.capacity_factor is -1.5; it must be at least 0",
+        ),
+        (
             "--moe.expert_groups=3 --moe.groups_per_token=2",
             1,
             "moe.expert_groups is 3; it must be 0, 1 or divide moe.num_experts (16)",
@@ -164,7 +174,8 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
         (
             "--moe.dispatch.exchange=local --parallel.ep=2",
             2,
-            "moe.dispatch.exchange is local; it must be auto for parallel.ep 2",
+            "moe.dispatch.exchange is local; it must be auto or one of p2p, all_to_all, threaded, "
+            "mpi with parallel.ep (2)",
         ),
         (
             "--moe.dispatch.order=source --moe.dispatch.steps=2 --parallel.ep=2",
@@ -177,6 +188,12 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             1,
             "parallel.profile is no/such/file.toml; it must be empty or a file that `distmoe "
             "doctor comm --save` wrote",
+        ),
+        (
+            "--moe.kernel_tiles=no/such/file.toml",
+            1,
+            "moe.kernel_tiles is no/such/file.toml; it must be auto, default or a file that "
+            "`tools/bench_moe.py --write-tiles` wrote",
         ),
         (
             "--train.global_batch_size=15",

@@ -8,7 +8,7 @@ from distmoe.metrics.flops import parameter_counts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLDS = {"base": 1, "quickstart": 2, "one_gpu": 1, "eight_gpu": 8, "multi_node": 32}
-WORLDS |= {"tiny": 2, "routing_quality": 4}
+WORLDS |= {"tiny": 2, "routing_quality": 4, "check_gpu": 1}
 WORLDS |= {"olmoe_1b_7b": 8, "qwen3_30b_a3b": 32, "mixtral_8x7b": 32}
 WORLDS |= {"sonicmoe_1b4": 8, "sonicmoe_7b": 64, "sonicmoe_30b": 64, "sonicmoe_120b": 256}
 

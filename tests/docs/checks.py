@@ -64,6 +64,7 @@ WRITTEN = {
     "--out",
     "--json",
     "--write",
+    "--write-tiles",
     "--picture",
     "--save",
     "--html",

@@ -55,6 +55,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "runs/balance/config.toml": "",
         "runs/none/config.toml": "",
         "runs/trace/config.toml": "",
+        "h200.toml": 'device = "NVIDIA H200"\n',
         "layer.py": blocks(ROOT / "docs/layer.md", "python")[0].text,
     }
     for name, content in written.items():

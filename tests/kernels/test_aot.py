@@ -35,11 +35,26 @@ def inspect(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProces
 WITHOUT_VARIANTS = ["H1536 I256 swiglu bf16", "row_sum", "tile_list", "dscore", "routing_index"]
 WITHOUT_VARIANTS += ["router_topk softmax E128", "router_topk backward softmax E64", "round_select"]
 WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
+WITHOUT_VARIANTS += [
+    f"gluon {kernel}, 1536x256 swiglu bf16"
+    for kernel in (
+        "up 128x128x64 w8 s4 c2",
+        "down 128x128x64 w4 s6 c2",
+        "dgrad 64x128x64 w4 s7 c4",
+        "wgrad_out 128x256x64 w8 s4 c4",
+    )
+]
 
 # Beside these other dtypes and shapes, and one more activation with a gate and one without;
 # tools/inspect_kernels.py has all of all.
-WITH_VARIANTS = [*WITHOUT_VARIANTS, "fp16", "fp32", "H1048", "H2048", "H4096", "H1044"]
-WITH_VARIANTS += ["geglu", "relu2", "router_logits", "router_topk sigmoid E128", "softmax E4096"]
+WITH_VARIANTS = [*WITHOUT_VARIANTS, "I256 swiglu fp16", "fp32", "H1048", "H2048", "H4096", "H1044"]
+WITH_VARIANTS += [
+    "I256 geglu",
+    "I256 relu2",
+    "router_logits",
+    "router_topk sigmoid E128",
+    "softmax E4096",
+]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +179,19 @@ GOOD = Report(
 )
 def test_problems(change: dict, words: list[str]) -> None:
     case = AotCase("x", None, {}, {}, 4, 3, gemm=True)
+    assert problems(replace(GOOD, **change), case, TARGETS["sm_90"]) == words
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"setmaxnreg": (40, 232)}, []),
+        ({}, ["no setmaxnreg"]),
+        ({"setmaxnreg": (40, 232), "setmaxnreg_ignored": True}, ["setmaxnreg ignored by ptxas"]),
+    ],
+)
+def test_problems_of_specialised_warps(change: dict, words: list[str]) -> None:
+    case = AotCase("x", None, {}, {}, 4, 3, gemm=True, specialised=True)
     assert problems(replace(GOOD, **change), case, TARGETS["sm_90"]) == words
 
 

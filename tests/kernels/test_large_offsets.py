@@ -11,9 +11,10 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from test_moe_mlp import backend_or_skip
 from torch import Tensor
 
-from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
+from distmoe.kernels.moe_mlp import PairIndex, Runs, gluon_tiles
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, TileConfig, override
 from distmoe.kernels.testing import assert_as_good_as
 
@@ -22,13 +23,15 @@ PAIRS = 40
 H, I = 16, 512
 
 
-@pytest.fixture(autouse=True, params=["tma", "pointers"])
-def _small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["tma", "pointers", "gluon"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """With small tiles; triton by TMA and by pointers."""
     config = TileConfig(16, 64, 16, 4, 2, tma=request.param == "tma")
     with ExitStack() as stack:
         for kernel in CANDIDATES:
             stack.enter_context(override(kernel, config))
-        yield
+            stack.enter_context(gluon_tiles.override(kernel, TileConfig(64, 64, 16, 4, 2)))
+        yield "gluon" if request.param == "gluon" else "triton"
 
 
 def normal(*shape: int) -> Tensor:
@@ -36,9 +39,11 @@ def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator).to(DEVICE, torch.float16)
 
 
-def pieces(L: int, R: int, x: Tensor, dy: Tensor, row: Tensor, w_in: Tensor, w_out: Tensor):
+def pieces(
+    backend: str, L: int, R: int, x: Tensor, dy: Tensor, row: Tensor, w_in: Tensor, w_out: Tensor
+):
     """All pieces for the last PAIRS of L pairs, of rows among the last of R."""
-    mlp = load_backend("triton")
+    mlp = backend_or_skip(backend)
     row_L = torch.empty(L, dtype=torch.int32, device=DEVICE)
     row_L[-PAIRS:] = row
     bounds = torch.tensor([L - PAIRS, L], dtype=torch.int32, device=DEVICE)
@@ -57,19 +62,19 @@ def pieces(L: int, R: int, x: Tensor, dy: Tensor, row: Tensor, w_in: Tensor, w_o
 
 
 @pytest.mark.parametrize("large", ["pairs", "rows"])
-def test_the_end_of_a_large_buffer_is_like_a_small_one(large: str) -> None:
+def test_the_end_of_a_large_buffer_is_like_a_small_one(large: str, backend: str) -> None:
     w_in, w_out = normal(1, 2 * I, H), normal(1, H, I)
     row = (torch.arange(PAIRS, dtype=torch.int32, device=DEVICE) * 7) % 12
     x, dy = normal(12, H), normal(12, H) * 0.1
-    small = pieces(PAIRS, 12, x, dy, row, w_in, w_out)
+    small = pieces(backend, PAIRS, 12, x, dy, row, w_in, w_out)
     if large == "pairs":
         L = 2**31 // (2 * I) + 2 * PAIRS
-        result = pieces(L, 12, x, dy, row, w_in, w_out)
+        result = pieces(backend, L, 12, x, dy, row, w_in, w_out)
     else:
         R = 2**31 // H + 24
         large_x, large_dy = x.new_empty(R, H), x.new_empty(R, H)
         large_x[0], large_dy[0] = 0, 0
         large_x[-12:], large_dy[-12:] = x, dy
-        result = pieces(PAIRS, R, large_x, large_dy, row + (R - 12), w_in, w_out)
+        result = pieces(backend, PAIRS, R, large_x, large_dy, row + (R - 12), w_in, w_out)
     for i, (got, want) in enumerate(zip(result, small, strict=True)):
         assert_as_good_as(got, want, want.float(), f"result {i}")

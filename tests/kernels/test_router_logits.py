@@ -11,6 +11,8 @@ from distmoe.kernels.router_logits import router_logits
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.registry import ROUTER_LOGITS_BACKENDS
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_batch_invariant(dtype: torch.dtype) -> None:
@@ -75,7 +77,7 @@ def test_the_reference_rounds_once(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
 def test_saves_the_tokens_in_their_own_dtype(backend: str) -> None:
-    x_TH, w_EH = (torch.randn(n, 20).bfloat16().requires_grad_() for n in (30, 6))
+    x_TH, w_EH = (torch.randn(n, 20, device=DEVICE).bfloat16().requires_grad_() for n in (30, 6))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.dtype), lambda t: t):
         router_logits(x_TH, w_EH, backend=backend)
@@ -84,10 +86,10 @@ def test_saves_the_tokens_in_their_own_dtype(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
 def test_no_tokens(backend: str) -> None:
-    x_TH = torch.zeros(0, 20).bfloat16()
-    w_EH = torch.ones(6, 20).bfloat16().requires_grad_()
+    x_TH = torch.zeros(0, 20, device=DEVICE).bfloat16()
+    w_EH = torch.ones(6, 20, device=DEVICE).bfloat16().requires_grad_()
     router_logits(x_TH, w_EH, backend=backend).sum().backward()
-    assert torch.equal(w_EH.grad, torch.zeros(6, 20).bfloat16())
+    assert torch.equal(w_EH.grad, torch.zeros_like(w_EH))
 
 
 # Tokens, H, E: more than a tile of each and no multiple of one, more than a slice of tokens.
@@ -99,8 +101,8 @@ SHAPES = [(30, 20, 6), (150, 136, 70), (1100, 64, 64), (1, 200, 1)]
 def test_bf16_logits_and_gradients(backend: str, shape: tuple[int, int, int]) -> None:
     num_tokens, H, E = shape
     generator = torch.Generator().manual_seed(sum(shape))
-    inputs = [torch.randn(n, H, generator=generator).bfloat16() for n in (num_tokens, E)]
-    dlogits = torch.randn(num_tokens, E, generator=generator)
+    inputs = [torch.randn(n, H, generator=generator).bfloat16().to(DEVICE) for n in (num_tokens, E)]
+    dlogits = torch.randn(num_tokens, E, generator=generator).to(DEVICE)
 
     def results(dtype: torch.dtype, function: object) -> list[torch.Tensor]:
         x, w = (t.to(dtype).requires_grad_() for t in inputs)
@@ -133,8 +135,8 @@ def test_the_kernel_is_batch_invariant() -> None:
 @pytest.mark.parametrize("backend", list(ROUTER_LOGITS_BACKENDS))
 def test_small_differences_of_the_gradient_survive(backend: str) -> None:
     """1 + 2^-10 is 1 in bf16: what is left of it after a subtraction is not."""
-    x_TH, w_EH = (torch.ones(2, 8).bfloat16().requires_grad_() for _ in range(2))
-    dlogits_TE = torch.tensor([[1 + 2**-10, -1.0], [-1.0, 1.0]])
+    x_TH, w_EH = (torch.ones(2, 8, device=DEVICE).bfloat16().requires_grad_() for _ in range(2))
+    dlogits_TE = torch.tensor([[1 + 2**-10, -1.0], [-1.0, 1.0]], device=DEVICE)
     router_logits(x_TH, w_EH, backend=backend).backward(dlogits_TE)
     assert x_TH.grad.tolist() == [[2**-10] * 8, [0.0] * 8]
     assert w_EH.grad.tolist() == [[2**-10] * 8, [0.0] * 8]

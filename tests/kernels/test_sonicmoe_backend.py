@@ -38,6 +38,8 @@ def bounds(offsets: Tensor) -> list[tuple[int, int, int]]:
 
 
 def gemm(A: Tensor, B: Tensor, *, out: Tensor, tuned: bool, **options: Any) -> None:
+    # The sums are in fp32, whatever a CPU does with products of bf16.
+    A, B = A.float(), B.float()
     concat = options.get("concat_layout")
     if "cu_seqlens_m" in options:
         if concat == ("B",):
@@ -76,15 +78,16 @@ def gemm_dgated(
     colvec_scale: Tensor, colvec_reduce: bool, dynamic_scheduler: bool, **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     assert colvec_reduce
-    da = torch.empty_like(postact_out)
+    # Its epilogue has the product before it is rounded.
+    da = torch.empty_like(postact_out, dtype=torch.float32)
     gemm(A, B, out=da, **options)
     gate, up = PreAct[:, ::2].float(), PreAct[:, 1::2].float()
     sigmoid = gate.sigmoid()
-    a, scaled = gate * sigmoid * up, colvec_scale[:, None] * da.float()
+    a, scaled = gate * sigmoid * up, colvec_scale[:, None] * da
     slope = sigmoid + gate * sigmoid * (1 - sigmoid)
     dx_out.copy_(torch.stack([scaled * up * slope, scaled * gate * sigmoid], -1).flatten(-2))
     postact_out.copy_(colvec_scale[:, None] * a)
-    return dx_out, postact_out, (a * da.float()).sum(-1)
+    return dx_out, postact_out, (a * da).sum(-1)
 
 
 def gather_and_sum(

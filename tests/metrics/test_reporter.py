@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distmoe.config import Config, MetricsConfig, RoundingConfig
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.reporter import Reporter
+from distmoe.metrics.summary import model_rows
 
 Make = Callable[..., StepRecord]
 Captured = pytest.CaptureFixture[str]
@@ -185,6 +186,13 @@ def test_forced_routing_is_stamped_on_header_and_summary(
     events = EventAccumulator(f"{config.run.dir}/tensorboard").Reload()
     texts = events.Tensors("routing/text_summary")
     assert [(t.step, t.tensor_proto.string_val[0].decode()) for t in texts] == [(5, stamp)]
+
+
+def test_the_header_names_a_capacity(config: Config) -> None:
+    rounding = replace(config.moe.rounding, capacity_factor=1.25, capacity_of="rank")
+    capped = replace(config, moe=replace(config.moe, rounding=rounding))
+    experts = [dict(model_rows(one, peak=None))["experts"] for one in (config, capped)]
+    assert experts[1] == experts[0] + ", no rank above 1.25 times the mean"
 
 
 def test_skipped_steps_say_what_was_not_finite(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distmoe.config import Config, DataConfig, ModelConfig, MoEConfig, RoundingConfig, TrainConfig
 from distmoe.data.batches import Batch, mask_documents
+from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.causal_attention import (
     attend,
     block_mask,
@@ -130,6 +131,27 @@ def test_flex_attention_is_what_a_loop_computes(packed: Batch) -> None:
     assert packed.start_BS is not None
     got = attend(*inputs, block_mask(packed.start_BS))
     torch.testing.assert_close(got, by_loop(*inputs, packed.start_BS))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("length", [200, 1024])
+def test_compiled_flex_attention_and_its_gradients(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(2, 4, length, 64), (2, 2, length, 64), (2, 2, length, 64), (2, 4, length, 64)]
+    drawn = [torch.randn(shape, generator=generator).cuda() for shape in shapes]
+    position_S = torch.arange(length, device="cuda")
+    start_BS = torch.stack([position_S // 150 * 150, position_S // 77 * 77])
+
+    def results(dtype: torch.dtype, mask: object) -> list[Tensor]:
+        *inputs, dy = (x.to(dtype).detach().requires_grad_() for x in drawn)
+        y_BASD = attend(*inputs, mask)
+        return [y_BASD.detach(), *torch.autograd.grad(y_BASD, inputs, dy.detach())]
+
+    got = results(torch.bfloat16, document_mask(start_BS))
+    same = results(torch.bfloat16, dense_mask(start_BS))
+    want = results(torch.float32, dense_mask(start_BS))
+    for name, *three in zip(("y", "dq", "dk", "dv"), got, same, want, strict=True):
+        assert_as_good_as(*three, name)
 
 
 @pytest.mark.parametrize("length", [128, 384, 500])

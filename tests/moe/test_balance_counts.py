@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args, get_type_hints
 
@@ -10,11 +13,14 @@ import torch
 import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from distmoe import MoE, MoEConfig
+from distmoe.comm import Transfer
 from distmoe.config import ParallelConfig, RoundingConfig
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.mesh import build_mesh
+from distmoe.moe.routing_tape import RoutingTape
 from distmoe.routing.rounding.reference import top_k_reference
 
 H, E, K, B, S, MICRO = 16, 8, 2, 2, 5, 3
@@ -143,7 +149,97 @@ def test_only_scopes_that_need_it_communicate(scope: str, monkeypatch: pytest.Mo
     real = dist.all_reduce
     monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
     run_ranks(run_layer, 2, scope, inputs(2), 2)
-    assert len(calls) == (0 if scope in ("rank", "sequence") else 2 * MICRO)
+    assert len(calls) == (2 * MICRO if scope in ("global", "micro_batch") else 0)
+
+
+@pytest.mark.parametrize("scope", ["global", "micro_batch", "ep"])
+def test_no_row_waits_for_a_rank_of_another_ep_group(scope: str) -> None:
+    """Rank 3 comes when rank 0 has sent its rows; where the loss needs nobody else, when rank 0 has
+    its loss."""
+    gone = threading.Event()
+
+    def run(rank: int) -> bool:
+        layer = make_layer(rank, scope, 4, 2)
+        came = gone.wait(5.0) if rank == 3 else True
+        post_send = layer.exchange.post_send
+
+        def posted(transfer: Transfer, send: Mapping[int, Tensor]) -> None:
+            post_send(transfer, send)
+            if rank == 0 and transfer.kind == "rows" and scope != "ep":
+                gone.set()
+
+        layer.exchange.post_send = posted
+        layer(inputs(4)[0, rank])
+        if rank == 0:
+            gone.set()
+        return came
+
+    assert all(run_ranks(run, 4, backend="gloo"))
+
+
+def test_the_wait_for_late_ranks_is_seen() -> None:
+    def run(rank: int) -> list[float]:
+        layer = make_layer(rank, "global", 4, 2)
+        dist.barrier()
+        if rank == 3:
+            time.sleep(0.2)
+        layer(inputs(4)[0, rank])
+        return [observer.wait_seconds for observer in layer.observers()]
+
+    of_rows, of_loss = run_ranks(run, 4, backend="gloo")[0]
+    assert of_rows < 0.1 < of_loss
+
+
+def test_a_recomputed_forward_sums_nothing_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    real = dist.all_reduce
+    monkeypatch.setattr(dist, "all_reduce", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+
+    def run(rank: int, checkpointed: bool) -> Tensor:
+        layer = make_layer(rank, "global", 2, 2)
+        x_BSH = inputs(2)[0, rank]
+        if checkpointed:
+            contexts = RoutingTape().contexts
+            _, losses = checkpoint(layer, x_BSH, use_reentrant=False, context_fn=contexts)
+        else:
+            _, losses = layer(x_BSH)
+        losses.load_balance.backward()
+        return layer.router_EH.grad
+
+    plain = run_ranks(run, 2, False, backend="gloo")
+    posted = len(calls)
+    again = run_ranks(run, 2, True, backend="gloo")
+    assert posted == 2
+    assert len(calls) == 2 * posted
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_every_ep_group_has_the_same_weight_in_scope_ep() -> None:
+    """Here one of them has twice the tokens, of the same kind."""
+    x_BSH = inputs(1)[0, 0]
+    few, many = x_BSH[:1], x_BSH[:1].repeat(2, 1, 1)
+
+    def run(rank: int) -> float:
+        layer = make_layer(rank, "ep", 4, 2)
+        return layer(many if rank > 1 else few)[1].load_balance.item()
+
+    shares = run_ranks(run, 4)
+    assert shares[0] == pytest.approx(shares[2], rel=1e-6)
+    alone = make_layer(0, "rank", 1, 1)(few)[1].load_balance.item()
+    assert sum(shares) == pytest.approx(alone, rel=1e-6)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_without_any_token_losses_and_gradients_are_zero(scope: str, num_ranks: int) -> None:
+    def run(rank: int) -> list[float]:
+        layer = make_layer(rank, scope, num_ranks, num_ranks)
+        _, losses = layer(torch.zeros(0, H))
+        (losses.load_balance + losses.z).backward()
+        gradient = layer.router_EH.grad.abs().max().item()
+        return [losses.load_balance.item(), losses.z.item(), gradient]
+
+    assert run_ranks(run, num_ranks) == [[0.0, 0.0, 0.0]] * num_ranks
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from layer_runs import CONFIG, TILE, H, weights
 from ranks import run_ranks
+from tile_tables import table_file
 from torch import Tensor
 
 from distmoe import MoE
-from distmoe.config import RoundingConfig
+from distmoe.config import DispatchConfig, RoundingConfig
+from distmoe.kernels.moe_mlp import check_operands
+from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
 
 
 def test_evaluation_is_plain_top_k() -> None:
@@ -36,10 +40,18 @@ def test_any_shape_and_a_shared_expert() -> None:
     assert losses.load_balance.ndim == 0
 
 
+def test_kernels_take_the_table_of_the_layer(tmp_path: Path) -> None:
+    table = str(table_file(tmp_path / "tiles.toml"))
+    for kernel_tiles, entries in ((table, 1), ("default", 0)):
+        layer = MoE(replace(CONFIG, kernel="triton", kernel_tiles=kernel_tiles))
+        assert isinstance(layer.mlp, TritonMoeMlp)
+        assert len(layer.mlp.tiles) == entries
+
+
 def test_impossible_layers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"top_k is 9; it must be in 1\.\.num_experts \(8\)"):
         MoE(replace(CONFIG, top_k=9))
-    with pytest.raises(ValueError, match="renormalize is 'none'"):
+    with pytest.raises(ValueError, match="renormalize is none; it must be topk with router"):
         MoE(replace(CONFIG, router="topk_softmax", renormalize="none"))
 
 
@@ -49,10 +61,22 @@ def test_impossible_layers_are_refused() -> None:
         ({"score_scale": 0.0}, "score_scale is 0.0; it must be greater than 0"),
         ({"bias_update_rate": -0.1}, r"bias_update_rate is -0.1; it must be in \[0, 1\]"),
         ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
+        (
+            {"rounding": RoundingConfig(capacity_factor=0.5)},
+            "rounding.capacity_factor is 0.5; it must be 0 or at least 1",
+        ),
         ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
         ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),
-        ({"expert_groups": 3}, "moe.expert_groups is 3; it must be 0, 1 or divide"),
+        ({"expert_groups": 3}, "^expert_groups is 3; it must be 0, 1 or divide num_experts"),
         ({"top_k": 0}, "top_k is 0; it must be at least 1"),
+        (
+            {"rounding": RoundingConfig(balance_groups=3)},
+            "balance_groups is 3; it must be 0 or div",
+        ),
+        (
+            {"router": "balanced", "bias_update_rate": 0.001},
+            "^bias_update_rate is 0.001; it must be 0 with router 'balanced'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused_without_a_config_file(
@@ -60,6 +84,19 @@ def test_impossible_settings_are_refused_without_a_config_file(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         MoE(replace(CONFIG, **changes))
+
+
+def test_settings_that_do_not_fit_the_ranks_are_refused() -> None:
+    def build(rank: int, changes: dict[str, object]) -> None:
+        MoE(replace(CONFIG, **changes), dist.group.WORLD)
+
+    local = {"dispatch": DispatchConfig(exchange="local")}
+    message = r"exchange is local; it must be auto or one of p2p.*with ep \(2\)"
+    with pytest.raises(RuntimeError, match=message):
+        run_ranks(build, 2, local)
+    MoE(replace(CONFIG, **local))
+    with pytest.raises(RuntimeError, match=r"num_experts is 8; it must be a multiple of ep \(3\)"):
+        run_ranks(build, 3, {})
 
 
 def test_nodes_of_the_ep_group_limit_the_choice() -> None:
@@ -91,3 +128,38 @@ def test_scale_multiplies_what_the_experts_give() -> None:
     plain = layer(x)[0]
     layer.config = replace(layer.config, score_scale=2.0)
     assert torch.equal(layer(x)[0], 2 * plain)
+
+
+def step(layer: MoE, x: Tensor, *, autocast: bool) -> tuple[Tensor, list[Tensor]]:
+    """Of one forward and backward: the output, and every gradient as fp32."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out, losses = layer(x)
+    (out.float().square().mean() + losses.load_balance + losses.z).backward()
+    return out, [x.grad.float(), *(parameter.grad.float() for parameter in layer.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32 rows", "bf16 rows"])
+def test_autocast_is_a_layer_of_its_dtype(dtype: torch.dtype) -> None:
+    """Bit for bit; as behind a Linear, which under autocast gives bf16, or behind none."""
+    layer = MoE(replace(CONFIG, shared_intermediate_size=12, rounding=RoundingConfig(tile=TILE)))
+    same = MoE(layer.config)
+    same.load_state_dict(layer.state_dict())
+    x = torch.randn(40, H, generator=torch.Generator().manual_seed(6)).bfloat16()
+    out, gradients = step(layer, x.to(dtype), autocast=True)
+    want, want_gradients = step(same.bfloat16(), x, autocast=False)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, want)
+    assert all(parameter.grad.dtype == torch.float32 for parameter in layer.parameters())
+    for gradient, wanted in zip(gradients, want_gradients, strict=True):
+        assert torch.equal(gradient, wanted)
+
+
+def test_operands_that_do_not_fit_are_refused() -> None:
+    layer = MoE(CONFIG)
+    with pytest.raises(ValueError, match=r"rows are torch.bfloat16, w_in torch.float32.*one dtype"):
+        layer(torch.randn(4, H).bfloat16())
+    with pytest.raises(ValueError, match=r"x has the shape \(4, 17\).*hidden_size \(16\)"):
+        layer(torch.randn(4, 17))
+    with pytest.raises(ValueError, match=r"rows are 3 wide, w_in is \(1, 4, 2\)"):
+        check_operands(torch.empty(2, 3), torch.empty(1, 4, 2), torch.empty(1, 3, 2))

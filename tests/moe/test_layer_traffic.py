@@ -112,6 +112,12 @@ def test_expected_rows_under_uniform_routing() -> None:
         ),
         (RoundingConfig("score"), {"counts": 1, "key sums": 2, "candidates": 1}),
         (RoundingConfig("balance", scope="rank"), {"counts": 2}),
+        (
+            RoundingConfig("balance", capacity_factor=1.5),
+            {"counts": 1, "key counts": 3, "key ties": 1, "candidates": 1},
+        ),
+        (RoundingConfig(selection="quota", capacity_factor=1.5), {"counts": 1}),
+        (RoundingConfig("none", scope="rank", capacity_factor=1.5), {"counts": 2}),
     ],
     ids=str,
 )

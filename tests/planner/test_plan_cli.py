@@ -59,8 +59,10 @@ def test_what_does_not_fit_is_marked_and_its_change_has_a_price(
 ) -> None:
     figures = tmp_path / "plan.json"
     job = [*JOB, "--parallel.engine", "fsdp2", "--parallel.ep=8", "--json", str(figures)]
-    assert plan(*job, "--memory-gib", "30") == 0
+    capacity = ["--moe.rounding.capacity_factor=4", "--moe.rounding.capacity_of=rank"]
+    assert plan(*job, *capacity, "--memory-gib", "30") == 0
     output = capsys.readouterr().out
+    assert "times the mean, no rank above 4 times, in whole tiles" in output.splitlines()[0]
     assert re.search(r"^file\* ", output, re.MULTILINE)
     assert "   * does not fit: it needs more than the 30.0 GiB of a GPU" in output
     misfits = json.loads(figures.read_text())["misfits"]

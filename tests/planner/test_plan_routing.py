@@ -50,6 +50,27 @@ def test_no_rule_levels_popular_experts() -> None:
     assert loads("balance", skew=2.0, ep=1).tolist() == [[1.0]] * 4
 
 
+@pytest.mark.parametrize("rule", ["balance", "up", "none"])
+def test_a_capacity_bounds_every_rank(rule: str) -> None:
+    """Where a rank has one expert, it has the capacity at the most: 1.25 of 32 tiles."""
+    free, bound = (
+        loads(rule, skew=3.0, ep=64, capacity_factor=factor).max() for factor in (0.0, 1.25)
+    )
+    assert free > 2.5
+    assert bound == 1.25
+
+
+def test_a_capacity_of_ranks() -> None:
+    """Of 8 experts each: no rank above it, and less is lost than by one of experts."""
+    by_expert, by_rank = (
+        loads("balance", skew=3.0, capacity_factor=1.25, capacity_of=of)
+        for of in ("expert", "rank")
+    )
+    assert loads("balance", skew=3.0).max() > 1.4
+    assert 1.2 < by_rank.max() <= 1.25
+    assert by_rank.mean() > 1.03 * by_expert.mean()
+
+
 def test_each_rank_alone_moves_more() -> None:
     alone = loads("nearest", scope="rank")
     assert np.allclose(alone * PAIRS / 128 % 8, 0)

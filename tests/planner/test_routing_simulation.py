@@ -56,6 +56,21 @@ def test_the_order_of_the_rules(skew: float) -> None:
     assert moved[LOCAL] > 2 * moved["balance"]
 
 
+def test_a_capacity_bounds_the_busiest_rank() -> None:
+    """Two ranks of one expert each, tile 1: all four tokens like expert 0, and two of them, the
+    weakest, are dropped."""
+    score_TE = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.7, 0.3]])
+    scores = scores_from_probabilities(score_TE, top_k=1, renormalize="topk")
+    outcomes = simulate(scores, ["balance"], ranks=2, tile=1, capacities=[1.0])
+    found = {outcome.name: outcome for outcome in outcomes}
+    assert found["balance"].busiest_tiles == 4
+    assert found["balance, capacity 1 of ranks"].busiest_tiles == 2
+    bound = found["balance, capacity 1 of experts"]
+    assert (bound.busiest_tiles, bound.dropped, bound.added) == (2, 1 / 2, 0)
+    assert bound.score_lost == pytest.approx(1.3 / 3.0)
+    assert bound.tokens_without_expert == 2
+
+
 def test_balance_is_even_where_the_experts_are() -> None:
     setting = Setting(tokens=512, num_experts=64, top_k=4, ranks=4, tile=32)
     assert outcomes_of(setting)["balance"].busiest_over_mean == 1.0

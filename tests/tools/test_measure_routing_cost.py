@@ -43,6 +43,10 @@ def test_bytes_and_rounds_of_every_way(tmp_path: Path) -> None:
         assert sent["balance, exact by owner"] == counts | owner
         weighed = {"key sums": 2 * candidates, "candidates": candidates}
         assert sent["score, exact by all-gather"] == counts | weighed
+        # Each rank sends the addends of a half, and the sums of its own; three times.
+        keys = {"key counts": 3 * 4 * E * 512, "key ties": 4 * 2 * E}
+        assert sent["capacity, exact"] == counts | keys
+        assert sent["capacity, quota"] == counts
         assert by_name["top-k"]["rounds"] == {"counts": 1, "pairs": 1}
 
 

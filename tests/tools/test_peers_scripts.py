@@ -4,6 +4,7 @@ import os
 import subprocess
 import tarfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ def test_dry_run_says_what_would_be_downloaded_and_writes_nothing(tmp_path: Path
     assert done.returncode == 0
     for package in ("sonic-moe==0.1.2.post1", "quack-kernels==0.3.11", "liger-kernel==0.8.5"):
         assert package in done.stdout
+    # What training needs and torch does not bring, in the version that the tests run with.
+    for package in ("tyro", "tomli-w"):
+        assert f"{package}=={version(package)}" in done.stdout
     assert not folder.exists()
 
 

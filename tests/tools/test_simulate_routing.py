@@ -68,7 +68,9 @@ def trace(tmp_path: Path) -> Path:
 @pytest.mark.processes
 def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> None:
     files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
-    done = simulate("--trace", str(trace), "--rules", "nearest,balance", *files)
+    done = simulate(
+        "--trace", str(trace), "--rules", "nearest,balance", "--capacity", "1,1.5", *files
+    )
     assert done.returncode == 0, done.stderr
     for layer in (1, 2):
         assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in done.stdout
@@ -77,7 +79,14 @@ def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> 
     assert "--trace" in facts["command"]
     assert [(s["layer"], s["tile"]) for s in facts["settings"]] == [(1, 8), (2, 8)]
     names = [outcome["name"] for outcome in facts["settings"][0]["outcomes"]]
-    assert names == ["top-k, padded", "nearest", "balance", "balance, each rank alone"]
+    capacities = [
+        f"balance, capacity {factor} of {of}"
+        for factor in ("1", "1.5")
+        for of in ("ranks", "experts")
+    ]
+    assert names == [
+        "top-k, padded", "nearest", "balance", *capacities, "balance, each rank alone"
+    ]  # fmt: skip
     top_k = facts["settings"][0]["outcomes"][0]
     assert top_k["worst_busiest_over_mean"] > top_k["busiest_over_mean"] > 1
     assert (tmp_path / "o.png").stat().st_size > 1000
@@ -118,6 +127,7 @@ def test_a_trace_has_its_own_sizes(
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
         (["--tile", "0"], "--tile is 0; it must be at least 1"),
+        (["--capacity", "2,0.5"], "--capacity is 0.5; it must be at least 1"),
         (["--rules", "x"], "no rule 'x'; known: none, nearest, balance"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 import triton
 
 from distmoe.kernels.moe_mlp import load_backend
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.planner.kernel_bench.problem import Problem
 from distmoe.planner.kernel_bench.subjects import ContractSubject, Subject, Workspace
 from distmoe.registry import MOE_MLP_BACKENDS
@@ -28,7 +29,9 @@ _ON_CPU = (BOUND, "torch", "reference", "grouped_mm")
 _ONLY_CPU = ("reference",)
 # What has no kernels for a CPU, unless Triton interprets them.
 _TRITON = ("triton", "liger")
-_ONLY_GPU = ("scattermoe", "sonicmoe", "sonicmoe-layer")
+# Not timed unless asked for: it has not run on a GPU yet, and a wrong barrier would hang the bench.
+_ON_REQUEST = ("gluon",)
+_ONLY_GPU = ("gluon", "scattermoe", "sonicmoe", "sonicmoe-layer")
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,15 @@ def names() -> list[str]:
 
 
 def default_names(device: torch.device) -> list[str]:
-    """All that are worth a try on ``device``."""
+    """All that are timed on ``device`` if nobody says which."""
     if device.type == "cpu":
         return list(_ON_CPU)
-    return [name for name in names() if name not in _ONLY_CPU]
+    return [name for name in names() if name not in (*_ONLY_CPU, *_ON_REQUEST)]
 
 
-def find(name: str, device: torch.device) -> Candidate:
-    """The candidate called ``name`` for ``device``. ValueError if there is none; `MissingError` if
-    it cannot be used here."""
+def find(name: str, device: torch.device, *, tiles: str = "default") -> Candidate:
+    """The candidate called ``name`` for ``device``, with ``tiles`` as in `find_tiles`. ValueError
+    if there is none; `MissingError` if it cannot be used here."""
     if name not in names():
         raise ValueError(f"unknown backend {name!r}; known: {', '.join(names())}")
     if device.type == "cpu":
@@ -68,7 +71,7 @@ def find(name: str, device: torch.device) -> Candidate:
         if name in PEERS:
             make = importlib.import_module(PEERS[name]).subject
             return Candidate(name, lambda problem, _: make(problem), checked=name != BOUND)
-        backend = load_backend(name)
+        backend = load_backend(name, tiles=find_tiles(tiles, name, device))
     # A package that is installed but broken fails in its own way.
     except Exception as error:
         raise MissingError(first_line(error)) from error

@@ -29,7 +29,9 @@ def record_of(result: Result, device: str) -> dict[str, Any]:
             name: {piece: _piece(result, piece, ms, floors) for piece, ms in times.items()}
             for name, times in result.pieces.items()
         },
-        "tiles": [_trial(trial) for trial in result.trials],
+        "tiles": {
+            name: [_trial(trial) for trial in trials] for name, trials in result.trials.items()
+        },
         "profiles": {
             name: [asdict(kernel) for kernel in kernels]
             for name, kernels in result.profiles.items()
@@ -82,6 +84,9 @@ def _piece(result: Result, piece: str, ms: float, floors: dict[str, float]) -> d
     kernels = KERNELS_OF[piece]
     flops = sum(work[kernel].flops for kernel in kernels)
     floor = sum(floors[kernel] for kernel in kernels) if floors else None
+    # A difference of two times: of a shape that is all launch, no more than noise.
+    if ms <= 0:
+        return {"ms": ms, "tflops": None, "gb_per_s": None, "of_floor": None}
     return {
         "ms": ms,
         "tflops": flops / ms / 1e9 if flops else None,

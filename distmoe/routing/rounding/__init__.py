@@ -14,6 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from distmoe.comm import Exchange
+from distmoe.routing.rounding.radix_select import KeyedPairs
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,40 @@ def owned_part(count_PE: Tensor, exchange: Exchange) -> Tensor | None:
     return count_PE[:, exchange.rank * num_local : (exchange.rank + 1) * num_local]
 
 
-class Selection(Protocol):
-    """How many pairs of each expert every rank changes.
+class Within(Protocol):
+    """How many pairs of each expert every rank changes, all together less than a tile.
 
     ``transport``: of selections that compare the candidates of all ranks; see `transports`.
     """
 
     def __call__(self, change: Change, *, exchange: Exchange, transport: str) -> Amounts: ...
+
+
+@dataclass(frozen=True)
+class Drops:
+    """int64. This rank drops an expert's pairs below ``limit_E``, and of those at it the last
+    ``ties_E``; ``amount_PE``: how many every rank drops."""
+
+    limit_E: Tensor
+    ties_E: Tensor
+    amount_PE: Tensor
+
+
+class Overflow(Protocol):
+    """Which pairs every rank drops where experts have ``over_E`` (int64) pairs too many in the
+    group, any number of tiles. ``pairs``: this rank's."""
+
+    def __call__(
+        self, pairs: KeyedPairs, population: Population, over_E: Tensor, *, exchange: Exchange
+    ) -> Drops: ...
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which pairs change: ``amounts`` for rounding, ``overflow`` for a capacity."""
+
+    amounts: Within
+    overflow: Overflow
 
 
 def may_round_up(freq_E: Tensor, *, tile: int, room: int | Tensor) -> Tensor:

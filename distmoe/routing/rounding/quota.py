@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange
-from distmoe.routing.rounding import Amounts, Change
+from distmoe.comm.local import LocalExchange
+from distmoe.routing.rounding import Amounts, Change, Drops, Population, Selection
+from distmoe.routing.rounding.radix_select import KeyedPairs, border
 
 
 def amounts(change: Change, *, exchange: Exchange, transport: str) -> Amounts:
@@ -20,6 +22,15 @@ def amounts(change: Change, *, exchange: Exchange, transport: str) -> Amounts:
     counts_PE, room_PE = change.population.counts_PE, change.population.room_PE
     eligible_PE = torch.where(change.adds_E, room_PE - counts_PE, counts_PE)
     return Amounts.of_all(shares(eligible_PE, change.amount_E), exchange)
+
+
+def overflow(
+    pairs: KeyedPairs, population: Population, over_E: Tensor, *, exchange: Exchange
+) -> Drops:
+    """Each rank's share, its own lowest keys; no communication."""
+    amount_PE = shares(population.counts_PE, over_E)
+    limit_E, ties_E = border(pairs, amount_PE[exchange.rank], LocalExchange())
+    return Drops(limit_E, ties_E, amount_PE)
 
 
 def shares(eligible_PE: Tensor, amount_E: Tensor) -> Tensor:
@@ -34,3 +45,6 @@ def shares(eligible_PE: Tensor, amount_E: Tensor) -> Tensor:
     order_PE = (rest_PE * num_ranks + (num_ranks - 1 - rank_P1)).argsort(0, descending=True)
     more_PE = torch.zeros_like(floor_PE).scatter_(0, order_PE, (rank_P1 < left_E).long())
     return floor_PE + more_PE
+
+
+SELECTION = Selection(amounts, overflow)

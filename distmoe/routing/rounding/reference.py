@@ -6,23 +6,53 @@ Shares no code with the implementation. Slow; for tests and as the specification
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 
 def round_all_tokens(
-    score_TE: Tensor, top_k: int, *, tile: int, rule: str, groups: int
+    score_TE: Tensor,
+    top_k: int,
+    *,
+    tile: int,
+    rule: str,
+    groups: int,
+    capacity_factor: Fraction | None = None,
+    capacity_runs: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The top-k choice and the rounded choice, [T, E] bool, for the tokens of all ranks."""
+    """The top-k choice and the rounded choice, [T, E] bool, for the tokens of all ranks.
+    ``capacity_runs``: equal runs of experts that share a capacity; 0: each expert has its own."""
     rows = [[int(score * 2**24) for score in row] for row in score_TE.tolist()]
     key_TE = torch.tensor(rows, dtype=torch.int32).view(score_TE.shape)
-    chosen_TE = top_k_reference(key_TE, top_k)
+    chosen_TE = kept_TE = top_k_reference(key_TE, top_k)
+    if capacity_factor is not None:
+        unit, runs = 1 if rule == "none" else tile, capacity_runs or score_TE.shape[1]
+        kept_TE = capped(key_TE, chosen_TE, capacity_factor, unit, runs)
     if rule == "score":
-        target_E = score(key_TE, chosen_TE, tile)
+        target_E = score(key_TE, kept_TE, tile)
     else:
-        target_E = RULES[rule](chosen_TE.sum(0).tolist(), tile, len(rows), groups)
-    return chosen_TE, select_reference(key_TE, chosen_TE, torch.tensor(target_E))
+        target_E = RULES[rule](kept_TE.sum(0).tolist(), tile, len(rows), groups)
+    return chosen_TE, select_reference(key_TE, kept_TE, torch.tensor(target_E))
+
+
+def capped(key_TE: Tensor, chosen_TE: Tensor, factor: Fraction, tile: int, runs: int) -> Tensor:
+    """[T, E] bool: of each expert the highest keys, as many as fit into its tiles. A run of experts
+    has those that hold ``factor`` times the mean, given out one at a time, each to the expert with
+    the fewest, of those the fullest, that has use for one."""
+    freq_E = chosen_TE.sum(0).tolist()
+    budget, size = 0, len(freq_E) // runs
+    while budget * tile < factor * sum(freq_E) / runs:
+        budget += 1
+    tiles_E = [0] * len(freq_E)
+    for first in range(0, len(freq_E), size):
+        for _ in range(budget):
+            wants = [e for e in range(first, first + size) if tiles_E[e] * tile < freq_E[e]]
+            if wants:
+                tiles_E[min(wants, key=lambda e: (tiles_E[e], -freq_E[e], e))] += 1
+    kept = [min(freq, tiles * tile) for freq, tiles in zip(freq_E, tiles_E, strict=True)]
+    return select_reference(key_TE, chosen_TE, torch.tensor(kept))
 
 
 def top_k_reference(key_TE: Tensor, top_k: int) -> Tensor:

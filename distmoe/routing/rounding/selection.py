@@ -38,7 +38,7 @@ def select(
         amount_E=delta_E.abs(),
         best=lambda: round_select.best(priority_ET, tile - 1),
     )
-    amounts = selection(change, exchange=exchange, transport=transport)
+    amounts = selection.amounts(change, exchange=exchange, transport=transport)
     selected_TE = round_select.take(
         scores.chosen_TE, priority_ET, amounts.own_E, adds_E, most=tile - 1
     )

@@ -1,0 +1,99 @@
+"""Tile configurations of the warp-specialised kernels, in the manner of `tiles`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, TileSpace, columns_of
+
+# A program has a multiprocessor to itself: 8 warps multiply and 4 load. Each begins with 168 of the
+# registers that 12 warps can share, 32 times; warps that load keep 40 and leave the rest.
+CONSUMER_WARPS, PRODUCER_WARPS = 8, 4
+FIRST_REGISTERS, PRODUCER_REGISTERS = 168, 40
+CONSUMER_REGISTERS = 232
+
+# num_warps: of a group of consumers. With 8 there is one group; with 4 there are two, which have a
+# tile each, and one stores while the other multiplies. n of "up" is columns of a: with a gate the
+# accumulator is twice as wide.
+CANDIDATES: dict[str, list[TileConfig]] = {
+    "up": [
+        TileConfig(128, 128, 64, 8, 4, chunks=2),
+        TileConfig(128, 64, 64, 4, 6, chunks=2),
+        TileConfig(128, 64, 64, 4, 5),
+    ],
+    "down": [
+        TileConfig(128, 128, 64, 4, 6, chunks=2),
+        TileConfig(128, 256, 64, 8, 4, chunks=4),
+    ],
+    # Its epilogue takes long: two groups. 128 rows spill on triton 3.9, not on 3.6.
+    "dgrad": [
+        TileConfig(64, 128, 64, 4, 7, chunks=4),
+        TileConfig(128, 128, 64, 4, 5, chunks=8),
+        TileConfig(64, 256, 64, 4, 4, chunks=8),
+    ],
+    "dx": [
+        TileConfig(128, 256, 64, 8, 4, chunks=4),
+        TileConfig(128, 128, 64, 4, 6, chunks=2),
+    ],
+    # The gathered operand is the narrow side: a thread has fewer rows to look up.
+    "wgrad_in": [
+        TileConfig(256, 128, 64, 8, 4, chunks=2),
+        TileConfig(128, 128, 64, 4, 6, chunks=2),
+    ],
+    "wgrad_out": [
+        TileConfig(128, 256, 64, 8, 4, chunks=4),
+        TileConfig(128, 128, 64, 4, 6, chunks=2),
+    ],
+}
+
+# Defaults of activations without a gate, where they differ: the accumulator is half as wide.
+UNGATED_CONFIGS: dict[str, TileConfig] = {
+    "up": TileConfig(128, 256, 64, 8, 4, chunks=4),
+}
+
+_overrides: dict[str, TileConfig] = {}
+
+
+@contextmanager
+def override(kernel: str, config: TileConfig) -> Iterator[None]:
+    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
+    if kernel not in CANDIDATES:
+        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
+    before = dict(_overrides)
+    _overrides[kernel] = config
+    try:
+        yield
+    finally:
+        _overrides.clear()
+        _overrides.update(before)
+
+
+def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
+    """Of the ring. Barriers and the epilogue's scratch come on top."""
+    config = config.fit(columns_of(kernel, shape))
+    columns = 2 * config.n if kernel == "up" and shape.gated else config.n
+    return (config.m + columns) * config.k * shape.dtype.itemsize * config.num_stages
+
+
+SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+
+
+def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None) -> TileConfig:
+    """The configuration of ``kernel``; ``tuned``: what a table has for it, if it has any."""
+    default = CANDIDATES[kernel][0]
+    if not shape.gated:
+        default = UNGATED_CONFIGS.get(kernel, default)
+    return _overrides.get(kernel, tuned or default).fit(columns_of(kernel, shape))
+
+
+def constants(config: TileConfig) -> dict[str, int]:
+    """What every kernel has to know of its configuration, beside the sizes of its blocks."""
+    return {
+        "BK": config.k,
+        "STAGES": config.num_stages,
+        "CHUNKS": config.chunks,
+        "GROUPS": CONSUMER_WARPS // config.num_warps,
+        "CONSUMER_REGISTERS": CONSUMER_REGISTERS,
+        "PRODUCER_REGISTERS": PRODUCER_REGISTERS,
+    }

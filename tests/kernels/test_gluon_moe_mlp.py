@@ -1,0 +1,164 @@
+"""The warp-specialised kernels with small tiles, and with other moments of loads and partitions.
+
+Tiles so small that a program walks many of them through a ring of few stages. Without a GPU the
+Gluon interpreter runs them, which looks for races, wrong phases and deadlocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_moe_mlp import (
+    CASES,
+    DEVICE,
+    backend_or_skip,
+    check,
+    index_of,
+    make_problem,
+    steps_of,
+    through_pieces,
+)
+
+from distmoe.kernels.aot import TARGETS
+from distmoe.kernels.moe_mlp import Runs
+from distmoe.kernels.moe_mlp.gluon_backend import multiprocessors
+from distmoe.kernels.moe_mlp.gluon_tiles import (
+    CANDIDATES,
+    CONSUMER_REGISTERS,
+    CONSUMER_WARPS,
+    FIRST_REGISTERS,
+    PRODUCER_REGISTERS,
+    PRODUCER_WARPS,
+    UNGATED_CONFIGS,
+    config_for,
+    override,
+    shared_bytes,
+)
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
+
+WIDE = ExpertShape(H=4096, I=1024, e=8, gated=True, dtype=torch.bfloat16)
+TILINGS = {
+    "two groups": TileConfig(64, 16, 32, num_warps=4, num_stages=3),
+    "one group": TileConfig(128, 32, 16, num_warps=8, num_stages=2, chunks=2),
+    "two chunks": TileConfig(64, 64, 32, num_warps=4, num_stages=2, chunks=2),
+}
+
+
+@contextmanager
+def tiling(config: TileConfig) -> Iterator[None]:
+    with ExitStack() as stack:
+        for kernel in CANDIDATES:
+            stack.enter_context(override(kernel, config))
+        yield
+
+
+@contextmanager
+def moments(landing: str) -> Iterator[None]:
+    """When loads land, and which partition goes on; a GPU decides by itself."""
+    if DEVICE.type == "cuda":
+        yield
+        return
+    from gluon_interpreter import timing
+
+    with timing(landing, seed=1):
+        yield
+
+
+@pytest.mark.parametrize("landing", ["late", "random"])
+@pytest.mark.parametrize("tiles", TILINGS)
+def test_many_tiles_through_few_stages(tiles: str, landing: str) -> None:
+    mlp = backend_or_skip("gluon")
+    problem = make_problem("many_tiles").to(torch.bfloat16)
+    index = index_of(problem, CASES["many_tiles"][0])
+    with tiling(TILINGS[tiles]), moments(landing):
+        check(mlp, problem, index, [Runs.of_all(index)])
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu2"])
+def test_ragged_steps_with_small_tiles(activation: str) -> None:
+    mlp = backend_or_skip("gluon", activation)
+    problem = make_problem("many_tiles", activation).to(torch.float16)
+    index = index_of(problem, CASES["many_tiles"][0], tail=21)
+    with tiling(TILINGS["two chunks"]):
+        check(mlp, problem, index, steps_of(index, 16))
+
+
+def test_no_moment_changes_a_bit() -> None:
+    mlp = backend_or_skip("gluon")
+    problem = make_problem("many_tiles").to(torch.bfloat16)
+    index = index_of(problem, CASES["many_tiles"][0])
+    results = []
+    for landing in ("at once", "random"):
+        with tiling(TILINGS["two groups"]), moments(landing):
+            results.append(through_pieces(mlp, problem, index, [Runs.of_all(index)]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_registers_change_hands_without_loss() -> None:
+    warps = CONSUMER_WARPS + PRODUCER_WARPS
+    shared = CONSUMER_WARPS * CONSUMER_REGISTERS + PRODUCER_WARPS * PRODUCER_REGISTERS
+    assert shared == warps * FIRST_REGISTERS
+    # Given out by eights, of 64 Ki for 32 threads a warp.
+    assert FIRST_REGISTERS == 65536 // 32 // warps // 8 * 8
+
+
+def test_configurations() -> None:
+    for kernel, candidates in CANDIDATES.items():
+        for config in (*candidates, *TILINGS.values(), UNGATED_CONFIGS.get(kernel, candidates[0])):
+            assert config.num_warps in (4, 8)
+            # A warpgroup multiplies 64 rows at a time.
+            assert config.m % (16 * config.num_warps) == 0
+        assert config_for(kernel, WIDE) == candidates[0]
+        assert config_for(kernel, WIDE._replace(H=8, I=8)).n == 16
+        assert config_for(kernel, WIDE, TILINGS["two groups"]) == TILINGS["two groups"]
+        with override(kernel, TILINGS["one group"]):
+            assert config_for(kernel, WIDE, TILINGS["two groups"]) == TILINGS["one group"]
+        for config in candidates:
+            assert shared_bytes(kernel, config, WIDE) <= TARGETS["sm_90"].shared_limit
+    for kernel, config in UNGATED_CONFIGS.items():
+        assert config_for(kernel, WIDE._replace(gated=False)) == config
+    # (128 rows of x, 256 of gate and up) x 64, 2 bytes, 4 stages.
+    assert shared_bytes("up", CANDIDATES["up"][0], WIDE) == 384 * 64 * 2 * 4
+    with (
+        pytest.raises(ValueError, match="unknown kernel 'x'; known: up, down"),
+        override("x", TILINGS["one group"]),
+    ):
+        pass
+
+
+REFUSAL = r"the moe_mlp backend 'gluon' needs a GPU of compute capability 9\.0 .*, not "
+
+
+def test_a_cpu_is_refused() -> None:
+    with pytest.raises(ValueError, match=REFUSAL + "cpu"):
+        multiprocessors(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("major", "minor"), [(9, 0), (8, 9), (10, 0)])
+def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
+    properties = SimpleNamespace(major=major, minor=minor, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "this GPU")
+    multiprocessors.cache_clear()
+    device = torch.device("cuda", 0)
+    if major == 9:
+        assert multiprocessors(device) == 132
+    else:
+        with pytest.raises(ValueError, match=REFUSAL + "this GPU"):
+            multiprocessors(device)
+    multiprocessors.cache_clear()
+
+
+def test_weights_may_begin_anywhere() -> None:
+    mlp = backend_or_skip("gluon")
+    problem = make_problem("ragged").to(torch.bfloat16)
+    flat = torch.zeros(1 + problem.w_in_eGH.numel(), dtype=torch.bfloat16, device=DEVICE)
+    flat[1:] = problem.w_in_eGH.flatten()
+    shifted = replace(problem, w_in_eGH=flat[1:].view_as(problem.w_in_eGH))
+    index = index_of(shifted, CASES["ragged"][0])
+    check(mlp, shifted, index, [Runs.of_all(index)])
