@@ -35,6 +35,7 @@ from distmoe.config import load_config
 from distmoe.planner.command_line import command_line
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.plan_job import Planner
+from distmoe.planner.step_parts import StepPart
 
 EXCHANGE = ["--moe.dispatch.order", "source", "--moe.dispatch.steps", "1"]
 WAYS = {
@@ -127,7 +128,7 @@ def _run(
         measured_s=statistics.median(record["step_seconds"] for record in counted),
         predicted_s=time.seconds,
         measured_wait_s=statistics.median(record["exposed_seconds"] for record in counted),
-        predicted_wait_s=time.parts_s["exchange"] + time.parts_s["slower ranks"],
+        predicted_wait_s=time.parts_s[StepPart.EXCHANGE] + time.parts_s[StepPart.SLOWER_RANKS],
         skew=skew,
     )
 

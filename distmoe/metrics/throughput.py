@@ -8,14 +8,27 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from distmoe.metrics.energy import Meter, no_meter
 
 # Steps after a start or resume that warm caches and pools, and are left out of the figures.
 WARM_UP_STEPS = 3
 
+
+class RunPart(StrEnum):
+    """Of a run, by what its time goes into."""
+
+    DATA = "data"
+    TRAINING = "training"
+    VALIDATION = "validation"
+    CHECKPOINT = "checkpoint"
+    ROUTING_TRACE = "routing trace"
+    PROFILE = "profile"
+
+
 # Parts of a run that are in no step's time.
-BETWEEN_STEPS = ("validation", "checkpoint", "routing trace", "profile")
+BETWEEN_STEPS = (RunPart.VALIDATION, RunPart.CHECKPOINT, RunPart.ROUTING_TRACE, RunPart.PROFILE)
 
 
 @dataclass(frozen=True)
@@ -25,15 +38,14 @@ class Lap:
     ``joules``: of this rank's device in the same time as ``step``, nan if nobody counts them."""
 
     step: float
-    parts: dict[str, float]
+    parts: dict[RunPart, float]
     warm_up: bool
     joules: float = math.nan
 
 
 @dataclass
 class Clock:
-    """Seconds by part (data, training, validation, checkpoint), and of every step, with the joules
-    of ``meter``.
+    """Seconds by part, and of every step, with the joules of ``meter``.
 
     A step lasts from the end of the one before to its own, so that what a run does for its figures
     counts, and tokens over seconds is what a stopwatch beside it would show; only BETWEEN_STEPS
@@ -41,16 +53,16 @@ class Clock:
     """
 
     meter: Meter = no_meter
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[RunPart, float] = field(default_factory=dict)
     laps: int = 0
     started: float = field(default_factory=time.perf_counter)
     _lap_began: float = field(default_factory=time.perf_counter)
-    _parts_then: dict[str, float] = field(default_factory=dict)
+    _parts_then: dict[RunPart, float] = field(default_factory=dict)
     _joules_then: float = math.nan
     _joules_between: float = 0.0
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: RunPart) -> Iterator[None]:
         """Add the time spent inside to ``name``."""
         begun, between = time.perf_counter(), name in BETWEEN_STEPS
         joules = self.meter() if between else 0.0

@@ -13,6 +13,7 @@ from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
 from distmoe.planner.pipeline_simulation import Stage
+from distmoe.planner.step_parts import StepPart
 from distmoe.registry import ENGINE_COSTS
 
 GRADIENT_BYTES = 4
@@ -29,7 +30,7 @@ class JobStages:
     optimizer."""
 
     stages: tuple[Stage, ...]
-    parts_s: Mapping[str, float]
+    parts_s: Mapping[StepPart, float]
     hides_reductions: bool
     once_s: float
     update_s: float
@@ -64,7 +65,7 @@ class _Builder:
         self._replicas = RankGroup.strided(
             parallel.dp_replicate, stride=shard, ranks_per_node=per_node
         )
-        self._parts: dict[str, float] = {}
+        self._parts: dict[StepPart, float] = {}
 
     def build(self) -> JobStages:
         model, passes = self._config.model, model_passes(self._config, self._itemsize)

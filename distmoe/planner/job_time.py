@@ -15,10 +15,9 @@ from distmoe.metrics.flops import flops_per_token
 from distmoe.planner.expert_time import ExpertTimes
 from distmoe.planner.job_stages import JobStages
 from distmoe.planner.pipeline_simulation import simulate
+from distmoe.planner.step_parts import WAITS, StepPart
 
 SECONDS_PER_DAY = 86400
-WAITS = ("exchange", "slower ranks", "parameters and gradients")
-"""Parts of a step in which a rank computes nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class StepTime:
     a device; None where it is not known."""
 
     seconds: float
-    parts_s: Mapping[str, float]
+    parts_s: Mapping[StepPart, float]
     tokens: int
     ranks: int
     model_flops: int
@@ -81,13 +80,13 @@ def step_time(
     )
     n = _micro_batches(config, world)
     parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
-    parts["experts"] = n * pipeline.busy_s
-    parts["exchange"] = n * pipeline.exposed_s
-    parts["slower ranks"] = n * pipeline.straggler_s
-    parts["optimizer"] = stages.update_s
+    parts[StepPart.EXPERTS] = n * pipeline.busy_s
+    parts[StepPart.EXCHANGE] = n * pipeline.exposed_s
+    parts[StepPart.SLOWER_RANKS] = n * pipeline.straggler_s
+    parts[StepPart.OPTIMIZER] = stages.update_s
     seconds = n * pipeline.seconds + stages.once_s + stages.update_s
     # All that is left: nothing but collectives of parameters and gradients makes ranks wait.
-    parts["parameters and gradients"] = max(0.0, seconds - sum(parts.values()))
+    parts[StepPart.PARAMETERS] = max(0.0, seconds - sum(parts.values()))
     return StepTime(
         seconds=seconds,
         parts_s=parts,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config, ModelConfig, MoEConfig
+from distmoe.planner.step_parts import StepPart
 
 # FlashAttention-2 computes the scores again in its backward: five products for the two of the
 # forward (arXiv 2307.08691).
@@ -48,14 +49,14 @@ class Work:
             self.ops + other.ops,
         )
 
-    def parts_s(self, rates: Rates) -> dict[str, float]:
-        """Seconds by what takes them. ``launches``: what the host needs beyond the device."""
+    def parts_s(self, rates: Rates) -> dict[StepPart, float]:
+        """Seconds by what takes them."""
         parts = {
-            "dense products": self.dense_flops / rates.dense_flops,
-            "attention": self.attention_flops / rates.attention_flops,
-            "memory-bound": self.bytes / rates.bytes_per_s,
+            StepPart.DENSE_PRODUCTS: self.dense_flops / rates.dense_flops,
+            StepPart.ATTENTION: self.attention_flops / rates.attention_flops,
+            StepPart.MEMORY_BOUND: self.bytes / rates.bytes_per_s,
         }
-        return parts | {"launches": max(0.0, self.ops * OP_S - sum(parts.values()))}
+        return parts | {StepPart.LAUNCHES: max(0.0, self.ops * OP_S - sum(parts.values()))}
 
 
 @dataclass(frozen=True)

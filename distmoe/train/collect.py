@@ -23,6 +23,7 @@ from distmoe.metrics.memory import peak_memory_gib
 from distmoe.metrics.record import CorpusProgress, StepRecord
 from distmoe.metrics.throughput import (
     Lap,
+    RunPart,
     model_flops_utilization,
     slowest_over_mean,
     tokens_per_second_per_rank,
@@ -97,11 +98,11 @@ def _times(outcome: StepOutcome, lap: Lap, checkpoint_seconds: float) -> dict[st
     """Fields of the record: seconds of the step and of its parts."""
     return {
         "step_seconds": lap.step,
-        "data_seconds": lap.parts.get("data", 0.0),
+        "data_seconds": lap.parts.get(RunPart.DATA, 0.0),
         "forward_backward_seconds": outcome.forward_backward_seconds,
         "optimizer_seconds": outcome.optimizer_seconds,
         "checkpoint_seconds": checkpoint_seconds,
-        "validation_seconds": lap.parts.get("validation", 0.0),
+        "validation_seconds": lap.parts.get(RunPart.VALIDATION, 0.0),
     }
 
 

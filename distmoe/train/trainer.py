@@ -22,6 +22,7 @@ from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
+from distmoe.metrics.throughput import RunPart
 from distmoe.named_range import named_range
 from distmoe.registry import MOE_MLP_TILES, SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
@@ -195,7 +196,7 @@ class Trainer:
             # Weights that may be damaged must not push out good ones.
             is_sound = not self.skipped_in_a_row
             if self._is_due(config.checkpoint.every) and is_sound and not last:
-                with clock.part("checkpoint"):
+                with clock.part(RunPart.CHECKPOINT):
                     self.checkpoints.save(self._progress())
             # A signal reaches one rank before the others, and clocks differ; from here on all
             # ranks must take the same turn.
@@ -215,7 +216,7 @@ class Trainer:
         # not; one that has all its steps saves them beside those.
         is_sound = not self.skipped_in_a_row
         ends = self.done >= config.train.steps
-        with clock.part("checkpoint"):
+        with clock.part(RunPart.CHECKPOINT):
             if is_sound or ends:
                 self.checkpoints.finish(self._progress(), expire=is_sound)
             else:
@@ -268,7 +269,7 @@ class Trainer:
 
     def _step(self) -> None:
         clock = self.reporter.clock
-        with clock.part("data"), named_range("data"):
+        with clock.part(RunPart.DATA), named_range("data"):
             batches = self.data.step(self.done)
         lr = self._lr(self.done)
         self.communication.begin(self.done + 1)
@@ -277,7 +278,7 @@ class Trainer:
         self.done += 1
         communication, trace = self.communication.end(self.done)
         if self.recorder.steps_left:
-            with clock.part("routing trace"):
+            with clock.part(RunPart.ROUTING_TRACE):
                 self.recorder.write(self.done)
         record, freq_LE = collect_step(
             outcome,
@@ -298,7 +299,7 @@ class Trainer:
         self._count_skipped(outcome)
 
     def _train(self, batches: list[Batch], lr: float) -> StepOutcome:
-        training = self.reporter.clock.part("training")
+        training = self.reporter.clock.part(RunPart.TRAINING)
         with training, self.recorder.recording(), self.communication.explained():
             return train_step(
                 self.engine,
@@ -326,7 +327,7 @@ class Trainer:
 
     def _tell_profiles(self, written: Callable[[int], list[str]]) -> None:
         if self.profiling.is_on:
-            with self.reporter.clock.part("profile"):
+            with self.reporter.clock.part(RunPart.PROFILE):
                 self.tell(written(self.done))
 
     def tell(self, lines: list[str]) -> None:
@@ -349,7 +350,7 @@ class Trainer:
     def _validate(self) -> None:
         begun = time.perf_counter()
         losses, mean = {}, 0.0
-        with self.reporter.clock.part("validation"):
+        with self.reporter.clock.part(RunPart.VALIDATION):
             for corpus, weight, batches in self.data.held_out():
                 losses[corpus] = validation_loss(
                     self.engine, batches, device=self.runtime.device, group=self.runtime.group

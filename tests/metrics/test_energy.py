@@ -22,7 +22,7 @@ from distmoe.metrics.record import StepRecord
 from distmoe.metrics.report.cli import main as report
 from distmoe.metrics.reporter import Reporter
 from distmoe.metrics.tally import Tally
-from distmoe.metrics.throughput import Clock
+from distmoe.metrics.throughput import Clock, RunPart
 
 Make = Callable[..., StepRecord]
 FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
@@ -69,10 +69,10 @@ def test_a_lap_has_the_joules_of_its_step_alone() -> None:
     joules = iter([100.0, 120.0, 130.0, 190.0, 205.0])
     clock = Clock(lambda: next(joules))
     clock.begin()
-    with clock.part("training"):
+    with clock.part(RunPart.TRAINING):
         pass
     assert clock.lap().joules == 20.0
-    with clock.part("validation"):
+    with clock.part(RunPart.VALIDATION):
         pass
     assert clock.lap().joules == 25.0
 

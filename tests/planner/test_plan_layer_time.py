@@ -10,6 +10,7 @@ from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
 from distmoe.planner.layer_time import OP_S, Rates, Work, model_passes
 from distmoe.planner.machine_profile import Link, Profile
 from distmoe.planner.measure_collectives import TENSOR_BYTES, shares_of_a_ring
+from distmoe.planner.step_parts import StepPart
 
 CONFIG = resolve(
     replace(
@@ -68,7 +69,9 @@ def test_seconds_of_work() -> None:
     parts = Work(20.0, 5.0, 6.0).parts_s(rates)
     assert parts == {"dense products": 2, "attention": 1, "memory-bound": 3, "launches": 0}
     # The host needs 7 s to launch, of which 6 pass while the device works.
-    assert Work(20.0, 5.0, 6.0, ops=int(7 / OP_S)).parts_s(rates)["launches"] == pytest.approx(1)
+    assert Work(20.0, 5.0, 6.0, ops=int(7 / OP_S)).parts_s(rates)[
+        StepPart.LAUNCHES
+    ] == pytest.approx(1)
 
 
 LINKS = Profile({"own": Link(0, 1), "node": Link(0.5, 100.0), "remote": Link(2.0, 10.0)}, {}, 0.0)
