@@ -63,12 +63,11 @@ def speed_rows(config: Config, figures: RunFigures) -> Rows:
             f"{medians['tflops_per_rank']:.3g} "
             f"({medians['palm_tflops_per_rank']:.3g} by the PaLM convention)",
         ),
-        ("step time", shares),
-        *routing_rows(config),
     ]
     if figures.slowest_rank is not None:
         text = f"{medians['slowest_over_mean']:.2f}x the mean's own time; most often rank "
         rows.append(("slowest rank", f"{text}{figures.slowest_rank}"))
+    rows += [("step time", shares), *routing_rows(config)]
     if not math.isnan(figures.joules):
         watts, tokens = figures.energy.watts_per_rank, figures.energy.tokens_per_joule
         whole = f"{figures.joules / JOULES_PER_KWH:.3g} kWh in the steps"

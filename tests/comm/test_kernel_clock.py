@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from distmoe import MoE, MoEConfig
 from distmoe.comm import Message
 from distmoe.comm.kernel_clock import KernelClock
 from distmoe.comm.observer import Observer
-from distmoe.config import RoundingConfig
+from distmoe.config import Config, MetricsConfig, RankInfo, RoundingConfig, TrainConfig
 from distmoe.metrics.throughput import slowest_over_mean
+from distmoe.runtime import Runtime
+from distmoe.train.communication import Communication
 
 CONFIG = MoEConfig(
     hidden_size=16,
@@ -94,6 +97,24 @@ def test_nothing_is_timed_but_what_was_asked_for(monkeypatch: pytest.MonkeyPatch
     assert observer.is_timing
     assert math.isnan(clock.end())
     assert math.isnan(slowest_over_mean([1.0, math.nan]))
+
+
+def test_the_steps_that_the_console_shows_are_timed_on_a_gpu() -> None:
+    config = Config(metrics=MetricsConfig(log_every=4), train=TrainConfig(steps=6))
+    model: Any = SimpleNamespace(blocks=[])
+    timed = {}
+    for kind in ("cpu", "cuda"):
+        runtime = Runtime(RankInfo(rank=0, world=1), torch.device(kind), None)
+        communication = Communication(config, runtime, model)
+        timed[kind] = []
+        for step in range(1, 7):
+            communication.begin(step)
+            if communication._kernel_clock.on:
+                timed[kind].append(step)
+            used, _ = communication.end(step)
+            assert math.isnan(used.kernel_seconds)
+            assert not communication._kernel_clock.on
+    assert timed == {"cpu": [], "cuda": [1, 4, 6]}
 
 
 def test_cpu_time_of_a_wait_that_asks_again_and_again() -> None:
