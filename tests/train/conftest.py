@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from training_runs import LONG, config_file, finish, start
+from training_runs import LONG, config_file, finish, start_cold
 
 from distmoe.data.cli import main as data_main
 
@@ -19,5 +19,5 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def long_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The config of an unbroken LONG run of two ranks of this machine."""
     config = config_file(tmp_path_factory.mktemp("long"), data)
-    finish(start(config, *LONG))
+    finish(start_cold(config, *LONG))
     return config
