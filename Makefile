@@ -1,9 +1,12 @@
-# Everything is set up by the first call and skipped by the next.
+# Everything is set up by the first call and skipped by the next. Bytecode is compiled when a module
+# is first imported: most of what is installed never is.
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 SHAKESPEARE := data/shakespeare/manifest.json
+# `make test` lints while it installs the other Triton.
+MAKEFLAGS += --jobs=2
 
 .PHONY: help train test lint clean
 
@@ -40,7 +43,7 @@ $(SHAKESPEARE): | .venv/.installed
 
 # The Triton of the GPU machines: kernels are compiled with it ahead of time, and never run.
 .triton36/.installed: | .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton36 triton==3.6.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .triton36 triton==3.6.0
 	@touch $@
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -49,5 +52,5 @@ $(SHAKESPEARE): | .venv/.installed
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "setting up .venv, which takes a minute or two"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
