@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -27,6 +28,13 @@ if not torch.cuda.is_available():
     from triton_interpreter import patch_bfloat16
 
     patch_bfloat16()
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of tests have imported is a million objects, which no later collection of
+    garbage has to look at: some code under test collects often."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -85,17 +85,17 @@ class WarmProcess:
         self.wait()
 
 
-def start_python(*arguments: str) -> WarmProcess:
-    """`python ARGUMENTS`, with stdout and stderr in one."""
+def start_python(*arguments: str, **variables: str) -> WarmProcess:
+    """`python ARGUMENTS`, with ``variables`` beside those of this process; stderr is in stdout."""
     # Gone with the process's object, in the end.
     output = NamedTemporaryFile("r")
-    return _start(arguments, {}, output, output)
+    return _start(arguments, variables, output, output)
 
 
 def run_python(
     *arguments: str, timeout: float = 120, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` until it ends, with ``variables`` beside those of this process."""
+    """The same until it ends, with stdout and stderr apart."""
     with NamedTemporaryFile("r") as output, NamedTemporaryFile("r") as errors:
         process = _start(arguments, variables, output, errors)
         stdout, _ = process.communicate(timeout=timeout)
