@@ -24,7 +24,7 @@ H, I = 16, 512
 
 @pytest.fixture(autouse=True, params=["tma", "pointers"])
 def _small_tiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    config = TileConfig(16, 64, 16, 4, 2, tma=request.param == "tma")
+    config = TileConfig(32, 256, 64, 4, 2, tma=request.param == "tma")
     with ExitStack() as stack:
         for kernel in CANDIDATES:
             stack.enter_context(override(kernel, config))
