@@ -5,6 +5,8 @@ PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 SHAKESPEARE := data/shakespeare/manifest.json
+# The other files need not be imported a second time.
+PROCESS_TESTS = $(shell grep -rl 'mark\.processes' tests --include='test_*.py')
 # `make test` lints while it installs the other Triton.
 MAKEFLAGS += --jobs=2
 
@@ -25,7 +27,7 @@ train: .venv/.installed $(SHAKESPEARE)
 test: lint .triton36/.installed
 ifeq ($(ARGS),)
 	$(BIN)/pytest -n 2 -m "not processes and not gpu"
-	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu" $(PROCESS_TESTS)
 else
 	$(BIN)/pytest $(ARGS)
 endif
