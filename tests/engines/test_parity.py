@@ -6,6 +6,7 @@ sequences: (1, 1) and (2, 2) take two micro-batches where (2, 1) and (4, 2) have
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -251,13 +252,19 @@ def test_the_number_of_ranks_changes_no_pair(
         print(f"{rule}, {num_ranks} ranks: {same} of {len(pairs)} decisions equal")
 
 
+UNROUNDED = {"moe": {"load_balance_scope": "global", "rounding": RoundingConfig("none", tile=8)}}
+
+
+@functools.cache
+def unrounded_oracle(micro: int) -> dict[str, Any]:
+    return run(1, 1, micro, engine="single", **UNROUNDED)[0]
+
+
 @pytest.mark.parametrize(("world", "ep"), [(2, 1), (2, 2), (4, 2), (4, 4)])
 def test_parity_law_of_one_global_batch(world: int, ep: int) -> None:
     """Without accumulation and rounding: the load-balance loss is over the whole global batch."""
-    changes = {"moe": {"load_balance_scope": "global", "rounding": RoundingConfig("none", tile=8)}}
-    oracle = run(1, 1, GLOBAL_BATCH, engine="single", **changes)[0]
-    for result in run(world, ep, GLOBAL_BATCH // world, **changes):
-        assert_equal_runs(result, oracle)
+    for result in run(world, ep, GLOBAL_BATCH // world, **UNROUNDED):
+        assert_equal_runs(result, unrounded_oracle(GLOBAL_BATCH))
 
 
 BIASED = {"moe": {"router": "sigmoid_topk", "bias_update_rate": 0.003, "score_scale": 1.5}}
@@ -293,11 +300,8 @@ def test_a_replay_does_not_move_the_bias(biased_oracle: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("world", "ep"), [(2, 2), (4, 4)])
 def test_parity_law_of_the_step_so_far(world: int, ep: int) -> None:
     """With accumulation, too: every line of the law has the same two micro-batches."""
-    changes = {"moe": {"load_balance_scope": "global", "rounding": RoundingConfig("none", tile=8)}}
-    micro = GLOBAL_BATCH // 2 // world
-    oracle = run(1, 1, GLOBAL_BATCH // 2, engine="single", **changes)[0]
-    for result in run(world, ep, micro, **changes):
-        assert_equal_runs(result, oracle)
+    for result in run(world, ep, GLOBAL_BATCH // 2 // world, **UNROUNDED):
+        assert_equal_runs(result, unrounded_oracle(GLOBAL_BATCH // 2))
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

@@ -26,7 +26,7 @@ H, I = 16, 512
 @pytest.fixture(params=["tma", "pointers", "gluon"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """With small tiles; triton by TMA and by pointers."""
-    config = TileConfig(16, 64, 16, 4, 2, tma=request.param == "tma")
+    config = TileConfig(32, 256, 64, 4, 2, tma=request.param == "tma")
     with ExitStack() as stack:
         for kernel in CANDIDATES:
             stack.enter_context(override(kernel, config))
