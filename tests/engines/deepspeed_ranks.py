@@ -19,8 +19,10 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+import training_by_hand
 from test_parity import BIASED, CPU, LAW, STEPS, config_for, logical, own_batches, train
 from torch.distributed.checkpoint.state_dict_saver import save
+from training_by_hand import OPTIM
 
 from distmoe.checkpoint.load import load
 from distmoe.config import Config
@@ -89,6 +91,10 @@ def parity(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     without_code = partial(torch.compile, backend="aot_eager_decomp_partition")
     with patch("distmoe.model.compile_dense.torch.compile", without_code):
         return train(rank, config_of(case), case["world"], STEPS)
+
+
+def by_hand(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
+    return train(rank, config_of(case, settings=OPTIM), case["world"], training_by_hand.STEPS)
 
 
 def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _go_on(run: Run) -> dict[str, Any]:
     return {"state": state, "losses": losses}
 
 
-JOBS = {job.__name__: job for job in (parity, skip, bf16, write, read)}
+JOBS = {job.__name__: job for job in (parity, by_hand, skip, bf16, write, read)}
 
 
 def run_cases(cases: list[dict[str, Any]], world: int, rank: int, folder: Path) -> None:
