@@ -197,9 +197,8 @@ def assert_equal_runs(result: dict[str, Any], oracle: dict[str, Any]) -> None:
     assert set(result["gradients"]) == set(oracle["gradients"])
     moved = max(relative(result["final"][n], w) for n, w in oracle["final"].items())
     assert moved < 1e-5
-    print(
-        f"losses {relative(result['losses'], oracle['losses']):.1e}, gradients {worst:.1e}, weights {moved:.1e}"
-    )
+    losses = relative(result["losses"], oracle["losses"])
+    print(f"losses {losses:.1e}, gradients {worst:.1e}, weights {moved:.1e}")
 
 
 @pytest.mark.parametrize(("world", "ep"), list(LAW))
