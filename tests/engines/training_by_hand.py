@@ -107,7 +107,8 @@ def _forward(
             zs.append(z)
         else:
             x_BSH = x_BSH + block.mlp(normed_BSH)
-    logits_TV = F.linear(model.final_norm(x_BSH), model.head.weight).flatten(0, 1)
+    head = model.embedding if sizes.tie_embeddings else model.head
+    logits_TV = F.linear(model.final_norm(x_BSH), head.weight).flatten(0, 1)
     log_prob_T1 = logits_TV.log_softmax(1).gather(1, labels_BS.reshape(-1, 1))
     return -log_prob_T1.sum(), balances, zs
 
