@@ -132,13 +132,8 @@ def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
 
 
 def bf16(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
-    """The steps of the law, then the same batch again and again."""
-    run = Run(case, rank, dtype="bf16")
-    initial = run.state()["model"]
-    follows = [run.step(number).loss for number in range(STEPS // 2)]
-    learns = [run.step(0, lr=1e-2).loss for _ in range(STEPS // 2)]
-    run.close()
-    return {"initial": initial, "follows": follows, "learns": learns}
+    config = config_of(case, dtype="bf16", settings=OPTIM)
+    return train(rank, config, case["world"], training_by_hand.STEPS)
 
 
 def write(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:

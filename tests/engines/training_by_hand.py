@@ -33,21 +33,21 @@ def train_by_hand(
     config: Config, initial: dict[str, np.ndarray], steps: list[list[Batch]]
 ) -> dict[str, Any]:
     """Trains from the weights ``initial`` as `test_parity.train` does. A step's batches hold the
-    tokens of all ranks; the tokens of one batch are rounded together."""
-    model = Transformer(config)
-    named = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(torch.from_numpy(initial[name]))
-    optimizer = _adamw(named, config)
+    tokens of all ranks; the tokens of one batch are rounded together. In bf16 it goes forward and
+    backward with rounded copies of fp32 weights."""
+    model = Transformer(config).to(
+        {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.dtype]
+    )
+    master = {name: torch.tensor(initial[name]) for name, _ in model.named_parameters()}
+    optimizer = _adamw(master, config)
     losses, norms, gradients = [], [], {}
     for batches in steps:
-        optimizer.zero_grad()
-        losses.append(_backward(model, config, batches))
-        gradients = gradients or {name: p.grad.numpy().copy() for name, p in named.items()}
-        norms.append(float(clip_grad_norm_(named.values(), config.optim.clip_norm)))
+        model.load_state_dict(master, strict=False)
+        losses.append(_backward(model, config, batches, master))
+        gradients = gradients or {name: w.grad.numpy().copy() for name, w in master.items()}
+        norms.append(float(clip_grad_norm_(master.values(), config.optim.clip_norm)))
         optimizer.step()
-    final = {name: parameter.detach().numpy() for name, parameter in named.items()}
+    final = {name: weight.numpy() for name, weight in master.items()}
     return {
         "initial": initial,
         "losses": np.array(losses),
@@ -73,8 +73,11 @@ def _adamw(named: dict[str, Tensor], config: Config) -> torch.optim.AdamW:
     )
 
 
-def _backward(model: Transformer, config: Config, batches: list[Batch]) -> list[float]:
-    """Token, load-balance and z-loss of a step, means over tokens and layers."""
+def _backward(
+    model: Transformer, config: Config, batches: list[Batch], master: dict[str, Tensor]
+) -> list[float]:
+    """Token, load-balance and z-loss of a step, means over tokens and layers. Gradients are added
+    up in fp32."""
     moe, sums = config.moe, torch.zeros(3)
     num_tokens = sum(batch.labels_BS.numel() for batch in batches)
     for batch in batches:
@@ -82,6 +85,10 @@ def _backward(model: Transformer, config: Config, batches: list[Batch]) -> list[
         token_loss = token_loss / num_tokens
         balance, z = sum(balances) / len(batches), sum(zs) / len(batches)
         (token_loss + moe.load_balance_coef * balance + moe.z_loss_coef * z).backward()
+        for name, parameter in model.named_parameters():
+            before = master[name].grad if batch is not batches[0] else 0
+            master[name].grad = before + parameter.grad.float()
+            parameter.grad = None
         sums += torch.stack([token_loss, balance / len(balances), z / len(zs)]).detach()
     return sums.tolist()
 
@@ -109,14 +116,14 @@ def _forward(
             x_BSH = x_BSH + block.mlp(normed_BSH)
     head = model.embedding if sizes.tie_embeddings else model.head
     logits_TV = F.linear(model.final_norm(x_BSH), head.weight).flatten(0, 1)
-    log_prob_T1 = logits_TV.log_softmax(1).gather(1, labels_BS.reshape(-1, 1))
+    log_prob_T1 = logits_TV.float().log_softmax(1).gather(1, labels_BS.reshape(-1, 1))
     return -log_prob_T1.sum(), balances, zs
 
 
 def _moe(layer: MoE, config: Config, x_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Output, load-balance loss and z-loss of softmax over all experts, then top-k."""
     moe, rounding = config.moe, config.moe.rounding
-    logits_TE = x_TH @ layer.router_EH.T
+    logits_TE = x_TH.float() @ layer.router_EH.float().T
     prob_TE = logits_TE.exp() / logits_TE.exp().sum(1, keepdim=True)
     chosen_TE, selected_TE = round_all_tokens(
         prob_TE.detach(),
