@@ -78,12 +78,16 @@ class Run:
 
 def config_of(case: dict[str, Any], *, dtype: str = "fp32", **changes: Any) -> Config:
     world, ep = case["world"], case["ep"]
-    settings = SMALL | case.get("deepspeed", {})
-    config = config_for(
-        world, ep, LAW[world, ep], engine=case["engine"], deepspeed=settings, **changes
+    settings = {"train.dtype": dtype, "train.compile": case.get("compile", "none")}
+    return config_for(
+        world,
+        ep,
+        LAW[world, ep],
+        engine=case["engine"],
+        deepspeed=SMALL | case.get("deepspeed", {}),
+        settings=settings | changes.pop("settings", {}),
+        **changes,
     )
-    compiled = case.get("compile", "none")
-    return replace(config, train=replace(config.train, dtype=dtype, compile=compiled))
 
 
 def parity(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
 
 
 def bf16(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
-    config = config_of(case, dtype="bf16", settings=OPTIM)
+    config = config_of(case, **training_by_hand.BF16)
     return train(rank, config, case["world"], training_by_hand.STEPS)
 
 

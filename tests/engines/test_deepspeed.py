@@ -13,6 +13,7 @@ from deepspeed_start import Results, run_all
 from test_parity import LAW, assert_equal_runs
 from test_parity import run as run_threads
 from test_training_by_hand import assert_bf16_as_good_as_by_hand, by_hand
+from training_by_hand import BF16 as BY_HAND_BF16
 from training_by_hand import OPTIM
 
 pytestmark = pytest.mark.processes
@@ -120,7 +121,7 @@ def test_bf16_is_as_good_as_by_hand(
     case: dict[str, Any], results: Results, oracle: dict[str, Any]
 ) -> None:
     for result in results.of(case["name"]):
-        assert_bf16_as_good_as_by_hand(result, config_of(case, dtype="bf16", settings=OPTIM))
+        assert_bf16_as_good_as_by_hand(result, config_of(case, **BY_HAND_BF16))
         for name, want in oracle["initial"].items():
             assert np.array_equal(result["initial"][name], want), name
 

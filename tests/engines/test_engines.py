@@ -11,7 +11,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 from test_parity import CPU, LAW, config_for, own_batches, run
 from test_training_by_hand import assert_bf16_as_good_as_by_hand
-from training_by_hand import OPTIM, STEPS
+from training_by_hand import BF16, STEPS
 
 from distmoe.engines import make_engine
 from distmoe.mesh import build_mesh
@@ -20,10 +20,10 @@ from distmoe.train.step import train_step
 
 @pytest.mark.parametrize(("world", "ep", "engine"), [(1, 1, "single"), (2, 2, "fsdp2")])
 def test_bf16_is_as_good_as_by_hand(world: int, ep: int, engine: str) -> None:
-    changes = {"engine": engine, "settings": OPTIM | {"train.dtype": "bf16"}}
-    for result in run(world, ep, LAW[world, ep], steps=STEPS, **changes):
+    micro = LAW[world, ep]
+    for result in run(world, ep, micro, steps=STEPS, engine=engine, **BF16):
         assert all(weight.dtype == np.float32 for weight in result["final"].values())
-        assert_bf16_as_good_as_by_hand(result, config_for(world, ep, LAW[world, ep], **changes))
+        assert_bf16_as_good_as_by_hand(result, config_for(world, ep, micro, **BF16))
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:

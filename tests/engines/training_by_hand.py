@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from distmoe.config import Config
+from distmoe.config import Config, RoundingConfig
 from distmoe.data.batches import Batch
 from distmoe.kernels.moe_mlp.reference import moe_mlp
 from distmoe.model.rope import rope_tables
@@ -27,6 +27,11 @@ from distmoe.routing.rounding.reference import round_all_tokens
 # wrong scale of them out again.
 STEPS = 3
 OPTIM = {"optim.lr": 1e-2, "optim.eps": 1e-3, "optim.clip_norm": 0.86}
+# Forced choices: of two experts that are nearly equal, bf16 may choose the other one.
+BF16: dict[str, Any] = {
+    "settings": OPTIM | {"train.dtype": "bf16"},
+    "moe": {"router": "balanced", "rounding": RoundingConfig("none")},
+}
 
 
 def train_by_hand(
@@ -121,7 +126,8 @@ def _forward(
 
 
 def _moe(layer: MoE, config: Config, x_TH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Output, load-balance loss and z-loss of softmax over all experts, then top-k."""
+    """Output, load-balance loss and z-loss of softmax over all experts, then top-k, or, with the
+    router `balanced`, the experts in turn."""
     moe, rounding = config.moe, config.moe.rounding
     logits_TE = x_TH.float() @ layer.router_EH.float().T
     prob_TE = logits_TE.exp() / logits_TE.exp().sum(1, keepdim=True)
@@ -132,6 +138,9 @@ def _moe(layer: MoE, config: Config, x_TH: Tensor) -> tuple[Tensor, Tensor, Tens
         rule=rounding.rule,
         groups=rounding.balance_groups,
     )
+    if moe.router == "balanced":
+        turn_TE = torch.arange(moe.num_experts) - torch.arange(len(x_TH))[:, None] * moe.top_k
+        selected_TE = chosen_TE = turn_TE % moe.num_experts < moe.top_k
     weight_TE = prob_TE / (prob_TE * chosen_TE).sum(1, keepdim=True)
     token_L, expert_L = selected_TE.nonzero(as_tuple=True)
     out_TH = moe_mlp(
