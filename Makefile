@@ -15,7 +15,7 @@ help:
 	@echo "make clean   remove the environment and caches; runs/ and data/ stay"
 	@echo "PYTHON=...   the Python that makes the environment, 3.11 or newer (now $(PYTHON))"
 
-train: .venv/.installed $(SHAKESPEARE)
+train: .venv/.runs $(SHAKESPEARE)
 	$(BIN)/distmoe train configs/quickstart.toml $(ARGS)
 
 # Tests that start processes come by themselves: they bring ranks of their own.
@@ -35,7 +35,7 @@ lint: .venv/.installed
 clean:
 	rm -rf .venv .triton36 build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-$(SHAKESPEARE): | .venv/.installed
+$(SHAKESPEARE): | .venv/.runs
 	$(BIN)/distmoe data prepare --builtin shakespeare --out data/shakespeare
 
 # The Triton of the GPU machines: kernels are compiled with it ahead of time, and never run.
@@ -43,11 +43,17 @@ $(SHAKESPEARE): | .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton36 triton==3.6.0
 	@touch $@
 
-.venv/.installed: pyproject.toml constraints.txt
+# What tests, tools and every optional part need comes on top of what a run needs.
+.venv/.installed: .venv/.runs
+	@echo "adding to .venv what tests need, which takes a minute or two"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.venv/.runs: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
-	@echo "setting up .venv, which takes a minute or two"
+	@echo "setting up .venv, which takes a minute"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $@

@@ -12,6 +12,7 @@ from distmoe.config import Config, ConfigError, check, load_config, resolve, to_
 from distmoe.config.keys import key_types, nearest, suggestion, value_of
 from distmoe.config.overrides import print_options
 from distmoe.config.own_options import integer_option, split_options
+from distmoe.config.unused import unused_settings
 from distmoe.launch.env import rank_info
 from distmoe.launch.worker import print_problems, run_worker
 
@@ -150,7 +151,10 @@ def _config(argv: Sequence[str]) -> int:
         config = load_config(arguments.file, arguments.overrides)
         world = arguments.world or config.launch.nproc
         check(config, world)
-        print(_printed(resolve(config, world), world, arguments), end="")
+        resolved = resolve(config, world)
+        print(_printed(resolved, world, arguments), end="")
+        for line in unused_settings(resolved):
+            print(f"distmoe config: warning: {line}", file=sys.stderr)
     except ConfigError as error:
         print_problems("config", error)
         return 2

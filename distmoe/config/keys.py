@@ -50,6 +50,9 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 def suggestion(key: str) -> str:
     """What to say of an unknown key: its nearest neighbour, or what its section knows."""
+    by_words = {known.replace(".", "_"): known for known in key_types()}
+    if (words := key.replace(".", "_")) in by_words:
+        return f"did you mean '{by_words[words]}'?"
     section, _, name = key.rpartition(".")
     if section not in sections():
         near = nearest(key, key_types())

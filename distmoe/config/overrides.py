@@ -19,10 +19,11 @@ def apply_overrides(config: Config, options: Sequence[str]) -> Config:
     """``config`` with the options' values; ConfigError, one line, for an option that is wrong.
 
     Names may be written with - or _, switches as `--key`, `--no-key`, `--key true`, `--key=false`.
+    A list is all that its option was given: `--key a b`, or `--key a --key b`.
     """
     import tyro
 
-    arguments = list(_plain_switches(options))
+    arguments = list(_plain_options(options))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -45,9 +46,11 @@ def print_options(config: Config, prog: str) -> None:
         tyro.cli(Config, default=config, args=["--help"], prog=prog, use_underscores=True)
 
 
-def _plain_switches(options: Sequence[str]) -> Iterator[str]:
-    """The options, if their names are known, with switches in the form that tyro knows."""
+def _plain_options(options: Sequence[str]) -> Iterator[str]:
+    """The options, if their names are known, with switches and lists in the form that tyro knows.
+    Of a list option that is given twice tyro would take the last."""
     rest = deque(options)
+    lists: dict[str, list[str]] = {}
     while rest:
         option = rest.popleft()
         if not option.startswith("--"):
@@ -55,6 +58,12 @@ def _plain_switches(options: Sequence[str]) -> Iterator[str]:
             continue
         name, equals, value = option[2:].partition("=")
         key, positive = _known_key(name)
+        if key_types()[key] == tuple[str, ...]:
+            given = lists.setdefault(key, [])
+            given += [value] if equals else []
+            while rest and not rest[0].startswith("--"):
+                given.append(rest.popleft())
+            continue
         if key_types()[key] is not bool:
             yield f"--{key}{equals}{value}"
             continue
@@ -63,6 +72,8 @@ def _plain_switches(options: Sequence[str]) -> Iterator[str]:
         if value.lower() not in _SWITCH:
             raise ConfigError(f"{key} is {value!r}; it must be true or false")
         yield _switch(key, positive == _SWITCH[value.lower()])
+    for key, given in lists.items():
+        yield from (f"--{key}", *given)
 
 
 def _known_key(name: str) -> tuple[str, bool]:

@@ -37,6 +37,15 @@ class Journal:
     tokenizer_sha256: str = ""
     splits: dict[str, SplitProgress] = field(default_factory=dict)
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether there is work that starting over would lose."""
+        return any(split.shards for split in self.splits.values())
+
+    def is_same(self, other: Journal) -> bool:
+        """Whether both are the same preparation, however far each has come."""
+        return not _differences(self, other)
+
     def save(self, directory: Path) -> None:
         """Write <directory>/prepare.json at once."""
         write_text(directory / JOURNAL_NAME, json.dumps(asdict(self), indent=2) + "\n")
@@ -75,18 +84,22 @@ def describe_sources(
 
 def require_same(directory: Path, old: Journal, new: Journal) -> None:
     """ValueError that names what differs, if ``new`` is not the preparation that ``old`` began."""
-    differences = [
+    if differences := _differences(old, new):
+        raise ValueError(
+            f"--out is '{directory}'; it holds another preparation ({'; '.join(differences)}); "
+            "choose another folder, or redo it with --force"
+        )
+
+
+def _differences(old: Journal, new: Journal) -> list[str]:
+    found = [
         f"{key} is {value!r}, was {old.request.get(key)!r}"
         for key, value in new.request.items()
         if value != old.request.get(key)
     ]
     if new.sources != old.sources:
-        differences.append(_source_difference(old.sources, new.sources))
-    if differences:
-        raise ValueError(
-            f"--out is '{directory}'; it holds another preparation ({'; '.join(differences)}); "
-            "choose another folder, or redo it with --force"
-        )
+        found.append(_source_difference(old.sources, new.sources))
+    return found
 
 
 def _source_difference(old: list[Source], new: list[Source]) -> str:

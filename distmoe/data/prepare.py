@@ -49,7 +49,7 @@ def prepare(spec: PrepareSpec, console: Console | None = None) -> Manifest:
 
     The same call goes on after an interruption at the last finished shard, and does nothing when
     the work is done. ValueError for wrong settings, for unreadable records, and if the folder
-    holds another preparation.
+    holds another preparation that has finished a shard.
     """
     check_spec(spec)
     console = console or Console(stderr=True)
@@ -85,9 +85,10 @@ def _open_journal(spec: PrepareSpec, files: list[SourceFile]) -> Journal:
     }
     sources, seen = describe_sources(files, known)
     journal = Journal(request, sources, seen, splits={name: SplitProgress() for name in SPLITS})
-    if known is not None:
-        require_same(spec.out, known, journal)
-        journal.tokenizer_sha256, journal.splits = known.tokenizer_sha256, known.splits
+    if known is None or (not known.has_shards and not known.is_same(journal)):
+        return journal
+    require_same(spec.out, known, journal)
+    journal.tokenizer_sha256, journal.splits = known.tokenizer_sha256, known.splits
     return journal
 
 

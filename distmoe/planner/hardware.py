@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distmoe.config import Config, ConfigError
+from distmoe.config.keys import with_values
 from distmoe.metrics.flops import peak_flops
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import (
@@ -120,6 +121,15 @@ def find_hardware(text: str, *, memory_gib: float = 0.0, ranks_per_node: int = 0
         speed=DeviceSpeed(profile.dense_flops["bf16"], 2 * own.bytes_per_s) if name else None,
         peak_flops=peak_flops(profile.origin.device),
     )
+
+
+def on_hardware(config: Config, hardware: Hardware) -> Config:
+    """``config`` with what auto means there: the dtype of `dtype_on`, and as run.device a GPU,
+    unless all that is known of the machine is how fast it computes in fp32."""
+    dtype, device = dtype_on(config, hardware), config.run.device
+    if device == "auto":
+        device = "cpu" if dtype == "fp32" and hardware.peak_flops is None else "cuda"
+    return with_values(config, {"train.dtype": dtype, "run.device": device})
 
 
 def dtype_on(config: Config, hardware: Hardware) -> str:

@@ -12,7 +12,7 @@ from distmoe.config.keys import with_values
 from distmoe.moe.schedule import Schedule
 from distmoe.planner.cost_model import ORDERS, best_schedule
 from distmoe.planner.expert_time import ExpertTimes, expert_times
-from distmoe.planner.hardware import Hardware, dtype_on
+from distmoe.planner.hardware import Hardware, on_hardware
 from distmoe.planner.job_memory import JobMemory, predict_memory
 from distmoe.planner.job_stages import JobStages, job_stages
 from distmoe.planner.job_time import StepTime, least_seconds, step_time
@@ -100,9 +100,9 @@ class Planner:
 
     def __init__(self, config: Config, world: int, hardware: Hardware, *, skew: float) -> None:
         check_engine(config.parallel.engine)
-        self.config, self.world, self.hardware = config, world, hardware
+        self.config, self.world, self.hardware = on_hardware(config, hardware), world, hardware
         self._skew = skew
-        self._dtype = dtype_on(config, hardware)
+        self._dtype = self.config.train.dtype
         self._exchanges: dict[tuple[object, ...], _Exchange] = {}
 
     def plan(self, *, pinned: Collection[str], top: int, misfits: int = 3) -> Plan:

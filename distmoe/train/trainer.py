@@ -10,6 +10,7 @@ from pathlib import Path
 from distmoe import runtime as runtime_room
 from distmoe.config import Config, RankInfo
 from distmoe.config.load import to_toml
+from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
 from distmoe.engines import compute_dtype, make_engine
@@ -97,6 +98,7 @@ class Trainer:
             config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
         )
         self.reporter.header(self._facts(mesh, resumed_from))
+        self._tell([f"warning: {line}" for line in unused_settings(config)])
         self._tell(self.checkpoints.news())
         self.communication = Communication(config, runtime, self.engine.model)
         resources.callback(self.communication.close)

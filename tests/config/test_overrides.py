@@ -29,12 +29,25 @@ def test_switches(options: list[str], on: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.mix", "a:1", "b:2"],
+        ["--data.mix", "a:1", "--train.steps", "3", "--data.mix", "b:2"],
+        ["--data.mix=a:1", "--data.mix=b:2"],
+    ],
+)
+def test_a_list_is_all_that_was_given(options: list[str]) -> None:
+    assert apply_overrides(Config(), options).data.mix == ("a:1", "b:2")
+
+
+@pytest.mark.parametrize(
     ("options", "expected"),
     [
         ("--moe.num_expert 4", "unknown option '--moe.num_expert'; did you mean 'moe.num_experts'"),
         ("--moe.num-expert 4", "unknown option '--moe.num-expert'; did you mean 'moe.num_experts'"),
         ("--mo.top_k=4", "unknown option '--mo.top_k'; did you mean 'moe.top_k'?"),
         ("--steps 4", "unknown option '--steps'; did you mean 'train.steps'?"),
+        ("--train-steps 4", "unknown option '--train-steps'; did you mean 'train.steps'?"),
         ("--moe 4", "unknown option '--moe'"),
         ("--moe.no-top-k", "unknown option '--moe.no-top-k'; did you mean 'moe.top_k'?"),
         ("--train.steps x", "Error parsing --train.steps: invalid literal for int()"),

@@ -34,6 +34,25 @@ def test_prepare_with_every_option(tmp_path: Path, corpus: Path, tokenizer: Path
 
 
 @pytest.mark.parametrize(
+    "wrong", [("--text-key", "body"), ("--eod-token", "<none>"), ("--tokenizer", "x.json")]
+)
+def test_a_command_that_failed_can_be_corrected(
+    tmp_path: Path,
+    corpus: Path,
+    tokenizer: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: tuple[str, str],
+) -> None:
+    (tmp_path / "x.json").write_text("{}")
+    right = ["prepare", str(corpus), "--out", str(tmp_path / "out"), "--tokenizer", str(tokenizer)]
+    option, value = wrong
+    value = str(tmp_path / value) if option == "--tokenizer" else value
+    assert main([*right, option, value]) != 0
+    capsys.readouterr()
+    assert main(right) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["prepare", "x.jsonl"], "--out"),

@@ -108,6 +108,23 @@ def test_config_prints_a_run_that_reads_back(
     assert (config.parallel.dp_shard, config.parallel.ep, config.model.vocab_size) == (4, 2, 512)
 
 
+def test_settings_without_effect_are_told(run_main: Main, config_file: Path) -> None:
+    options = ["--deepspeed.zero_stage", "3", "--optim.decay_steps", "5"]
+    code, printed, said = run_main("config", config_file, *options)
+    assert (code, said.splitlines()) == (
+        0,
+        [
+            "distmoe config: warning: deepspeed.zero_stage is 3; it has no effect with "
+            "parallel.engine 'single'",
+            "distmoe config: warning: optim.decay_steps is 5; it has no effect with "
+            "optim.schedule 'cosine'",
+        ],
+    )
+    assert "zero_stage = 3" in printed
+    options += ["--optim.schedule", "wsd", "--parallel.engine", "deepspeed"]
+    assert run_main("config", config_file, *options)[2] == ""
+
+
 def test_config_prints_one_setting(run_main: Main, config_file: Path) -> None:
     """Derived ones, too."""
     options = ("--world", "4", "--get", "train.micro_batch_size")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distmoe.config import Config, ConfigError, TrainConfig
+from distmoe.config import Config, ConfigError, RunConfig, TrainConfig
 from distmoe.metrics.flops import peak_flops
 from distmoe.planner.hardware import (
     DENSE_EFFICIENCY,
@@ -13,6 +13,7 @@ from distmoe.planner.hardware import (
     KNOWN,
     dtype_on,
     find_hardware,
+    on_hardware,
 )
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import PRESETS, Link, Origin, Profile, save_profile
@@ -106,6 +107,16 @@ def test_what_is_missing_is_named_or_given(tmp_path: Path) -> None:
     file.write_text("links = 3")
     with pytest.raises(ConfigError, match="--hardware: links is 3"):
         find_hardware(str(file))
+
+
+def test_auto_is_what_the_machine_has() -> None:
+    known = find_hardware("h100")
+    measured = replace(known, profile=MEASURED, peak_flops=None)
+    for hardware, device, dtype in ((known, "cuda", "bf16"), (measured, "cpu", "fp32")):
+        found = on_hardware(Config(), hardware)
+        assert (found.run.device, found.train.dtype) == (device, dtype)
+    asked = replace(Config(), run=RunConfig(device="cuda"))
+    assert on_hardware(asked, measured).run.device == "cuda"
 
 
 def test_dtype_is_one_that_has_a_rate() -> None:

@@ -1,0 +1,29 @@
+"""Settings that were changed and that, with the others, nothing reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distmoe.config.keys import key_types, value_of
+from distmoe.config.schema import Config
+
+# Keys, or sections, that only one value of another key makes a difference to. A key that configs
+# carry along while another is tried, such as the tile without a rule, is not in it.
+ONLY_WITH = {
+    "deepspeed": ("parallel.engine", "deepspeed"),
+    "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
+    "optim.decay_steps": ("optim.schedule", "wsd"),
+    "moe.rounding.balance_groups": ("moe.rounding.rule", "balance"),
+}
+
+
+def unused_settings(config: Config) -> Iterator[str]:
+    """A line for each of a resolved config that differs from its default and has no effect."""
+    default = Config()
+    for prefix, (other, needed) in ONLY_WITH.items():
+        if (found := value_of(config, other)) == needed:
+            continue
+        for key in key_types():
+            changed = value_of(config, key) != value_of(default, key)
+            if changed and f"{key}.".startswith(f"{prefix}."):
+                yield f"{key} is {value_of(config, key)}; it has no effect with {other} '{found}'"
