@@ -89,6 +89,12 @@ MOE_MLP_BACKENDS = Registry(
         "sonicmoe": "distmoe.kernels.moe_mlp.sonicmoe_backend:SonicMoeMlp",
     },
 )
+MOE_MLP_TILES = Registry(
+    "moe_mlp backend with tile configurations",
+    {
+        "triton": "distmoe.kernels.moe_mlp.tiles:SPACE",
+    },
+)
 # Activations of an expert: name -> whether it is gated, with 2I rows in the first matrix. What they
 # compute is in kernels/moe_mlp/activations.py.
 GATED_ACTIVATIONS = {

@@ -54,16 +54,22 @@ def start(
     timeout_s: float,
     threads: int,
     engine: str,
-    facts: Mapping[str, str] | None = None,
+    facts: Callable[[torch.device], Mapping[str, str]] | None = None,
+    problem: str = "",
 ) -> Runtime:
     """Set the device, the threads, and, for several ranks or a sharding engine, the group.
 
-    ConfigError if a rank has no device, or if the ranks differ in ``facts``, the kind of their
-    device or a version.
+    ``facts``: of this rank with its device; ConfigError if it cannot take part, as for a
+    ``problem`` that it has already. ConfigError, too, if a rank has no device, or if the ranks
+    differ in their facts, the kind of their device or a version.
     """
-    picked, problem = torch.device("cpu"), ""
+    picked, own = torch.device("cpu"), dict[str, str]()
     try:
+        if problem:
+            raise ConfigError(problem)
         picked = pick_device(device, ranks.local_rank, local_world=ranks.local_world)
+        _use(picked)
+        own = {"the device": picked.type, **_versions(), **(facts(picked) if facts else {})}
     except ConfigError as error:
         if ranks.world == 1:
             raise
@@ -72,13 +78,10 @@ def start(
     if threads:
         torch.set_num_threads(threads)
     if ranks.world == 1 and engine == "single":
-        _use(picked)
         return Runtime(ranks, picked, None)
     store: Store = HashStore()
     if ranks.world > 1:
-        own = {"the device": picked.type, **_versions(), **(facts or {})}
         store = meet(ranks, own, timeout_s=timeout_s, problem=problem)
-    _use(picked)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if picked.type == "cuda" else "gloo",
         store=store,

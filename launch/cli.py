@@ -111,6 +111,7 @@ def _train(argv: Sequence[str]) -> int:
         local_world = world if starts_ranks else ranks.local_world
         check(config, world, local_world=local_world)
         _check_profile(config.parallel.profile)
+        _check_tiles(config.moe.kernel_tiles)
     except ConfigError as error:
         # The other ranks of this machine have the same to say.
         if first:
@@ -134,13 +135,24 @@ def _check_profile(path: str) -> None:
         raise ConfigError(f"parallel.profile: {error}") from error
 
 
+def _check_tiles(setting: str) -> None:
+    """ConfigError for a file that no device can use; each rank looks whether its own can."""
+    if setting in ("auto", "default"):
+        return
+    from distmoe.kernels.moe_mlp.tile_file import TileFileError, read_tiles
+
+    try:
+        read_tiles(setting)
+    except TileFileError as error:
+        raise ConfigError(f"moe.kernel_tiles: {error}") from error
+
+
 def _train_here(config: Config, argv: Sequence[str]) -> int:
     """Start the ranks of this machine, each with the same arguments."""
     from distmoe.launch.local import run_local
 
     command = [sys.executable, "-m", "distmoe.launch.cli", "train", *argv]
-    advice = RESUMES if config.checkpoint.resume == "auto" else ""
-    return run_local(command, config.launch.nproc, threads=config.launch.threads, advice=advice)
+    return run_local(command, config.launch.nproc, threads=config.launch.threads, advice=RESUMES)
 
 
 def _config(argv: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Time one MoE layer's expert computation: every backend and peer side by side.
 
 python tools/bench_moe.py --shapes 7B --json bench.json --picture bench.png
+python tools/bench_moe.py --config configs/eight_gpu.toml --tune --write-tiles tiles.toml
 See docs/benchmarks/README.md.
 """
 
@@ -10,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,28 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from distmoe.config import check, load_config, resolve
+from distmoe.kernels.moe_mlp.find_tiles import device_name, find_tiles, triton_version
+from distmoe.kernels.moe_mlp.tile_table import Origin
+from distmoe.planner.command_line import command_line
 from distmoe.planner.kernel_bench import catalog
+from distmoe.planner.kernel_bench.config_shapes import shapes_of_run
 from distmoe.planner.kernel_bench.environment import environment
 from distmoe.planner.kernel_bench.picture import draw
 from distmoe.planner.kernel_bench.record import record_of
 from distmoe.planner.kernel_bench.report import print_record, print_rounding
-from distmoe.planner.kernel_bench.session import Request, run
-from distmoe.planner.kernel_bench.shapes import SHAPES, find_shapes
+from distmoe.planner.kernel_bench.session import Request, Result, run
+from distmoe.planner.kernel_bench.shapes import SHAPES, Shape, find_shapes
 from distmoe.planner.kernel_bench.subjects import MODES
-from distmoe.registry import ROUNDING_RULES
+from distmoe.planner.kernel_bench.tuning import (
+    tiles_of_device,
+    tuned_layers,
+    why_untunable,
+    write_tiles,
+)
+from distmoe.registry import MOE_MLP_TILES, ROUNDING_RULES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-
-
 NARROWEST = 110
 
 
@@ -43,8 +54,14 @@ def main() -> int:
         parser.error(str(error))
     # Tables are cut to the width of a terminal, and a file has none.
     console = Console(highlight=False, markup=False, width=max(NARROWEST, Console().width))
-    where = environment(request.device)
+    where: dict[str, Any] = environment(request.device)
     console.print(f"{where['device']}, {_versions(where)}")
+    where["tiles"] = {
+        name: find_tiles(request.tiles, name, request.device).describe(triton_version())
+        for name in _tiled(request.backends)
+    }
+    for name, tiles in where["tiles"].items():
+        console.print(f"tiles of {name}: {tiles}")
     records: list[dict[str, Any]] = []
     failed = False
     for result in run(request, lambda line: print(line, file=sys.stderr, flush=True)):
@@ -53,6 +70,8 @@ def main() -> int:
         failed |= any(outcome.failed for outcome in result.outcomes)
         # After every shape, so that a run that is cut off leaves what it has.
         _write(options, where, records)
+        if options.write_tiles is not None:
+            failed |= not _write_tiles(options.write_tiles, where, request, result, console)
     print_rounding(records, console)
     return int(failed)
 
@@ -65,6 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     listed = {"type": lambda text: [word for word in text.split(",") if word], "metavar": "A,B"}
     parser.add_argument("--shapes", **listed, help="default: 7B on a GPU, tiny on a CPU")
+    parser.add_argument(
+        "--config", metavar="FILE", help="the layers of a rank of this run, beside --shapes"
+    )
+    parser.add_argument(
+        "--world", type=int, metavar="N", help="ranks of that run, default launch.nproc"
+    )
     parser.add_argument("--backends", **listed, help="default: all that can run on the device")
     parser.add_argument("--mode", **listed, default=list(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--rounding", **listed, default=["none"], help="none is plain top-k")
@@ -73,8 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw bars of TFLOP/s")
+    tiled = ", ".join(MOE_MLP_TILES)
     parser.add_argument(
-        "--tune", action="store_true", help="time the tile configurations of triton"
+        "--tiles",
+        default="auto",
+        metavar="FILE",
+        help=f"tile configurations of {tiled}: auto, default or a file, as moe.kernel_tiles",
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help=f"time the tile configurations of {tiled}"
+    )
+    parser.add_argument(
+        "--write-tiles", type=Path, metavar="FILE", help="with --tune: put the best into this file"
     )
     parser.add_argument("--profile", action="store_true", help="list the kernels of one iteration")
     parser.add_argument(
@@ -84,14 +119,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _request(options: argparse.Namespace) -> Request:
-    """ValueError for what argparse does not see."""
+    """ValueError for what argparse does not see; ConfigError is one."""
     has_gpu = torch.cuda.is_available()
     if options.device == "cuda" and not has_gpu:
         raise ValueError("--device cuda: there is no CUDA device")
     device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
     if options.rounds < 1:
         raise ValueError(f"--rounds is {options.rounds}; it must be at least 1")
-    for path in (options.json, options.picture):
+    for path in (options.json, options.picture, options.write_tiles):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
     if options.picture is not None and find_spec("matplotlib") is None:
@@ -100,20 +135,79 @@ def _request(options: argparse.Namespace) -> Request:
     _among("--rounding", options.rounding, list(ROUNDING_RULES))
     backends = options.backends or catalog.default_names(device)
     _among("--backends", backends, catalog.names())
-    if options.tune and "triton" not in backends:
-        raise ValueError("--tune needs triton among --backends")
+    if options.tune and not _tiled(backends):
+        raise ValueError(f"--tune needs {' or '.join(MOE_MLP_TILES)} among --backends")
+    shapes = _shapes(options, device)
+    for name in _tiled(backends):
+        find_tiles(options.tiles, name, device)
+    if options.write_tiles is not None:
+        _check_tuning(options, shapes, device)
     return Request(
-        shapes=find_shapes(options.shapes or ["tiny" if device.type == "cpu" else "7B"]),
+        shapes=shapes,
         rules=options.rounding,
         backends=backends,
         modes=[mode for mode in MODES if mode in options.mode],
         rounds=options.rounds,
         device=device,
         dtype=DTYPES[options.dtype],
+        tiles=options.tiles,
         tune=options.tune,
         profile=options.profile,
         time_wrong=options.time_wrong,
     )
+
+
+def _tiled(backends: list[str]) -> list[str]:
+    return [name for name in backends if name in MOE_MLP_TILES]
+
+
+def _shapes(options: argparse.Namespace, device: torch.device) -> list[Shape]:
+    """Those of --shapes and of --config."""
+    if options.world is not None and options.config is None:
+        raise ValueError("--world is of --config, which is missing")
+    of_run = []
+    if options.config is not None:
+        config = load_config(options.config)
+        world = config.launch.nproc if options.world is None else options.world
+        if world < 1:
+            raise ValueError(f"--world is {world}; it must be at least 1")
+        # The data may come later, and be elsewhere.
+        check(config, world, with_data=False)
+        of_run = shapes_of_run(resolve(config, world))
+    names = options.shapes or ([] if of_run else ["tiny" if device.type == "cpu" else "7B"])
+    return find_shapes(names) + of_run
+
+
+def _check_tuning(options: argparse.Namespace, shapes: list[Shape], device: torch.device) -> None:
+    if not options.tune:
+        raise ValueError("--write-tiles needs --tune")
+    if len(options.rounding) > 1:
+        raise ValueError("--write-tiles takes one rule of --rounding")
+    if why := why_untunable(shapes, DTYPES[options.dtype], device):
+        raise ValueError(f"--write-tiles: {why}")
+    tiles_of_device(options.write_tiles, device_name(device))
+
+
+def _write_tiles(
+    path: Path, where: dict[str, Any], request: Request, result: Result, console: Console
+) -> bool:
+    """Put what was measured for one shape into the file; whether there was anything."""
+    origin = Origin(
+        date=datetime.now(UTC).date().isoformat(),
+        driver=where["driver"] or "",
+        torch=where["versions"]["torch"],
+        triton=triton_version(),
+        command=command_line(),
+    )
+    layers = tuned_layers(result, request.dtype, origin)
+    for layer in layers:
+        other = [f"{k} {t.config}" for k, t in layer.tiles.items() if t.ms < t.default_ms]
+        console.print(f"to {path}: {layer}; other than the default: {', '.join(other) or 'none'}")
+    if not layers:
+        console.print(f"{result.shape}: no tiles were measured")
+        return False
+    write_tiles(path, device_name(request.device), layers)
+    return True
 
 
 def _among(option: str, words: list[str], known: tuple[str, ...] | list[str]) -> None:

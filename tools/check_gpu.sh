@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command: kernel and layer tests, then the bench with its peers.
+# Everything that needs a GPU, in one command: kernel and layer tests, then the bench with its peers,
+# and a table of the best tile configurations, which a run takes as moe.kernel_tiles.
 #
-#   tools/check_gpu.sh [OUT]        OUT (default docs/benchmarks) gets JSON and pictures
+#   tools/check_gpu.sh [OUT]        OUT (default docs/benchmarks) gets JSON, pictures and the table
 #
 # PYTHON names the interpreter (default python3). Peers that are not installed are a line in the
 # table; tools/unpack_peers.sh brings them. Ends with 1 if a test or a backend is wrong, after all
@@ -34,6 +35,8 @@ bench() {
 bench 7B --shapes 7B-256
 bench rounding --shapes TR --rounding none,balance --backends triton,grouped_mm,bound
 bench all --shapes 1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B --rounds 10
-"$python" tools/bench_moe.py --shapes 7B-256,README --backends triton --tune || failed=1
+"$python" tools/bench_moe.py --shapes 7B-256,README --config configs/eight_gpu.toml \
+    --backends triton --tune --write-tiles "$out/$name-tiles.toml" \
+    --json "$out/$name-tiles.json" || failed=1
 "$python" tools/measure_memory.py --json "$out/$name-memory.json" || failed=1
 exit $failed

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,16 @@ class SaveReport:
     seconds: float
     bytes: int = 0
     error: str = ""
+
+
+@dataclass(frozen=True)
+class _Save:
+    """What `CheckpointStore.save` was asked for."""
+
+    step: int
+    about: Mapping[str, Any]
+    expire: bool
+    planner: SavePlanner | None
 
 
 class CheckpointStore:
@@ -77,20 +87,30 @@ class CheckpointStore:
         # Filled by the writer while the training loop looks.
         self._reports: deque[SaveReport] = deque()
 
-    def save(self, step: int, state: dict[str, Any], *, planner: SavePlanner | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        *,
+        about: Mapping[str, Any] | None = None,
+        expire: bool = True,
+        planner: SavePlanner | None = None,
+    ) -> None:
         """Write ``state``, a nested dict of tensors and plain values, as step ``step``; collective.
 
         The state may change as soon as this returns. A write still in flight is waited for first.
-        Errors of the disk are in `reports`; any other is raised by the next `wait`. ``planner``, in
+        Errors of the disk are in `reports`; any other is raised by the next `wait`. ``about``: what
+        the manifest says beside what it always does. ``expire``: delete older ones. ``planner``, in
         a save that is not asynchronous: gives each tensor when its turn comes.
         """
         self.wait()
+        save = _Save(step, {**self.about, **(about or {})}, expire, planner)
         if self._state_copy is None:
-            self._write(step, state, planner)
+            self._write(save, state)
             self.wait()
             return
         held = self._state_copy.copy(state)
-        self._writer = threading.Thread(target=self._write, args=(step, held), name="checkpoint")
+        self._writer = threading.Thread(target=self._write, args=(save, held), name="checkpoint")
         self._writer.start()
 
     def wait(self) -> None:
@@ -115,11 +135,14 @@ class CheckpointStore:
             return []
         return sorted((p for p in self.root.iterdir() if COMPLETE.fullmatch(p.name)), key=step_of)
 
-    def newest_sound(self) -> tuple[Path | None, dict[Path, list[str]]]:
+    def newest_sound(
+        self, complete: Sequence[Path] | None = None
+    ) -> tuple[Path | None, dict[Path, list[str]]]:
         """The newest checkpoint whose files are as they were written, and what is wrong with those
-        after it; collective. ValueError if there are checkpoints, but no sound one."""
+        after it; collective. ``complete``: those to choose from, on all ranks the same. ValueError
+        if there are such, but no sound one."""
         damaged: dict[Path, list[str]] = {}
-        for path in reversed(self._from_first(self.complete)):
+        for path in reversed(self.from_first(self.complete) if complete is None else complete):
             lines = self.damage(path)
             if not lines:
                 return path, damaged
@@ -139,16 +162,16 @@ class CheckpointStore:
         dist.all_gather_object(by_rank, own, group=self._group)
         return sorted({line for lines in by_rank for line in lines})
 
-    def _write(self, step: int, state: dict[str, Any], planner: SavePlanner | None = None) -> None:
+    def _write(self, save: _Save, state: dict[str, Any]) -> None:
         begun = time.perf_counter()
         size, error = 0, ""
-        beside = self.root / f"{BESIDE}step-{step:08d}"
+        beside = self.root / f"{BESIDE}step-{save.step:08d}"
         try:
-            self._from_first(lambda: self._prepare(beside))
-            files = self._write_tensors(beside, state, planner)
-            manifest = Manifest(step, files, self.about)
-            self._from_first(lambda: self._publish(beside, manifest))
-            size, self.saved_step = manifest.bytes, step
+            self.from_first(lambda: self._prepare(beside))
+            files = self._write_tensors(beside, state, save.planner)
+            manifest = Manifest(save.step, files, save.about)
+            self.from_first(lambda: self._publish(beside, manifest, expire=save.expire))
+            size, self.saved_step = manifest.bytes, save.step
         except (Exception, CheckpointException) as failure:
             if self._rank == 0:
                 self._disk.remove_folder(beside)
@@ -157,9 +180,9 @@ class CheckpointStore:
                 self._error = failure
                 return
             error = "; ".join(f"rank {rank}: {one}" for rank, one in errors.items())
-        self._reports.append(SaveReport(step, time.perf_counter() - begun, size, error))
+        self._reports.append(SaveReport(save.step, time.perf_counter() - begun, size, error))
 
-    def _from_first(self, work: Callable[[], Any]) -> Any:
+    def from_first(self, work: Callable[[], Any]) -> Any:
         """What ``work`` gives on rank 0, and its error, for all ranks; collective."""
         outcome: list[Any] = [None, None]
         if self._rank == 0:
@@ -210,7 +233,7 @@ class CheckpointStore:
         dist.all_gather_object(by_rank, self._disk.marks, group=self._group)
         return {name: mark for marks in by_rank for name, mark in marks.items()}
 
-    def _publish(self, beside: Path, manifest: Manifest) -> None:
+    def _publish(self, beside: Path, manifest: Manifest, *, expire: bool) -> None:
         final = self.root / f"step-{manifest.step:08d}"
         with self._disk.create_stream(beside / NAME, "wb") as stream:
             stream.write(manifest.to_json().encode())
@@ -220,7 +243,7 @@ class CheckpointStore:
             self._remove(final)
         self._disk.rename(beside, final)
         self._disk.sync_folder(self.root)
-        for old in self._expired(manifest.step):
+        for old in self._expired(manifest.step) if expire else ():
             with contextlib.suppress(OSError):
                 self._remove(old)
 

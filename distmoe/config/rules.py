@@ -226,6 +226,17 @@ def _profile(config: Config, world: int) -> Iterator[str]:
         )
 
 
+@_rule()
+def _tiles(config: Config, world: int) -> Iterator[str]:
+    tiles = config.moe.kernel_tiles
+    if tiles not in ("auto", "default") and not Path(tiles).is_file():
+        yield _wrong(
+            config,
+            "moe.kernel_tiles",
+            "be auto, default or a file that `tools/bench_moe.py --write-tiles` wrote",
+        )
+
+
 @_rule("parallel.dp_replicate", "parallel.dp_shard")
 def _world(config: Config, world: int) -> Iterator[str]:
     parallel = config.parallel
@@ -380,17 +391,19 @@ def _wandb(config: Config, world: int) -> Iterator[str]:
 def _resume(config: Config, world: int) -> Iterator[str]:
     resume = config.checkpoint.resume
     if resume not in ("auto", "never") and not Path(resume, "manifest.json").is_file():
-        yield _wrong(
-            config,
-            "checkpoint.resume",
-            "be auto, never or the folder of a complete checkpoint, which has a manifest.json",
-        )
+        allowed = "be auto, never or the folder of a complete checkpoint, which has a manifest.json"
+        yield _wrong(config, "checkpoint.resume", allowed + _newest_in(resume))
 
 
 @_rule()
 def _init_from(config: Config, world: int) -> Iterator[str]:
     source = config.checkpoint.init_from
-    if source and not Path(source).is_dir():
-        yield _wrong(
-            config, "checkpoint.init_from", "be empty or the folder of a checkpoint that exists"
-        )
+    if source and not Path(source, "manifest.json").is_file():
+        allowed = "be empty or the folder of a complete checkpoint, which has a manifest.json"
+        yield _wrong(config, "checkpoint.init_from", allowed + _newest_in(source))
+
+
+def _newest_in(run: str) -> str:
+    """The checkpoint that is meant, where a run was named."""
+    found = sorted(Path(run).glob("checkpoints/step-*/manifest.json"))
+    return f"; the newest there is {found[-1].parent}" if found else ""

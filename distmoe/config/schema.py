@@ -162,6 +162,10 @@ class MoEConfig:
     or plain, with one."""
     kernel: str = "auto"
     """Backend of the expert MLP. auto: triton on a GPU that it runs on, else torch."""
+    kernel_tiles: str = "auto"
+    """Tile configurations of the kernels. auto: those that were measured on such a device, if
+    they ship with distmoe; else, and with default, the defaults. Or a file that
+    `tools/bench_moe.py --write-tiles` wrote."""
     rounding: RoundingConfig = field(default_factory=RoundingConfig)
     dispatch: DispatchConfig = field(default_factory=DispatchConfig)
 
@@ -307,8 +311,11 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Write while training goes on."""
     resume: str = "auto"
-    """auto: the newest checkpoint that is not damaged, if there is one. never. Or the folder of a
-    checkpoint."""
+    """auto: the newest checkpoint that is not damaged, if there is one. never: begin anew. Or the
+    folder of a checkpoint, to go back to. What a run goes back from is set aside, once; restarts go
+    on from what it has learned since."""
+    any_tokenizer: bool = False
+    """Go on, or begin, from a checkpoint that was trained with another tokenizer.json."""
     init_from: str = ""
     """Folder of a checkpoint whose weights a run begins with, if it has nothing to resume: an
     imported model, or another run's. Steps, schedule and optimizer begin anew. Empty: random

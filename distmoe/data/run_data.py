@@ -8,15 +8,22 @@ from distmoe.config import Config, corpora
 from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.corpora import JoinedSplits
 from distmoe.data.mixture import MixtureSampler
-from distmoe.data.sampler import GlobalBatchSampler
+from distmoe.data.sampler import FROM_THE_START, DataPosition, GlobalBatchSampler
 from distmoe.data.tokens import TokenSplit, unigram_entropy
 
 
 class RunData:
-    """Opened from a resolved and checked config; close it. ``unigram_entropy``: of the held-out
-    tokens, corpora weighted as in the mix."""
+    """Opened from a resolved and checked config; close it. ``begin``: where a resumed run goes on.
+    ``unigram_entropy``: of the held-out tokens, corpora weighted as in the mix."""
 
-    def __init__(self, config: Config, *, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        rank: int,
+        world: int,
+        begin: DataPosition = FROM_THE_START,
+    ) -> None:
         self._config, self._rank, self._world = config, rank, world
         self.corpora = corpora(config.data)
         splits = [TokenSplit(corpus.path, "train") for corpus in self.corpora]
@@ -27,7 +34,7 @@ class RunData:
         ]
         self.unigram_entropy = unigram_entropy(sum(weighted[1:], start=weighted[0]))
         self._num_samples = [split.num_samples(config.data.seq_len) for split in splits]
-        self._sampler = self._make_sampler()
+        self._sampler = self._make_sampler(begin)
         self._batches = Batches(
             splits[0] if len(splits) == 1 else JoinedSplits(splits),
             self._sampler,
@@ -38,12 +45,14 @@ class RunData:
             document_mask=config.data.document_mask,
         )
 
-    def _make_sampler(self) -> GlobalBatchSampler | MixtureSampler:
+    def _make_sampler(self, begin: DataPosition) -> GlobalBatchSampler | MixtureSampler:
         size, seed = self._config.train.global_batch_size, self._config.run.seed
         if len(self.corpora) == 1:
-            return GlobalBatchSampler(self._num_samples[0], size, seed)
+            return GlobalBatchSampler(self._num_samples[0], size, seed, begin)
         shares = [corpus.share for corpus in self.corpora]
-        return MixtureSampler(self._num_samples, shares, global_batch_size=size, seed=seed)
+        return MixtureSampler(
+            self._num_samples, shares, global_batch_size=size, seed=seed, begin=begin
+        )
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of this rank in global batch ``step``, counted from 0."""
@@ -51,10 +60,14 @@ class RunData:
 
     def taken(self, steps: int) -> Iterator[tuple[str, int, float]]:
         """Of each corpus its folder, and how many samples and epochs of it the first ``steps``
-        global batches hold."""
+        global batches hold; of those before a resume as if the mix had been the same."""
         taken = self._sampler.taken(steps)
         for corpus, samples, there in zip(self.corpora, taken, self._num_samples, strict=True):
             yield corpus.path, samples, samples / there
+
+    def samples(self, steps: int) -> int:
+        """Samples in the first ``steps`` global batches."""
+        return sum(self._sampler.taken(steps))
 
     def held_out(self) -> Iterator[tuple[str, float, list[list[Batch]]]]:
         """Of each corpus its folder, its weight, and this rank's share of its first

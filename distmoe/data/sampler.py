@@ -7,6 +7,8 @@ that lands outside [0, n) is permuted again (cycle walking), which gives a permu
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,14 +43,36 @@ def endless_shuffle(
     return indices
 
 
+@dataclass(frozen=True)
+class DataPosition:
+    """Where a run goes on in its stream of samples: ``samples`` of them were taken in the first
+    ``step`` global batches, which may have had another size than those after them."""
+
+    step: int = 0
+    samples: int = 0
+
+    def samples_before(self, step: int, global_batch_size: int) -> int:
+        """Samples taken before global batch ``step``."""
+        return self.samples + (step - self.step) * global_batch_size
+
+
+FROM_THE_START = DataPosition()
+
+
 class GlobalBatchSampler:
     """Global batches of sample numbers; the same for every number of ranks.
 
-    Batch ``step`` holds positions step * global_batch_size + i of the endless shuffle; a batch may
-    straddle two epochs.
+    Batch ``step`` holds the global_batch_size positions of the endless shuffle after those before
+    it, counted from ``begin`` on; a batch may straddle two epochs.
     """
 
-    def __init__(self, num_samples: int, global_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        seed: int,
+        begin: DataPosition = FROM_THE_START,
+    ) -> None:
         if num_samples < 1:
             raise ValueError(f"the number of samples is {num_samples}; it must be at least 1")
         if global_batch_size < 1:
@@ -57,17 +81,17 @@ class GlobalBatchSampler:
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
-        self.seed = seed
+        self.seed, self.begin = seed, begin
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
-        first = step * self.global_batch_size
+        first = self.begin.samples_before(step, self.global_batch_size)
         positions = np.arange(first, first + self.global_batch_size, dtype=np.int64)
         return endless_shuffle(positions, self.num_samples, seed=self.seed)
 
     def taken(self, steps: int) -> list[int]:
         """Samples of each corpus, here of the only one, in the first ``steps`` global batches."""
-        return [steps * self.global_batch_size]
+        return [self.begin.samples_before(steps, self.global_batch_size)]
 
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:

@@ -15,6 +15,7 @@ from distmoe.comm.node_links import NodeGroups, NodeLinks, make_node_groups
 from distmoe.comm.torch_group import several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
 from distmoe.moe.check import check_layer
@@ -140,7 +141,8 @@ class MoE(nn.Module):
         """The backend, picked in the first forward: where the weights will live is known then."""
         if self._mlp is None:
             name = backend_for(self.config.kernel, self.router_EH.device)
-            self._mlp = load_backend(name, self.config.activation)
+            tiles = find_tiles(self.config.kernel_tiles, name, self.router_EH.device)
+            self._mlp = load_backend(name, self.config.activation, tiles=tiles)
         return self._mlp
 
     def exchanges(self) -> list[Exchange]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from distmoe.config import ModelConfig, MoEConfig
 from distmoe.kernels.moe_mlp import MoeMlp, PairIndex, Runs, backend_for, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.planner.machine_profile import Link
 from distmoe.planner.timing import median_seconds, wait_for
 
@@ -103,7 +104,11 @@ def device_memory(device: torch.device, *, ranks_per_node: int) -> int:
 def measure_launch(moe: MoEConfig, *, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds until the expert kernels of one block are on their way: one pair, of a tiny shape."""
     tiny = MoEConfig(
-        hidden_size=TINY, intermediate_size=TINY, kernel=moe.kernel, activation=moe.activation
+        hidden_size=TINY,
+        intermediate_size=TINY,
+        kernel=moe.kernel,
+        kernel_tiles=moe.kernel_tiles,
+        activation=moe.activation,
     )
     forward = _expert_forward(tiny, 1, 1, device, dtype)
     forward()
@@ -127,7 +132,9 @@ def _expert_forward(
     I, H = moe.intermediate_size, moe.hidden_size
     G = activation_called(moe.activation).width(I)
     L = experts * pairs_per_expert
-    mlp: MoeMlp = load_backend(backend_for(moe.kernel, device), moe.activation)
+    name = backend_for(moe.kernel, device)
+    tiles = find_tiles(moe.kernel_tiles, name, device)
+    mlp: MoeMlp = load_backend(name, moe.activation, tiles=tiles)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, device=device, dtype=dtype)

@@ -10,8 +10,12 @@ from distmoe.checkpoint.manifest import read_manifest
 from distmoe.config import Config
 from distmoe.config.keys import key_types, value_of
 
-# What a model is and learns from. The rest may change freely from one life of a run to the next.
-LEARNING = ("model.", "moe.", "data.", "optim.", "run.seed", "train.global", "train.dtype")
+# What a model is and learns from, and where its schedule ends. The rest may change freely from one
+# life of a run to the next.
+LEARNING = (
+    *("model.", "moe.", "data.", "optim.", "run.seed"),
+    *("train.steps", "train.global", "train.dtype"),
+)
 # Of how it is computed.
 COMPUTING = ("moe.dispatch.", "moe.kernel")
 

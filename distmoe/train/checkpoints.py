@@ -13,7 +13,10 @@ from distmoe.checkpoint.rng import rng_state, set_rng_state
 from distmoe.checkpoint.store import CheckpointStore, SaveReport
 from distmoe.config import Config, ConfigError, RankInfo, to_toml
 from distmoe.engines import Engine
+from distmoe.train.changed_data import changed_data, data_marks
 from distmoe.train.changed_settings import changed_settings
+from distmoe.train.progress import NOTHING_DONE, Progress, saved_progress
+from distmoe.train.rewind import RECORD, forget, go_back, left_behind, went_back
 
 MIB = 1 << 20
 
@@ -24,9 +27,10 @@ class Checkpoints:
 
     def __init__(self, config: Config, ranks: RankInfo, engine: Engine) -> None:
         self.config, self.ranks, self.engine = config, ranks, engine
+        self.folder = Path(config.run.dir)
         own = config.checkpoint
         self.store = CheckpointStore(
-            Path(config.run.dir) / "checkpoints",
+            self.folder / "checkpoints",
             keep_last=own.keep_last,
             keep_every=own.keep_every,
             asynchronous=own.asynchronous,
@@ -36,6 +40,7 @@ class Checkpoints:
                 "engine": config.parallel.engine,
                 "ep": config.parallel.ep,
                 "config": to_toml(config),
+                "data": data_marks(config),
             },
         )
         self.seconds = 0.0
@@ -43,38 +48,48 @@ class Checkpoints:
         self._ended: list[SaveReport] = []
         self._untold: list[str] = []
 
-    def save(self, done: int) -> None:
-        """Save the state after ``done`` steps; collective."""
+    def save(self, progress: Progress, *, expire: bool = True) -> None:
+        """Save the state; collective. ``expire``: older checkpoints make room."""
         begun = time.perf_counter()
         rng_key = f"rng_{self.ranks.rank}_of_{self.ranks.world}"
-        self.store.save(done, {**self._state(done), rng_key: rng_state()})
+        state = {**self._state(progress.done), rng_key: rng_state()}
+        about = {"samples": progress.samples, "lr": progress.lr}
+        self.store.save(progress.done, state, about=about, expire=expire)
         self.seconds += time.perf_counter() - begun
 
-    def finish(self, done: int) -> None:
+    def finish(self, progress: Progress, *, expire: bool = True) -> None:
         """Save the last state, unless that has been done, and wait for it; collective."""
-        self._wait()
-        if self.store.saved_step != done:
-            self.save(done)
-            self._wait()
+        self.wait()
+        if self.store.saved_step != progress.done:
+            self.save(progress, expire=expire)
+            self.wait()
 
     def check_last(self, done: int) -> None:
         """RuntimeError if the state after ``done`` steps is not in a complete checkpoint."""
         if self.store.saved_step != done:
             raise RuntimeError(f"the state after {done} steps could not be saved; {self._newest()}")
 
-    def resume(self) -> tuple[int, Path | None]:
-        """The steps that are done, and the checkpoint that says so; collective. ValueError if it is
-        damaged, ConfigError if it does not fit the model. With nothing to resume, 0 steps, and the
-        checkpoint whose weights were taken, if checkpoint.init_from names one."""
+    def resume(self) -> tuple[Progress, Path | None]:
+        """What is done, and the checkpoint that says so; collective. ValueError if it is damaged,
+        ConfigError if it does not fit the model or the data. With nothing to resume, no steps, and
+        the checkpoint whose weights were taken, if checkpoint.init_from names one.
+
+        What a run that goes back leaves behind is set aside as soon as the checkpoint is loaded.
+        """
         path = self._wanted()
-        if path is None:
-            return 0, self._take_weights()
+        progress = NOTHING_DONE if path is None else self._load(path)
+        source = self._take_weights() if path is None else path
+        self._untold += self.store.from_first(lambda: self._settle(path))
+        return progress, source
+
+    def _load(self, path: Path) -> Progress:
         if has_weights_only(path):
             raise ConfigError(
                 f"checkpoint {path} has weights only; begin a run with them by "
                 f"--checkpoint.init_from {path}"
             )
         changed = changed_settings(path, self.config)
+        self._untold += changed_data(path, self.config)
         try:
             state = load(path, self._state(0))
         except ValueError as error:
@@ -85,13 +100,14 @@ class Checkpoints:
         self.engine.load_state_dict(state)
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])
-        return self.store.saved_step, path
+        return saved_progress(path, self.store.saved_step)
 
     def _take_weights(self) -> Path | None:
         if not self.config.checkpoint.init_from:
             return None
         path = Path(self.config.checkpoint.init_from)
         self._refuse_damage(path)
+        self._untold += changed_data(path, self.config, weights_only=True)
         state = self.engine.state_dict()
         load(path, {MODEL: state[MODEL]})
         self.engine.load_state_dict(state)
@@ -101,7 +117,8 @@ class Checkpoints:
         if lines := self.store.damage(path):
             raise ValueError(f"checkpoint {path} is damaged: {'; '.join(lines)}")
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until nothing is in flight; collective."""
         begun = time.perf_counter()
         self.store.wait()
         self.seconds += time.perf_counter() - begun
@@ -146,21 +163,45 @@ class Checkpoints:
         return f"the newest is {complete[-1]}"
 
     def _state(self, done: int) -> dict[str, Any]:
-        """What a checkpoint holds. The data position and the schedule follow from ``done``."""
+        """What a checkpoint holds. The schedule follows from ``done``; the samples that were taken
+        are in its manifest."""
         return {**self.engine.state_dict(), "progress": {"done": done}}
 
+    @property
+    def _origin(self) -> Path | None:
+        """The checkpoint that --resume names; None for auto and for never."""
+        resume = self.config.checkpoint.resume
+        return None if resume in ("auto", "never") else Path(resume)
+
     def _wanted(self) -> Path | None:
-        wanted = self.config.checkpoint.resume
-        if wanted == "never":
-            return None
-        if wanted != "auto":
-            path = Path(wanted)
-            self._refuse_damage(path)
-            return path
-        found, damaged = self.store.newest_sound()
+        complete: list[Path] = self.store.from_first(self.store.complete)
+        if self.config.checkpoint.resume != "auto":
+            if not self.store.from_first(lambda: went_back(self.folder, self._origin)):
+                return self._sound_origin()
+            complete = left_behind(complete, self._origin)
+        found, damaged = self.store.newest_sound(complete)
         for path, lines in damaged.items():
             self._untold.append(f"warning: checkpoint {path} is damaged: {'; '.join(lines)}")
-        return found
+        return found or self._sound_origin()
+
+    def _sound_origin(self) -> Path | None:
+        if self._origin is not None:
+            self._refuse_damage(self._origin)
+        return self._origin
+
+    def _settle(self, path: Path | None) -> list[str]:
+        """On rank 0, once it is certain that the run goes on from ``path``; lines for the user."""
+        if self.config.checkpoint.resume == "auto":
+            forget(self.folder)
+            return []
+        if not went_back(self.folder, self._origin):
+            return go_back(self.folder, self.store.complete(), self._origin)
+        if path == self._origin:
+            return []
+        return [
+            f"went back to {self._origin or 'the beginning'} before, and goes on from there; "
+            f"to do so again, delete {self.folder / RECORD}"
+        ]
 
     def _restore_rng(self, path: Path) -> None:
         """This rank's generators, if the run had as many ranks; nothing else depends on them."""

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+import torch
 
-from distmoe.config import Config, corpora
+from distmoe.config import Config, ConfigError, MoEConfig, corpora
 from distmoe.config.keys import key_types, value_of
+from distmoe.engines import compute_dtype
+from distmoe.kernels.moe_mlp import backend_for
+from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
+from distmoe.kernels.moe_mlp.tile_file import TileFileError
+from distmoe.kernels.moe_mlp.tile_table import TileTable
+from distmoe.kernels.moe_mlp.tiles import ExpertShape
+from distmoe.train.changed_data import manifest_mark
 
 # Machines may differ in these. Ranks of a node are compared where they are used.
 OF_A_MACHINE = {
@@ -15,24 +22,47 @@ OF_A_MACHINE = {
     "launch.threads",
     "data.path",
     "data.mix",
+    "moe.kernel_tiles",
     "parallel.profile",
     "parallel.ranks_per_node",
 }
 
 
-def common_facts(config: Config) -> dict[str, str]:
-    """Every setting but those of a machine, and which data there are; for `meet`."""
+def common_facts(config: Config, device: torch.device) -> dict[str, str]:
+    """Every setting but those of a machine, which tiles the kernels take on ``device``, and which
+    data there are; for `meet`. ConfigError for tiles that the device cannot use."""
     facts = {key: repr(value_of(config, key)) for key in key_types() if key not in OF_A_MACHINE}
+    facts["the table of moe.kernel_tiles"] = _tiles_in_words(run_tiles(config.moe, device))
     if not config.data.mix:
-        facts["the manifest of data.path"] = _manifest_hash(config.data.path)
+        facts["the manifest of data.path"] = manifest_mark(config.data.path)
         return facts
     for number, corpus in enumerate(corpora(config.data)):
         facts[f"entry {number} of data.mix"] = (
-            f"manifest {_manifest_hash(corpus.path)}, weight {corpus.weight}"
+            f"manifest {manifest_mark(corpus.path)}, weight {corpus.weight}"
         )
     return facts
 
 
-def _manifest_hash(folder: str) -> str:
-    manifest = Path(folder, "manifest.json").read_bytes()
-    return f"{hashlib.sha256(manifest).hexdigest()[:12]}..."
+def run_tiles(moe: MoEConfig, device: torch.device) -> TileTable:
+    """The table of tile configurations that the expert kernels of a run use on ``device``;
+    ConfigError if that cannot be."""
+    try:
+        return find_tiles(moe.kernel_tiles, backend_for(moe.kernel, device), device)
+    except TileFileError as error:
+        raise ConfigError(f"moe.kernel_tiles: {error}") from error
+
+
+def expert_shape(config: Config, device: torch.device) -> ExpertShape:
+    """The experts of a rank of a resolved config on ``device``, as tables of tiles know them."""
+    moe = config.moe
+    return ExpertShape(
+        H=moe.hidden_size,
+        I=moe.intermediate_size,
+        e=moe.num_experts // config.parallel.ep,
+        gated=activation_called(moe.activation).gated,
+        dtype=compute_dtype(config, device),
+    )
+
+
+def _tiles_in_words(tiles: TileTable) -> str:
+    return f"{tiles.digest()}... of {tiles.device}" if len(tiles) else "defaults"

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from distmoe import runtime as runtime_room
-from distmoe.config import Config, RankInfo
+from distmoe.config import Config, ConfigError, RankInfo
 from distmoe.config.load import to_toml
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
+from distmoe.data.sampler import DataPosition
 from distmoe.engines import compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
+from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.named_range import named_range
-from distmoe.registry import SCHEDULES
+from distmoe.registry import MOE_MLP_TILES, SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
 from distmoe.train.profiling import Profiling
+from distmoe.train.progress import Progress
 from distmoe.train.record_routing import RoutingRecorder
-from distmoe.train.start import common_facts
+from distmoe.train.run_lock import RunLock
+from distmoe.train.start import common_facts, expert_shape, run_tiles
 from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -44,13 +50,15 @@ def train(config: Config, ranks: RankInfo) -> bool:
     """
     stop_signal = StopSignal()
     stop_signal.install()
+    lock, problem = _lock(config, ranks)
     runtime = runtime_room.start(
         ranks,
         device=config.run.device,
         timeout_s=config.launch.timeout_s,
         threads=config.launch.threads,
         engine=config.parallel.engine,
-        facts=common_facts(config),
+        facts=partial(common_facts, config),
+        problem=problem,
     )
     mesh = None
     if runtime.group is not None:
@@ -60,12 +68,25 @@ def train(config: Config, ranks: RankInfo) -> bool:
             timeout_s=config.launch.timeout_s,
         )
     with ExitStack() as resources:
+        if lock is not None:
+            resources.callback(lock.release)
         trainer = Trainer(config, runtime, mesh, resources)
+        trainer.tell([lock.note] if lock is not None and lock.note else [])
         finished = trainer.run(stop_signal)
     del trainer
     runtime_room.stop(runtime)
     stop_signal.restore()
     return finished
+
+
+def _lock(config: Config, ranks: RankInfo) -> tuple[RunLock | None, str]:
+    """On rank 0 the run's folder for this run alone, or why it cannot have it."""
+    if ranks.rank:
+        return None, ""
+    try:
+        return RunLock(Path(config.run.dir)), ""
+    except ConfigError as error:
+        return None, str(error)
 
 
 class Trainer:
@@ -84,8 +105,9 @@ class Trainer:
         self.engine = make_engine(config, mesh, runtime.device)
         resources.callback(self.engine.close)
         self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
-        self.done, resumed_from = self.checkpoints.resume()
-        self._open_data(resources)
+        progress, resumed_from = self.checkpoints.resume()
+        self.done = progress.done
+        self._open_data(resources, progress)
         if runtime.ranks.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "config.toml").write_text(to_toml(config))
@@ -98,14 +120,15 @@ class Trainer:
             config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
         )
         self.reporter.header(self._facts(mesh, resumed_from))
-        self._tell([f"warning: {line}" for line in unused_settings(config)])
-        self._tell(self.checkpoints.news())
+        self.tell([f"warning: {line}" for line in unused_settings(config)])
+        self.tell(self.checkpoints.news() + self._jump_of_lr(progress))
         self.communication = Communication(config, runtime, self.engine.model)
         resources.callback(self.communication.close)
 
-    def _open_data(self, resources: ExitStack) -> None:
+    def _open_data(self, resources: ExitStack, progress: Progress) -> None:
         ranks = self.runtime.ranks
-        self.data = RunData(self.config, rank=ranks.rank, world=ranks.world)
+        begin = DataPosition(progress.done, progress.samples)
+        self.data = RunData(self.config, rank=ranks.rank, world=ranks.world, begin=begin)
         self.unigram_entropy = self.data.unigram_entropy
         resources.callback(self.data.close)
 
@@ -128,6 +151,10 @@ class Trainer:
             ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
             ("state", self._state(resumed_from)),
         ]
+        if kernel in MOE_MLP_TILES:
+            tiles = run_tiles(config.moe, device)
+            shape = expert_shape(config, device)
+            facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
         if config.train.compile != "none":
             facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := self.recorder.steps_left:
@@ -156,6 +183,8 @@ class Trainer:
         config, clock = self.config, self.reporter.clock
         stopped = ""
         clock.begin()
+        if self.done >= config.train.steps:
+            self.tell([f"nothing is left to do: train.steps is {config.train.steps}"])
         while self.done < config.train.steps and not stopped:
             with self.profiling.step(self.done + 1):
                 self._step()
@@ -167,7 +196,7 @@ class Trainer:
             is_sound = not self.skipped_in_a_row
             if self._is_due(config.checkpoint.every) and is_sound and not last:
                 with clock.part("checkpoint"):
-                    self.checkpoints.save(self.done)
+                    self.checkpoints.save(self._progress())
             # A signal reaches one rank before the others, and clocks differ; from here on all
             # ranks must take the same turn.
             limit_s = config.train.max_minutes * 60
@@ -182,29 +211,57 @@ class Trainer:
         config, clock = self.config, self.reporter.clock
         self._tell_trace(self.communication.end_trace(self.done))
         self._tell_profiles(self.profiling.finish)
+        # Weights that may be damaged: a run that is stopped goes on from the last ones that are
+        # not; one that has all its steps saves them beside those.
+        is_sound = not self.skipped_in_a_row
+        ends = self.done >= config.train.steps
         with clock.part("checkpoint"):
-            self.checkpoints.finish(self.done)
-        self._tell(self.checkpoints.news())
+            if is_sound or ends:
+                self.checkpoints.finish(self._progress(), expire=is_sound)
+            else:
+                self.checkpoints.wait()
+        self.tell(self.checkpoints.news())
         if stopped != SIGNAL:
             self._validate()
-        if stopped and self.done < config.train.steps:
-            self.reporter.console.line(
-                f"stopped by {stopped} at step {self.done} of {config.train.steps}; "
-                "the same command goes on from here"
-            )
+        if not ends:
+            self.reporter.console.line(self._goes_on(stopped, is_sound=is_sound))
         self.reporter.finish(
             step=self.done,
             unigram_entropy=self.unigram_entropy,
             saving=self.checkpoints.summary(),
             checkpoint_seconds=self.checkpoints.lost_seconds(),
-            stopped=stopped if self.done < config.train.steps else "",
+            stopped="" if ends else stopped,
         )
-        self.checkpoints.check_last(self.done)
-        if stopped != SIGNAL or self.done == config.train.steps:
+        if is_sound or ends:
+            self.checkpoints.check_last(self.done)
+        if stopped != SIGNAL or ends:
             return True
         if self.runtime.ranks.rank == 0:
             write_stop_note(self.folder, self.done, config.train.steps)
         return False
+
+    def _goes_on(self, stopped: str, *, is_sound: bool) -> str:
+        """What the user can do with a run that is not at its end."""
+        where = f"stopped by {stopped} at step {self.done} of {self.config.train.steps}"
+        if is_sound:
+            return f"{where}; the same command goes on from here"
+        return (
+            f"{where}, and not saved: the last {len(self.skipped_in_a_row)} steps had a loss or "
+            "gradient that is not finite; the same command goes on from the last checkpoint"
+        )
+
+    def _progress(self) -> Progress:
+        lr = self._lr(self.done - 1) if self.done else None
+        return Progress(self.done, self.data.samples(self.done), lr)
+
+    def _jump_of_lr(self, saved: Progress) -> list[str]:
+        """A line if the step that was done last would have another learning rate now."""
+        if saved.lr is None:
+            return []
+        now = self._lr(self.done - 1)
+        if math.isclose(now, saved.lr, rel_tol=1e-6, abs_tol=1e-15):
+            return []
+        return [f"warning: lr jumps: that of step {self.done} is {now:.2e} now, was {saved.lr:.2e}"]
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0
@@ -213,7 +270,7 @@ class Trainer:
         clock = self.reporter.clock
         with clock.part("data"), named_range("data"):
             batches = self.data.step(self.done)
-        lr = self._lr()
+        lr = self._lr(self.done)
         self.communication.begin(self.done + 1)
         outcome = self._train(batches, lr)
         lap = clock.lap()
@@ -237,7 +294,7 @@ class Trainer:
         )
         self.reporter.step(record, freq_LE)
         self._tell_trace(trace)
-        self._tell(self.checkpoints.news())
+        self.tell(self.checkpoints.news())
         self._count_skipped(outcome)
 
     def _train(self, batches: list[Batch], lr: float) -> StepOutcome:
@@ -265,21 +322,23 @@ class Trainer:
 
     def _tell_trace(self, trace: Path | None) -> None:
         if trace is not None:
-            self._tell([f"trace: {trace}, and beside it those of the other ranks"])
+            self.tell([f"trace: {trace}, and beside it those of the other ranks"])
 
     def _tell_profiles(self, written: Callable[[int], list[str]]) -> None:
         if self.profiling.is_on:
             with self.reporter.clock.part("profile"):
-                self._tell(written(self.done))
+                self.tell(written(self.done))
 
-    def _tell(self, lines: list[str]) -> None:
+    def tell(self, lines: list[str]) -> None:
+        """Print lines, on rank 0."""
         for line in lines:
             self.reporter.console.line(line)
 
-    def _lr(self) -> float:
+    def _lr(self, step: int) -> float:
+        """Of a step, counted from 0."""
         optim = self.config.optim
         factor: float = SCHEDULES.load(optim.schedule)(
-            self.done,
+            step,
             steps=self.config.train.steps,
             warmup_steps=optim.warmup_steps,
             decay_steps=optim.decay_steps,

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from distmoe.kernels.backends import fused_kernels_run_on
-from distmoe.registry import MOE_MLP_BACKENDS
+from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
+from distmoe.registry import MOE_MLP_BACKENDS, MOE_MLP_TILES
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,12 @@ def backend_for(name: str, device: torch.device) -> str:
     return "triton" if fused_kernels_run_on(device) else "torch"
 
 
-def load_backend(name: str, activation: str = "swiglu") -> MoeMlp:
-    """The backend called ``name`` for ``activation``, a name in `activations.ACTIVATIONS`."""
-    backend: MoeMlp = MOE_MLP_BACKENDS.load(name)(activation)
+def load_backend(name: str, activation: str = "swiglu", *, tiles: TileTable = DEFAULTS) -> MoeMlp:
+    """The backend called ``name`` for ``activation``, a name in `activations.ACTIVATIONS`.
+
+    ``tiles``: what its kernels take instead of their default tile configurations, see
+    `find_tiles`; for backends in `registry.MOE_MLP_TILES`, which others know nothing of.
+    """
+    make = MOE_MLP_BACKENDS.load(name)
+    backend: MoeMlp = make(activation, tiles) if name in MOE_MLP_TILES else make(activation)
     return backend

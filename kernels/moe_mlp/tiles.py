@@ -2,14 +2,17 @@
 
 Nothing is tuned while a job runs: a rank that tunes stalls its peers' collectives, and ranks that
 tune apart end with different kernels. `tools/bench_moe.py --tune` times the candidates of a list;
-the first is the default. All of them are compiled ahead of time by the tests.
+the first is the default, unless a table (`tile_table`) has what was measured before. All candidates
+are compiled ahead of time by the tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 import torch
 
@@ -41,6 +44,39 @@ class TileConfig:
         n = min(self.n, max(16, 1 << (columns - 1).bit_length()))
         chunks = max(1, min(self.chunks, n // 16))
         return self if n == self.n else replace(self, n=n, chunks=chunks)
+
+
+class ExpertShape(NamedTuple):
+    """The experts of a rank, as their kernels see them. ``gated``: G = 2I, else G = I."""
+
+    H: int
+    I: int
+    e: int
+    gated: bool
+    dtype: torch.dtype
+
+    @property
+    def G(self) -> int:
+        return 2 * self.I if self.gated else self.I
+
+    def __str__(self) -> str:
+        gated = "gated" if self.gated else "not gated"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"H{self.H} I{self.I} e{self.e} {gated} {dtype}"
+
+
+@dataclass(frozen=True)
+class TileSpace:
+    """What the kernels of one backend may run with, a line of `registry.MOE_MLP_TILES`.
+
+    ``candidates``: configurations by kernel, the default first. ``shared_bytes``: of shared memory
+    that a program of a kernel needs at least, with a configuration and for a shape. ``override``:
+    lets a kernel run with a configuration, whatever its default and its table are.
+    """
+
+    candidates: Mapping[str, Sequence[TileConfig]]
+    shared_bytes: Callable[[str, TileConfig, ExpertShape], int]
+    override: Callable[[str, TileConfig], AbstractContextManager[None]]
 
 
 # Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over
@@ -101,6 +137,26 @@ POINTER_CONFIGS: dict[str, TileConfig] = {
 # fp32 multiplies in fp32, without tensor cores: for parity tests on a GPU, not for speed.
 FP32_CONFIG = TileConfig(32, 32, 32, 4, 2, tma=False)
 
+
+def columns_of(kernel: str, shape: ExpertShape) -> int:
+    """Columns of a kernel's result, to which its tiles are fitted."""
+    return shape.I if kernel in ("up", "dgrad", "wgrad_out") else shape.H
+
+
+def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
+    """Of the buffers of both operands. Barriers and indices take some hundred bytes more."""
+    config = config.fit(columns_of(kernel, shape))
+    reductions = {"up": shape.H, "down": shape.I, "dgrad": shape.H, "dx": shape.G}
+    weights = 2 * config.n if kernel == "up" and shape.gated else config.n
+    buffers = config.num_stages
+    if kernel.startswith("wgrad"):
+        buffers = (config.num_stages + 1) // 2
+    # A loop of one step has nothing to load ahead.
+    if reductions.get(kernel, inf) <= config.k:
+        buffers = 1
+    return (config.m + weights) * config.k * shape.dtype.itemsize * buffers
+
+
 _overrides: dict[str, TileConfig] = {}
 
 
@@ -118,16 +174,31 @@ def override(kernel: str, config: TileConfig) -> Iterator[None]:
         _overrides.update(before)
 
 
-def config_for(kernel: str, *, dtype: torch.dtype, columns: int, has_tma: bool) -> TileConfig:
+SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+
+
+def has_overrides() -> bool:
+    """Whether `override` says anything, about any kernel."""
+    return bool(_overrides)
+
+
+def config_for(
+    kernel: str,
+    *,
+    dtype: torch.dtype,
+    columns: int,
+    has_tma: bool,
+    tuned: TileConfig | None = None,
+) -> TileConfig:
     """The configuration of ``kernel`` for operands of ``dtype`` and ``columns`` of the result.
 
     ``has_tma``: the device has it, and every row of the operands is a multiple of 16 bytes.
+    ``tuned``: what a table has for it, instead of the default.
     """
-    if kernel in _overrides:
-        config = _overrides[kernel]
-    elif dtype == torch.float32:
+    config = _overrides.get(kernel, tuned)
+    if config is None and dtype == torch.float32:
         config = FP32_CONFIG
-    else:
+    elif config is None:
         config = CANDIDATES[kernel][0] if has_tma else POINTER_CONFIGS[kernel]
     if config.tma and not has_tma:
         config = replace(config, tma=False)

@@ -15,7 +15,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.kernels.moe_mlp.tiles import TileConfig, config_for
+from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable, bucket_of
+from distmoe.kernels.moe_mlp.tiles import (
+    ExpertShape,
+    TileConfig,
+    columns_of,
+    config_for,
+    has_overrides,
+)
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
@@ -36,8 +43,9 @@ class TritonMoeMlp:
     """Backend of the fused kernels; CUDA with compute capability 8.0 or newer, ROCm, and the
     interpreter. bf16 and fp16 accumulate in fp32; fp32 multiplies in fp32."""
 
-    def __init__(self, activation: str) -> None:
-        self.act = activation_called(activation)
+    def __init__(self, activation: str, tiles: TileTable = DEFAULTS) -> None:
+        self.act, self.tiles = activation_called(activation), tiles
+        self._configs: dict[tuple[str, ExpertShape, torch.device, int], TileConfig] = {}
 
     def forward(
         self,
@@ -54,7 +62,8 @@ class TritonMoeMlp:
         if not runs.max_pairs:
             return
         self.up(x_RH, w_in_eGH, index=index, runs=runs, z_LG=z_LG, a_LI=a_LI)
-        _rows_times_weight("down", a_LI, w_out_eHI, runs=runs, out_LN=y_LH, transposed=True)
+        config = self._config("down", self._shape(w_out_eHI), runs.max_pairs, a_LI.device)
+        _rows_times_weight(config, a_LI, w_out_eHI, runs=runs, out_LN=y_LH, transposed=True)
 
     def up(
         self, x_RH: Tensor, w_in_eGH: Tensor, *, index: PairIndex, runs: Runs,
@@ -62,7 +71,8 @@ class TritonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `forward`: z and a of the pairs in ``runs``."""
         H, I = x_RH.shape[1], a_LI.shape[1]
-        config = _config("up", x_RH, widths=(H, I), columns=I)
+        shape = ExpertShape(H, I, len(w_in_eGH), self.act.gated, x_RH.dtype)
+        config = self._config("up", shape, runs.max_pairs, x_RH.device)
         tiles = _tile_list(runs, config.m)
         up_kernel[(tiles.shape[1] * triton.cdiv(I, config.n),)](
             x_RH, index.row_L, _weight(w_in_eGH, config, rows=config.n, cols=config.k),
@@ -114,7 +124,8 @@ class TritonMoeMlp:
             dy_RH, score_L, z_LG, w_out_eHI,
             index=index, runs=runs, dz_LG=dz_LG, a_LI=a_LI, dscore_L=dscore_L,
         )  # fmt: skip
-        _rows_times_weight("dx", dz_LG, w_in_eGH, runs=runs, out_LN=dx_LH, transposed=False)
+        config = self._config("dx", self._shape(w_out_eHI), runs.max_pairs, dz_LG.device)
+        _rows_times_weight(config, dz_LG, w_in_eGH, runs=runs, out_LN=dx_LH, transposed=False)
 
     def da(
         self, dy_RH: Tensor, score_L: Tensor, z_LG: Tensor, w_out_eHI: Tensor,
@@ -122,7 +133,7 @@ class TritonMoeMlp:
     ) -> None:  # fmt: skip
         """The first half of `dgrad`: dz, a_scaled and dscore of the pairs in ``runs``."""
         H, I, L = dy_RH.shape[1], a_LI.shape[1], a_LI.shape[0]
-        config = _config("dgrad", dy_RH, widths=(H, I), columns=I)
+        config = self._config("dgrad", self._shape(w_out_eHI), runs.max_pairs, dy_RH.device)
         tiles = _tile_list(runs, config.m)
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
@@ -144,16 +155,51 @@ class TritonMoeMlp:
         if not len(index.row_L) or not len(x_RH):
             return x_RH.new_zeros(e, G, H), x_RH.new_zeros(e, H, I)
         dw_in_eGH, dw_out_eHI = x_RH.new_empty(e, G, H), x_RH.new_empty(e, H, I)
-        _weight_gradient("wgrad_out", dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
-        _weight_gradient("wgrad_in", x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
+        shape, pairs, device = self._shape(dw_out_eHI), len(index.row_L), x_RH.device
+        config = self._config("wgrad_out", shape, pairs, device)
+        _weight_gradient(config, dy_RH, a_LI, index, dw_out_eHI, gathered_first=True)
+        config = self._config("wgrad_in", shape, pairs, device)
+        _weight_gradient(config, x_RH, dz_LG, index, dw_in_eGH, gathered_first=False)
         return dw_in_eGH, dw_out_eHI
 
+    def _shape(self, w_out_eHI: Tensor) -> ExpertShape:
+        e, H, I = w_out_eHI.shape
+        return ExpertShape(H, I, e, self.act.gated, w_out_eHI.dtype)
 
-def _config(kernel: str, operand: Tensor, *, widths: tuple[int, ...], columns: int) -> TileConfig:
-    bytes_fit = all(width * operand.element_size() % 16 == 0 for width in widths)
-    return config_for(
-        kernel, dtype=operand.dtype, columns=columns, has_tma=bytes_fit and _has_tma(operand.device)
-    )
+    def _config(
+        self, kernel: str, shape: ExpertShape, pairs: int, device: torch.device
+    ) -> TileConfig:
+        """Found once for a bucket of ``pairs``, as every launch asks."""
+        if has_overrides():
+            return self._find_config(kernel, shape, pairs, device)
+        key = (kernel, shape, device, bucket_of(pairs))
+        if key not in self._configs:
+            self._configs[key] = self._find_config(kernel, shape, pairs, device)
+        return self._configs[key]
+
+    def _find_config(
+        self, kernel: str, shape: ExpertShape, pairs: int, device: torch.device
+    ) -> TileConfig:
+        return config_for(
+            kernel,
+            dtype=shape.dtype,
+            columns=columns_of(kernel, shape),
+            has_tma=_rows_fit(kernel, shape) and _has_tma(device),
+            tuned=self.tiles.pick(kernel, shape, pairs),
+        )
+
+
+def _rows_fit(kernel: str, shape: ExpertShape) -> bool:
+    """Whether the rows that a kernel reads by TMA are multiples of 16 bytes."""
+    widths = {
+        "up": (shape.H, shape.I),
+        "down": (shape.I, shape.H),
+        "dgrad": (shape.H, shape.I),
+        "dx": (shape.G, shape.H),
+        "wgrad_out": (shape.I,),
+        "wgrad_in": (shape.G,),
+    }
+    return all(width * shape.dtype.itemsize % 16 == 0 for width in widths[kernel])
 
 
 @cache
@@ -226,10 +272,9 @@ def _ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor
 
 
 def _rows_times_weight(
-    kernel: str, v_LK: Tensor, w: Tensor, *, runs: Runs, out_LN: Tensor, transposed: bool
+    config: TileConfig, v_LK: Tensor, w: Tensor, *, runs: Runs, out_LN: Tensor, transposed: bool
 ) -> None:
     K, N = v_LK.shape[1], out_LN.shape[1]
-    config = _config(kernel, v_LK, widths=(K, N), columns=N)
     tiles = _tile_list(runs, config.m)
     rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
     rows_kernel[(tiles.shape[1] * triton.cdiv(N, config.n),)](
@@ -242,12 +287,11 @@ def _rows_times_weight(
 
 
 def _weight_gradient(
-    kernel: str, gathered_RH: Tensor, v_LW: Tensor, index: PairIndex, dw: Tensor,
+    config: TileConfig, gathered_RH: Tensor, v_LW: Tensor, index: PairIndex, dw: Tensor,
     *, gathered_first: bool,
 ) -> None:  # fmt: skip
     H, W = gathered_RH.shape[1], v_LW.shape[1]
     m, n = (H, W) if gathered_first else (W, H)
-    config = _config(kernel, v_LW, widths=(W,), columns=n)
     bh, bw = (config.m, config.n) if gathered_first else (config.n, config.m)
     blocks = triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
     wgrad_kernel[(index.num_experts * blocks,)](

@@ -91,6 +91,27 @@ def parameters(arguments: Sequence[str]) -> dict[str, Any]:
     return {"count": parameter_counts(config.model, config.moe).total}
 
 
+def tiles(arguments: Sequence[str]) -> dict[str, Any]:
+    """The tile configurations of the run's expert kernels on the first device."""
+    from distmoe.kernels.moe_mlp import backend_for
+    from distmoe.kernels.moe_mlp.find_tiles import find_tiles, triton_version
+    from distmoe.kernels.moe_mlp.tile_file import TileFileError
+    from distmoe.runtime import pick_device
+    from distmoe.train.start import expert_shape
+
+    file, *settings = arguments
+    config = resolve(load_config(file, settings))
+    device = pick_device(config.run.device, 0)
+    kernel = backend_for(config.moe.kernel, device)
+    try:
+        table = find_tiles(config.moe.kernel_tiles, kernel, device)
+    except TileFileError as error:
+        return {"kernel": kernel, "wrong": str(error)}
+    version, shape = triton_version(), expert_shape(config, device)
+    old = bool(table.triton_versions - {version})
+    return {"kernel": kernel, "wrong": "", "old": old, "seen": table.describe(version, shape)}
+
+
 def mpi_facts(arguments: Sequence[str]) -> dict[str, Any]:
     """The library that mpi4py loads, started with this process alone."""
     from mpi4py import MPI
@@ -104,6 +125,7 @@ PROBES: dict[str, Callable[[Sequence[str]], dict[str, Any]]] = {
     "torch": torch_facts,
     "gloo": gloo_group,
     "parameters": parameters,
+    "tiles": tiles,
     # Last, as it is the one that hangs where drivers do.
     "nccl": nccl_group,
 }

@@ -1,4 +1,4 @@
-"""The run of FILE: settings, ranks against devices, data, room for its checkpoints."""
+"""The run of FILE: settings, ranks against devices, data, room for its checkpoints, tiles."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from distmoe.config import Config, ConfigError, check
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
 from distmoe.launch.doctor.probes import ProbeError
 from distmoe.launch.doctor.situation import Check, Situation
+from distmoe.registry import MOE_MLP_TILES
 
 GIB = 1 << 30
 # fp32 weights and both moments of AdamW.
 BYTES_PER_PARAMETER = 12
 NO_FILE = "no FILE was given"
+TUNE = "python tools/bench_moe.py --config FILE --tune --write-tiles TABLE"
 
 
 def settings(situation: Situation) -> Finding:
@@ -95,6 +97,21 @@ def checkpoints(situation: Situation) -> Finding:
     return passed(seen)
 
 
+def tiles(situation: Situation) -> Finding:
+    """Which tile configurations the expert kernels take."""
+    if situation.config is None:
+        return skipped(NO_FILE)
+    try:
+        answer = situation.probes.answer("tiles")
+    except ProbeError as error:
+        return skipped(str(error))
+    if answer["wrong"]:
+        return failed(f"moe.kernel_tiles: {answer['wrong']}", TUNE)
+    if answer["kernel"] not in MOE_MLP_TILES:
+        return skipped(f"moe.kernel {answer['kernel']} has none")
+    return warned(answer["seen"], TUNE) if answer["old"] else passed(answer["seen"])
+
+
 def _kept(config: Config) -> int:
     settings, steps = config.checkpoint, config.train.steps
     for_ever = steps // settings.keep_every if settings.keep_every else 0
@@ -106,4 +123,5 @@ CHECKS: dict[str, Check] = {
     "ranks and devices": ranks_and_devices,
     "data": data,
     "checkpoints": checkpoints,
+    "tiles": tiles,
 }

@@ -179,6 +179,12 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "doctor comm --save` wrote",
         ),
         (
+            "--moe.kernel_tiles=no/such/file.toml",
+            1,
+            "moe.kernel_tiles is no/such/file.toml; it must be auto, default or a file that "
+            "`tools/bench_moe.py --write-tiles` wrote",
+        ),
+        (
             "--train.global_batch_size=15",
             2,
             "train.global_batch_size is 15; it must be a multiple of the number of ranks (2)",

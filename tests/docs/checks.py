@@ -64,6 +64,7 @@ WRITTEN = {
     "--out",
     "--json",
     "--write",
+    "--write-tiles",
     "--picture",
     "--save",
     "--html",
@@ -298,6 +299,11 @@ def jq(words: Sequence[str]) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def source(words: Sequence[str]) -> None:
+    """Of the environment that `make` makes."""
+    assert words == [".venv/bin/activate"]
+
+
 CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "distmoe": distmoe,
     "python": python,
@@ -311,4 +317,5 @@ CHECKS: dict[str, Callable[[Sequence[str]], None]] = {
     "eval": script,
     "jq": jq,
     "tensorboard": tensorboard,
+    "source": source,
 }

@@ -47,12 +47,15 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "models/olmoe/config.toml": MODEL,
         "models/olmoe/tokenizer.json": "{}",
         "OLMoE-1B-7B-0924/config.json": "{}",
+        ".venv/bin/activate": "",
+        "runs/quickstart/checkpoints/step-00000100/manifest.json": "{}",
         "runs/quickstart/tensorboard/events": "",
         "runs/quickstart/trace/steps-10-12-rank-0.json": json.dumps(TRACE),
         "runs/quickstart/trace/steps-10-12-rank-1.json": json.dumps(TRACE),
         "runs/balance/config.toml": "",
         "runs/none/config.toml": "",
         "runs/trace/config.toml": "",
+        "h200.toml": 'device = "NVIDIA H200"\n',
         "layer.py": blocks(ROOT / "docs/layer.md", "python")[0].text,
     }
     for name, content in written.items():

@@ -357,3 +357,13 @@ def test_a_profile_that_cannot_be_read_starts_nothing(
     wrong.write_text("gemm_flops = 3\n")
     assert cli.main(["train", str(config_file), "--parallel.profile", str(wrong)]) == 2
     assert "parallel.profile: links is 'missing'" in capsys.readouterr().err
+
+
+def test_a_table_of_tiles_that_cannot_be_used_starts_nothing(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = tmp_path / "tiles.toml"
+    wrong.write_text('device = "NVIDIA H200"\n[[layer]]\nbackend = "cutlass"\n')
+    assert cli.main(["train", str(config_file), "--moe.kernel_tiles", str(wrong)]) == 2
+    said = f"moe.kernel_tiles: layer 1 in '{wrong}': backend is 'cutlass'; it must be one of triton"
+    assert said in capsys.readouterr().err

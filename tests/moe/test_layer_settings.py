@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from layer_runs import CONFIG, TILE, H, weights
 from ranks import run_ranks
+from tile_tables import table_file
 from torch import Tensor
 
 from distmoe import MoE
 from distmoe.config import RoundingConfig
+from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
 
 
 def test_evaluation_is_plain_top_k() -> None:
@@ -34,6 +37,14 @@ def test_any_shape_and_a_shared_expert() -> None:
     without = layer.experts.w_out_eHI.data.zero_()
     assert torch.equal(layer(x)[0], layer.shared(x.view(-1, H)).view(x.shape)), without.shape
     assert losses.load_balance.ndim == 0
+
+
+def test_kernels_take_the_table_of_the_layer(tmp_path: Path) -> None:
+    table = str(table_file(tmp_path / "tiles.toml"))
+    for kernel_tiles, entries in ((table, 1), ("default", 0)):
+        layer = MoE(replace(CONFIG, kernel="triton", kernel_tiles=kernel_tiles))
+        assert isinstance(layer.mlp, TritonMoeMlp)
+        assert len(layer.mlp.tiles) == entries
 
 
 def test_impossible_layers_are_refused() -> None:

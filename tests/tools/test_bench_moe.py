@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import triton
+from tile_tables import table_file
 
 from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools/bench_moe.py")
+TUNE = ["--tune", "--backends", "triton", "--write-tiles", "x.toml"]
 WRONG = {
     "shape": (["--shapes", "9B"], "unknown shape '9B'; known: 1.4B, 7B"),
     "backend": (["--backends", "torch,x"], "--backends: unknown 'x'; known: bound, grouped_mm"),
@@ -25,6 +28,29 @@ WRONG = {
     "dtype": (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     "folder": (["--json", "no/such/folder/file"], "there is no folder"),
     "tune": (["--tune", "--backends", "torch"], "--tune needs triton among --backends"),
+    "tiles": (
+        ["--tiles", "no.toml", "--backends", "triton"],
+        "'no.toml' cannot be read: [Errno 2]",
+    ),
+    "tiles without tuning": (["--write-tiles", "x.toml"], "--write-tiles needs --tune"),
+    "tiles of fp32": (
+        [*TUNE, "--dtype", "float32"],
+        "--write-tiles: torch.float32 has one configuration; tuned are bfloat16, float16",
+    ),
+    "tiles of two rules": (
+        [*TUNE, "--rounding", "none,balance"],
+        "--write-tiles takes one rule of --rounding",
+    ),
+    "config": (["--config", "no.toml"], "there is no config file 'no.toml'"),
+    "config of other ranks": (
+        ["--config", str(ROOT / "configs/eight_gpu.toml"), "--world", "4"],
+        "parallel.ep is 8; it must divide parallel.dp_shard (4; the number of ranks is 4)",
+    ),
+    "world of nothing": (["--world", "4"], "--world is of --config, which is missing"),
+    "no world": (
+        ["--config", str(ROOT / "configs/tiny.toml"), "--world", "0"],
+        "--world is 0; it must be at least 1",
+    ),
     "option": (["--speed"], "unrecognized arguments: --speed"),
 }
 
@@ -146,6 +172,45 @@ def test_cuda_is_refused_where_there_is_none(
     with pytest.raises(SystemExit, match="^2$"):
         main()
     assert "there is no CUDA device" in capsys.readouterr().err
+
+
+def test_a_table_of_another_device_is_not_updated(
+    main: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = table_file(tmp_path / "tiles.toml", device="NVIDIA H100")
+    options = ["--device", "cpu", *TUNE[:-1], str(table)]
+    monkeypatch.setattr(sys, "argv", [TOOL, *options])
+    with pytest.raises(SystemExit, match="^2$"):
+        main()
+    assert "is of 'NVIDIA H100'; it must be of this device, 'cpu'" in capsys.readouterr().err
+
+
+def test_layers_of_a_run_are_benched_and_nothing_tuned_is_a_failure(
+    main: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Two ranks, and a rank's share of a step; without the interpreter triton is missing."""
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    tuning = ["--tune", "--backends", "triton", "--write-tiles", str(tmp_path / "tiles.toml")]
+    sizes = "[model]\nhidden_size = 32\n[data]\nseq_len = 16\n[launch]\nnproc = 2\n"
+    experts = "[moe]\nintermediate_size = 16\nnum_experts = 4\ntop_k = 2\n"
+    rounding = "[moe.rounding]\nrule = 'none'\n[parallel]\nep = 2\n"
+    config = tmp_path / "run.toml"
+    config.write_text(f"{sizes}{experts}{rounding}[train]\nglobal_batch_size = 4\n")
+    options = ["--device", "cpu", "--config", str(config), "--rounds", "1", "--mode", "forward"]
+    monkeypatch.setattr(sys, "argv", [TOOL, *options, *tuning])
+    assert main() == 1
+    stdout = capsys.readouterr().out
+    assert "distmoe  T=64 H=32 I=16 E=2 K=1, top-k: 64 pairs" in stdout
+    assert "distmoe-step  T=32 H=32 I=16 E=2 K=1, top-k: 32 pairs" in stdout
+    assert "tiles of triton: defaults" in stdout
+    assert "distmoe-step (T=32 H=32 I=16 E=2 K=1): no tiles were measured" in stdout
+    assert not (tmp_path / "tiles.toml").exists()
 
 
 @pytest.mark.processes

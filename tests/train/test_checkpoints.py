@@ -10,33 +10,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from training_runs import config_file, learning, records
+from short_runs import STEPS, train_here
+from training_runs import learning, records
 
 from distmoe.checkpoint.disk import Disk
-from distmoe.config import ConfigError, RankInfo, load_config, resolve
+from distmoe.config import ConfigError
 from distmoe.train import trainer
 from distmoe.train.step import StepOutcome, train_step
-from distmoe.train.trainer import train
 
 Captured = pytest.CaptureFixture[str]
 Run = Callable[..., Path]
-
-OPTIONS = "--launch.nproc 1 --parallel.ep 1 --train.steps 6 --checkpoint.every 2".split()
-OPTIONS += "--train.validation_batches 0 --metrics.tensorboard false".split()
-STEPS = 6
 
 
 @pytest.fixture(scope="module")
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Trains to the end in a new or a given folder; the config's path."""
 
-    def train_here(folder: Path | None = None, *options: str) -> Path:
-        path = config_file(folder or tmp_path_factory.mktemp("run"), data)
-        config = load_config(path, [*OPTIONS, *options])
-        train(resolve(config, 1), RankInfo())
-        return path
+    def train_in(folder: Path | None = None, *options: str) -> Path:
+        return train_here(folder or tmp_path_factory.mktemp("run"), data, *options)
 
-    return train_here
+    return train_in
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +164,28 @@ def test_skipped_steps_push_out_no_checkpoint(
         run(tmp_path, "--train.max_skipped_steps", "2")
     assert len(steps) == 5
     assert checkpoints(tmp_path / "config.toml") == ["step-00000002"]
+
+
+def test_a_run_that_is_stopped_while_it_skips_keeps_what_is_sound(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
+) -> None:
+    def spoiled(*arguments: Any, **options: Any) -> StepOutcome:
+        outcome = train_step(*arguments, **options)
+        steps.append(outcome)
+        return replace(outcome, skipped=len(steps) > 4, not_finite="loss of rank 0")
+
+    steps: list[StepOutcome] = []
+    monkeypatch.setattr(trainer, "train_step", spoiled)
+    monkeypatch.setattr(trainer, "any_rank", lambda wish, runtime: wish or len(steps) > 5)
+    for _ in range(3):
+        run(tmp_path, "--train.steps", "9")
+        # The next life is resumed from step 4.
+        del steps[4:]
+        assert checkpoints(tmp_path / "config.toml") == ["step-00000002", "step-00000004"]
+        words = "at step 6 of 9, and not saved: the last 2 steps had a loss or gradient that is not"
+        assert words in capsys.readouterr().out
+    # With all its steps done, what may be damaged is saved beside what is not.
+    monkeypatch.setattr(trainer, "any_rank", lambda wish, runtime: wish)
+    run(tmp_path, "--train.steps", "5")
+    assert checkpoints(tmp_path / "config.toml")[:2] == ["step-00000002", "step-00000004"]
+    assert checkpoints(tmp_path / "config.toml")[2:] == ["step-00000005"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import TINY
 
 from distmoe.config import Config, DataConfig, RankInfo, check, load_config, resolve
@@ -95,7 +96,7 @@ def test_ranks_may_keep_a_mix_elsewhere_but_not_mix_it_otherwise(
 
     def facts(paths: list[Path], weights: str) -> dict[str, str]:
         mix = tuple(f"{path}:{w}" for path, w in zip(paths, weights.split(), strict=True))
-        return common_facts(Config(data=DataConfig(mix=mix)))
+        return common_facts(Config(data=DataConfig(mix=mix)), torch.device("cpu"))
 
     here = facts(folders, "3 1")
     assert facts(moved, "0.75 0.25") == here

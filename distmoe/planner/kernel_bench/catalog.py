@@ -10,6 +10,7 @@ import torch
 import triton
 
 from distmoe.kernels.moe_mlp import load_backend
+from distmoe.kernels.moe_mlp.find_tiles import find_tiles
 from distmoe.planner.kernel_bench.problem import Problem
 from distmoe.planner.kernel_bench.subjects import ContractSubject, Subject, Workspace
 from distmoe.registry import MOE_MLP_BACKENDS
@@ -57,9 +58,9 @@ def default_names(device: torch.device) -> list[str]:
     return [name for name in names() if name not in _ONLY_CPU]
 
 
-def find(name: str, device: torch.device) -> Candidate:
-    """The candidate called ``name`` for ``device``. ValueError if there is none; `MissingError` if
-    it cannot be used here."""
+def find(name: str, device: torch.device, *, tiles: str = "default") -> Candidate:
+    """The candidate called ``name`` for ``device``, with ``tiles`` as in `find_tiles`. ValueError
+    if there is none; `MissingError` if it cannot be used here."""
     if name not in names():
         raise ValueError(f"unknown backend {name!r}; known: {', '.join(names())}")
     if device.type == "cpu":
@@ -68,7 +69,7 @@ def find(name: str, device: torch.device) -> Candidate:
         if name in PEERS:
             make = importlib.import_module(PEERS[name]).subject
             return Candidate(name, lambda problem, _: make(problem), checked=name != BOUND)
-        backend = load_backend(name)
+        backend = load_backend(name, tiles=find_tiles(tiles, name, device))
     # A package that is installed but broken fails in its own way.
     except Exception as error:
         raise MissingError(first_line(error)) from error

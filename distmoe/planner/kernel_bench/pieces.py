@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from distmoe.kernels.moe_mlp.tiles import CANDIDATES, TileConfig, override
+from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace
 from distmoe.planner.kernel_bench.catalog import first_line
 from distmoe.planner.kernel_bench.check import Expected, faults
 from distmoe.planner.kernel_bench.clock import Clock, Samples, round_robin
 from distmoe.planner.kernel_bench.subjects import ContractSubject
+from distmoe.registry import MOE_MLP_TILES
 
 # Calls that consist of kernels which another call has too: the rest is the difference.
 DIFFERENCES = {"down": ("forward", "up"), "dx": ("dgrad", "da")}
@@ -38,9 +39,10 @@ def time_pieces(subject: ContractSubject, *, rounds: int, clock: Clock) -> dict[
 
 @dataclass
 class Trial:
-    """One tile configuration of one kernel: ``samples`` of the call that contains it, of which
-    ``others_ms`` are other kernels'; or why there are none."""
+    """One tile configuration of one kernel of a backend: ``samples`` of the call that contains it,
+    of which ``others_ms`` are other kernels'; or why there are none."""
 
+    backend: str
     kernel: str
     config: TileConfig
     samples: Samples | None = None
@@ -63,12 +65,18 @@ _TIMED_IN = {
 }
 
 
-def check_trials(subject: ContractSubject, expected: Expected) -> list[Trial]:
-    """Every shipped configuration; those that fail to run or compute wrong results say so."""
-    trials = [Trial(kernel, config) for kernel in CANDIDATES for config in CANDIDATES[kernel]]
+def check_trials(backend: str, subject: ContractSubject, expected: Expected) -> list[Trial]:
+    """Every shipped configuration of ``backend``, the default of a kernel first; those that fail to
+    run or compute wrong results say so."""
+    space: TileSpace = MOE_MLP_TILES.load(backend)
+    trials = [
+        Trial(backend, kernel, config)
+        for kernel, candidates in space.candidates.items()
+        for config in candidates
+    ]
     for trial in trials:
         try:
-            with override(trial.kernel, trial.config):
+            with space.override(trial.kernel, trial.config):
                 wrong = faults(subject, expected)
         except Exception as error:
             wrong = [first_line(error)]
@@ -98,8 +106,10 @@ def time_trials(
 
 
 def _overridden(trial: Trial, call: Callable[[], object]) -> Callable[[], object]:
+    space: TileSpace = MOE_MLP_TILES.load(trial.backend)
+
     def run() -> None:
-        with override(trial.kernel, trial.config):
+        with space.override(trial.kernel, trial.config):
             call()
 
     return run

@@ -29,7 +29,9 @@ def record_of(result: Result, device: str) -> dict[str, Any]:
             name: {piece: _piece(result, piece, ms, floors) for piece, ms in times.items()}
             for name, times in result.pieces.items()
         },
-        "tiles": [_trial(trial) for trial in result.trials],
+        "tiles": {
+            name: [_trial(trial) for trial in trials] for name, trials in result.trials.items()
+        },
         "profiles": {
             name: [asdict(kernel) for kernel in kernels]
             for name, kernels in result.profiles.items()

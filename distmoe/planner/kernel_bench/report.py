@@ -35,9 +35,9 @@ def print_record(record: dict[str, Any], console: Console) -> None:
     _print_router(record, console)
     if record["pieces"]:
         console.print(_piece_table(record))
-    if record["tiles"]:
-        console.print(_tile_table(record))
-        _print_best_tiles(record, console)
+    for name, tiles in record["tiles"].items():
+        console.print(_tile_table(name, tiles))
+        _print_best_tiles(tiles, console)
     for name, kernels in record["profiles"].items():
         console.print(_profile_table(name, kernels))
     console.print()
@@ -135,16 +135,16 @@ def _piece_table(record: dict[str, Any]) -> Table:
     return table
 
 
-def _tile_table(record: dict[str, Any]) -> Table:
-    table = _table("kernel", "tile", "median ms", "")
-    for tile in record["tiles"]:
+def _tile_table(name: str, tiles: list[dict[str, Any]]) -> Table:
+    table = _table(f"kernel of {name}", "tile", "median ms", "")
+    for tile in tiles:
         table.add_row(tile["kernel"], tile["config"], _ms(tile["ms"]), tile["why_not"] or "")
     return table
 
 
-def _print_best_tiles(record: dict[str, Any], console: Console) -> None:
-    for kernel in dict.fromkeys(tile["kernel"] for tile in record["tiles"]):
-        rivals = [tile for tile in record["tiles"] if tile["kernel"] == kernel]
+def _print_best_tiles(tiles: list[dict[str, Any]], console: Console) -> None:
+    for kernel in dict.fromkeys(tile["kernel"] for tile in tiles):
+        rivals = [tile for tile in tiles if tile["kernel"] == kernel]
         timed = [tile for tile in rivals if tile["ms"] is not None]
         if timed:
             best = min(timed, key=lambda tile: float(tile["ms"]))

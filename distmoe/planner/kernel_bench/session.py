@@ -19,14 +19,13 @@ from distmoe.planner.kernel_bench.router_cost import RouterCost, router_cost
 from distmoe.planner.kernel_bench.shapes import Shape
 from distmoe.planner.kernel_bench.subjects import ContractSubject, Subject, Workspace
 from distmoe.planner.roofline import LayerSize
-
-TUNED = "triton"
+from distmoe.registry import MOE_MLP_TILES
 
 
 @dataclass(frozen=True)
 class Request:
-    """``rules``: rounding rules, ``none`` for top-k. ``time_wrong``: time what fails the check
-    too, marked as wrong."""
+    """``rules``: rounding rules, ``none`` for top-k. ``tiles``: as moe.kernel_tiles of a run.
+    ``time_wrong``: time what fails the check too, marked as wrong."""
 
     shapes: list[Shape]
     rules: list[str]
@@ -35,6 +34,7 @@ class Request:
     rounds: int
     device: torch.device
     dtype: torch.dtype
+    tiles: str = "auto"
     tune: bool = False
     profile: bool = False
     time_wrong: bool = False
@@ -43,7 +43,7 @@ class Request:
 @dataclass
 class Result:
     """Of one shape and rule. ``padded_pairs``: pairs with every expert filled up to whole tiles.
-    ``checked_tokens``: T of the correctness test."""
+    ``checked_tokens``: T of the correctness test. ``trials``: tile configurations by backend."""
 
     shape: Shape
     rule: str
@@ -53,7 +53,7 @@ class Result:
     router: RouterCost
     outcomes: list[Outcome]
     pieces: dict[str, dict[str, float]] = field(default_factory=dict)
-    trials: list[Trial] = field(default_factory=list)
+    trials: dict[str, list[Trial]] = field(default_factory=dict)
     profiles: dict[str, list[KernelTime]] = field(default_factory=dict)
 
 
@@ -70,7 +70,7 @@ def _find_all(request: Request) -> tuple[list[Candidate], dict[str, str]]:
     candidates, missing = [], {}
     for name in request.backends:
         try:
-            candidates.append(find(name, request.device))
+            candidates.append(find(name, request.device, tiles=request.tiles))
         except MissingError as reason:
             missing[name] = str(reason)
     return candidates, missing
@@ -123,9 +123,10 @@ def _check_all(
     expected: Expected,
     outcomes: dict[str, Outcome],
     say: Callable[[str], None],
-) -> list[Trial]:
-    """Refuse what is wrong; the tile configurations of the tuned backend, if they are wanted."""
-    trials: list[Trial] = []
+) -> dict[str, list[Trial]]:
+    """Refuse what is wrong; the tile configurations of backends that have any, if they are
+    wanted."""
+    trials: dict[str, list[Trial]] = {}
     workspace = Workspace.of(expected.problem)
     for candidate in candidates:
         outcome = outcomes[candidate.name]
@@ -133,8 +134,9 @@ def _check_all(
         try:
             subject = candidate.build(expected.problem, workspace)
             judge(subject, expected, outcome, time_wrong=request.time_wrong)
-            if request.tune and candidate.name == TUNED and isinstance(subject, ContractSubject):
-                trials = check_trials(subject, expected)
+            is_tuned = request.tune and candidate.name in MOE_MLP_TILES
+            if is_tuned and isinstance(subject, ContractSubject):
+                trials[candidate.name] = check_trials(candidate.name, subject, expected)
         # A backend may break off in any way; the others go on.
         except Exception as error:
             outcome.refuse(first_line(error), failed=is_fault(error))
@@ -171,8 +173,8 @@ def _look_closer(request: Request, result: Result, timed: dict[str, Subject], cl
     for name, subject in timed.items():
         if isinstance(subject, ContractSubject):
             result.pieces[name] = time_pieces(subject, rounds=request.rounds, clock=clock)
-            if name == TUNED and result.trials:
-                time_trials(result.trials, subject, rounds=request.rounds, clock=clock)
+            if name in result.trials:
+                time_trials(result.trials[name], subject, rounds=request.rounds, clock=clock)
         if request.profile:
             result.profiles[name] = profile_subject(subject, "both", request.device)
 

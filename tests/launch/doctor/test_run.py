@@ -76,6 +76,19 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
+def test_tiles(situation: Make) -> None:
+    def found(**answer: Any) -> Situation:
+        probes = Answers(tiles={"kernel": "triton", "wrong": "", **answer})
+        return situation(config=Config(), probes=probes)
+
+    assert like(run.tiles(found(old=False, seen="defaults")), "pass", "defaults")
+    assert like(run.tiles(found(old=True, seen="measured with triton 3.6.0")), "warn", "3.6.0")
+    wrong = found(wrong="device is 'NVIDIA H100'")
+    assert like(run.tiles(wrong), "fail", "moe.kernel_tiles: device is 'NVIDIA H100'")
+    assert like(run.tiles(found(kernel="torch")), "skip", "moe.kernel torch has none")
+    assert like(run.tiles(situation(config=Config())), "skip", "no answer")
+
+
 def test_data(situation: Make, tmp_path: Path) -> None:
     web, code = prepared(tmp_path / "web"), prepared(tmp_path / "code")
     one = situation(config=Config(data=DataConfig(path=str(web))))

@@ -5,7 +5,7 @@ import torch
 
 from distmoe.kernels.moe_mlp import load_backend
 from distmoe.kernels.moe_mlp import tiles as moe_tiles
-from distmoe.kernels.moe_mlp.tiles import TileConfig
+from distmoe.kernels.moe_mlp.tiles import TileConfig, TileSpace, override
 from distmoe.planner.kernel_bench import pieces
 from distmoe.planner.kernel_bench.check import Expected, expect
 from distmoe.planner.kernel_bench.clock import CpuClock, Samples
@@ -19,6 +19,7 @@ from distmoe.planner.kernel_bench.pieces import (
 from distmoe.planner.kernel_bench.shapes import Shape
 from distmoe.planner.kernel_bench.subjects import ContractSubject, Workspace
 from distmoe.planner.roofline import BACKWARD, FORWARD
+from distmoe.registry import MOE_MLP_TILES
 
 SHAPE = Shape("small", T=16, H=32, I=16, E=2, K=1, tile=8)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -48,11 +49,9 @@ def test_tile_configurations_are_checked_then_timed(
 ) -> None:
     good, no_power_of_two = TileConfig(16, 16, 16, 4, 2), TileConfig(48, 16, 16, 4, 2)
     candidates = {"down": [good, no_power_of_two], "wgrad_in": [good]}
-    for module in (moe_tiles, pieces):
-        monkeypatch.setattr(module, "CANDIDATES", {**moe_tiles.CANDIDATES, **candidates})
-    monkeypatch.setattr(pieces, "CANDIDATES", candidates)
+    monkeypatch.setattr(moe_tiles, "SPACE", TileSpace(candidates, moe_tiles.shared_bytes, override))
     subject = subject_of("triton", expected)
-    trials = check_trials(subject, expected)
+    trials = check_trials("triton", subject, expected)
     time_trials(trials, subject, rounds=2, clock=CpuClock())
     assert [(trial.kernel, trial.samples is None) for trial in trials] == [
         ("down", False),
@@ -65,9 +64,10 @@ def test_tile_configurations_are_checked_then_timed(
 
 
 def test_time_of_a_trial_is_without_the_other_kernels() -> None:
-    trial = Trial("down", TileConfig(16, 16, 16, 4, 2), Samples([3.0]), others_ms=1.0)
+    trial = Trial("triton", "down", TileConfig(16, 16, 16, 4, 2), Samples([3.0]), others_ms=1.0)
     assert trial.ms == 2.0
 
 
-def test_every_kernel_with_configurations_can_be_timed() -> None:
-    assert set(pieces._TIMED_IN) == set(moe_tiles.CANDIDATES)
+@pytest.mark.parametrize("backend", list(MOE_MLP_TILES))
+def test_every_kernel_with_configurations_can_be_timed(backend: str) -> None:
+    assert set(pieces._TIMED_IN) == set(MOE_MLP_TILES.load(backend).candidates)

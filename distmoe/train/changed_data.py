@@ -1,0 +1,56 @@
+"""Whether the data are those that a checkpoint was trained on, and above all its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from distmoe.checkpoint.manifest import read_manifest
+from distmoe.config import Config, ConfigError, corpora
+from distmoe.config.data_sizes import read_data_sizes
+
+
+def manifest_mark(folder: str) -> str:
+    """The beginning of the hash of a prepared folder's manifest, which has those of its files."""
+    return f"{hashlib.sha256(Path(folder, 'manifest.json').read_bytes()).hexdigest()[:12]}..."
+
+
+def data_marks(config: Config) -> dict[str, Any]:
+    """What a checkpoint keeps of the data: the tokenizer's hash, the token at the end of documents
+    and a mark of every folder. All corpora of a mix have the same tokenizer."""
+    folders = [corpus.path for corpus in corpora(config.data)]
+    sizes = read_data_sizes(folders[0])
+    return {
+        "tokenizer_sha256": sizes.tokenizer_sha256,
+        "eod_id": sizes.eod_id,
+        "manifests": {folder: manifest_mark(folder) for folder in folders},
+    }
+
+
+def changed_data(checkpoint: Path, config: Config, *, weights_only: bool = False) -> list[str]:
+    """A line if the data are others than those of ``checkpoint``, which a run that takes its
+    ``weights_only`` may well have.
+
+    ConfigError if their tokens are others, unless checkpoint.any_tokenizer is set. A checkpoint
+    that was imported, or that an older version wrote, does not know.
+    """
+    saved, now = read_manifest(checkpoint).about.get("data"), data_marks(config)
+    if not saved:
+        return []
+    for key in ("tokenizer_sha256", "eod_id"):
+        if saved[key] != now[key] and not config.checkpoint.any_tokenizer:
+            folder = corpora(config.data)[0].path
+            raise ConfigError(
+                f"the data in '{folder}' have {key} {now[key]}; it must be {saved[key]}, with "
+                f"which {checkpoint} was trained, or checkpoint.any_tokenizer be set: its "
+                "embeddings would mean other tokens"
+            )
+    if weights_only:
+        return []
+    others = [
+        folder
+        for folder, mark in now["manifests"].items()
+        if saved["manifests"].get(folder, mark) != mark
+    ]
+    return [f"changed since the checkpoint: what is in {folder}" for folder in others]

@@ -1,0 +1,73 @@
+"""One run at a time in a folder: two would delete each other's checkpoints and metrics.
+
+The kernel gives the lock back when the process ends, however it ends, so that no file has to be
+removed by hand after a kill.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from distmoe.config import ConfigError
+
+NAME = "LOCK"
+# A file server needs a while to see that a node has died, whose job is queued again elsewhere.
+OTHER_HOST_WAIT_S = 120.0
+WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+class RunLock:
+    """Held by rank 0 from the beginning of a run to its end. ``note``: what the user has to know,
+    or ""."""
+
+    def __init__(self, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """ConfigError if another process has the folder; one of another host is waited for."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.note = ""
+        self._file = (folder / NAME).open("a+")
+        waited = 0.0
+        while not self._take():
+            holder = self._holder()
+            if holder.get("host") == socket.gethostname() or waited >= OTHER_HOST_WAIT_S:
+                self._file.close()
+                raise ConfigError(
+                    f"run.dir is '{folder}'; it must be one in which no other run trains, and "
+                    f"process {holder.get('pid', '?')} on {holder.get('host', '?')} does"
+                )
+            sleep(1.0)
+            waited += 1.0
+        if not self.note:
+            self._file.truncate(0)
+            self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            self._file.flush()
+
+    def _take(self) -> bool:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            self.note = f"warning: the file system of {self._file.name} has no locks; nothing keeps"
+            self.note += " a second run out of this folder"
+        return True
+
+    def _holder(self) -> dict[str, object]:
+        self._file.seek(0)
+        try:
+            found: dict[str, object] = json.loads(self._file.read())
+        except ValueError:
+            return {}
+        return found
+
+    def release(self) -> None:
+        """Let another run in."""
+        self._file.close()

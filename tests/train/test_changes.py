@@ -1,0 +1,92 @@
+"""A run that is resumed with other settings or other data than it was saved with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from short_runs import train_here
+
+from distmoe.checkpoint.manifest import Manifest, read_manifest
+from distmoe.config import ConfigError
+
+Captured = pytest.CaptureFixture[str]
+CHECKPOINT = "run/checkpoints/step-0000000{}"
+
+
+@pytest.fixture(scope="module")
+def four_steps(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of four steps of eight sequences."""
+    folder = tmp_path_factory.mktemp("run")
+    train_here(folder, data, "--train.steps", "4", "--train.global_batch_size", "8")
+    return folder
+
+
+@pytest.fixture
+def resumable(four_steps: Path, tmp_path: Path) -> Path:
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def with_manifest(data: Path, folder: Path, **changed: object) -> Path:
+    """``data`` again, whose manifest says something else."""
+    folder.mkdir()
+    for file in data.iterdir():
+        (folder / file.name).symlink_to(file)
+    manifest = json.loads((data / "manifest.json").read_text())
+    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").write_text(json.dumps(manifest | changed))
+    return folder
+
+
+def test_another_batch_size_goes_on_where_the_data_were_left(
+    resumable: Path, data: Path, capsys: Captured
+) -> None:
+    train_here(resumable, data, "--train.global_batch_size", "16")
+    assert read_manifest(resumable / CHECKPOINT.format(4)).about["samples"] == 32
+    assert read_manifest(resumable / CHECKPOINT.format(6)).about["samples"] == 32 + 2 * 16
+    assert "shakespeare 64 sequences" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_older_version_knows_its_batch_size(resumable: Path, data: Path) -> None:
+    path = resumable / CHECKPOINT.format(4)
+    saved = read_manifest(path)
+    about = {key: saved.about[key] for key in ("config", "world", "engine", "ep", "distmoe")}
+    (path / "manifest.json").write_text(Manifest(saved.step, saved.files, about).to_json())
+    train_here(resumable, data, "--train.global_batch_size", "16")
+    assert read_manifest(resumable / CHECKPOINT.format(6)).about["samples"] == 64
+
+
+def test_a_jump_of_the_learning_rate_is_told(resumable: Path, data: Path, capsys: Captured) -> None:
+    size = ["--train.global_batch_size", "8"]
+    train_here(resumable, data, *size, "--train.steps", "4")
+    assert "lr jumps" not in capsys.readouterr().out
+    train_here(resumable, data, *size, "--train.steps", "9")
+    told = capsys.readouterr().out
+    assert "changed since the checkpoint: train.steps 9, was 4" in told
+    assert "warning: lr jumps: that of step 4 is " in told
+
+
+@pytest.mark.parametrize("option", ["--checkpoint.resume", "--checkpoint.init_from"])
+def test_other_tokens_are_refused(resumable: Path, data: Path, tmp_path: Path, option: str) -> None:
+    other = with_manifest(data, tmp_path / "other", tokenizer_sha256="5" * 64)
+    options = [option, str(resumable / CHECKPOINT.format(4))]
+    folder = tmp_path / "new"
+    with pytest.raises(ConfigError, match="have tokenizer_sha256 5+; it must be [0-9a-f]{64}, wi"):
+        train_here(folder, other, *options)
+    train_here(folder, other, *options, "--checkpoint.any_tokenizer")
+
+
+def test_other_data_are_told(resumable: Path, data: Path, tmp_path: Path, capsys: Captured) -> None:
+    config = resumable / "config.toml"
+    moved = tmp_path / "data"
+    shutil.copytree(data, moved)
+    config.write_text(config.read_text().replace(str(data), str(moved)))
+    train_here(resumable, moved, "--train.steps", "5")
+    assert "what is in" not in capsys.readouterr().out
+    manifest = json.loads((moved / "manifest.json").read_text())
+    (moved / "manifest.json").write_text(json.dumps(manifest, indent=7))
+    train_here(resumable, moved)
+    assert f"changed since the checkpoint: what is in {moved}" in capsys.readouterr().out
