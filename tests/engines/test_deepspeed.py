@@ -46,8 +46,8 @@ PARITY = [
     case("parity", 1, 1, 1, compile="dense"),
     case("parity", 1, 1, 3),
 ]
-# In bf16 stage 1 is another optimizer of DeepSpeed.
 BY_HAND = case("by_hand", 2, 2, 2)
+# In bf16 stage 1 is another optimizer of DeepSpeed.
 SKIP = [case("skip", 2, 2, 2), case("skip", 2, 2, 3), case("skip", 2, 2, 1, dtype="bf16")]
 BF16 = [case("bf16", 2, 2, stage) for stage in (1, 3)]
 ONE = {"job": "write", "engine": "single", "world": 1, "ep": 1, "checkpoint": "one"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_parity import assert_equal_runs, config_for, own_batches, run
+from test_parity import assert_equal_runs, config_for, own_batches, relative, run
 from training_by_hand import OPTIM, STEPS, train_by_hand
 
 from distmoe.config import Config, RoundingConfig
@@ -63,6 +63,8 @@ def assert_bf16_as_good_as_by_hand(result: dict[str, Any], config: Config) -> No
     initial = result["initial"]
     in_fp32 = replace(config, train=replace(config.train, dtype="fp32"))
     exact, same_dtype = by_hand(initial, in_fp32), by_hand(initial, config)
+    # It was bf16.
+    assert any(relative(result["gradients"][n], g) > 1e-3 for n, g in exact["gradients"].items())
 
     def changes(run: dict[str, Any], part: str) -> dict[str, np.ndarray]:
         return {
