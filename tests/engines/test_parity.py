@@ -29,6 +29,7 @@ from distmoe.config import (
     RoundingConfig,
     TrainConfig,
 )
+from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch, mask_documents, rank_positions
 from distmoe.engines import Engine, make_engine
 from distmoe.mesh import build_mesh
@@ -59,7 +60,7 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
         load_balance_scope="ep",
         rounding=RoundingConfig("balance", tile=8, balance_groups=4),
     )
-    return Config(
+    config = Config(
         model=ModelConfig(
             vocab_size=V,
             hidden_size=32,
@@ -74,8 +75,9 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
         parallel=ParallelConfig(engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep),
         deepspeed=DeepSpeedConfig(**changes.get("deepspeed", {})),
         data=DataConfig(seq_len=S, document_mask=changes.get("document_mask", False)),
-        # Below the norm of every step, so that clipping is always active.
-        optim=OptimConfig(lr=1e-3, clip_norm=0.05),
+        # Clipping is active in every step. Epsilon is above the least gradients, of which Adam
+        # would make the last bits as large as any other update.
+        optim=OptimConfig(lr=1e-3, eps=1e-4, clip_norm=0.05),
         train=TrainConfig(
             global_batch_size=GLOBAL_BATCH,
             micro_batch_size=micro,
@@ -83,6 +85,7 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
             dtype="fp32",
         ),
     )
+    return with_values(config, changes.get("settings", {}))
 
 
 def own_batches(
@@ -193,7 +196,10 @@ def assert_equal_runs(result: dict[str, Any], oracle: dict[str, Any]) -> None:
     worst = max(relative(result["gradients"][n], g) for n, g in oracle["gradients"].items())
     assert worst < 1e-5
     assert set(result["gradients"]) == set(oracle["gradients"])
-    print(f"losses {relative(result['losses'], oracle['losses']):.1e}, gradients {worst:.1e}")
+    moved = max(relative(result["final"][n], w) for n, w in oracle["final"].items())
+    assert moved < 1e-5
+    losses = relative(result["losses"], oracle["losses"])
+    print(f"losses {losses:.1e}, gradients {worst:.1e}, weights {moved:.1e}")
 
 
 @pytest.mark.parametrize(("world", "ep"), list(LAW))
