@@ -14,7 +14,7 @@ import torch
 from test_moe_mlp import backend_or_skip
 from torch import Tensor
 
-from distmoe.kernels.moe_mlp import PairIndex, Runs, gluon_tiles
+from distmoe.kernels.moe_mlp import PairIndex, Runs, gluon_tiles, load_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, TileConfig, override
 from distmoe.kernels.testing import assert_as_good_as
 
