@@ -1,9 +1,14 @@
-# Everything is set up by the first call and skipped by the next.
+# Everything is set up by the first call and skipped by the next. Bytecode is compiled when a module
+# is first imported: most of what is installed never is.
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 SHAKESPEARE := data/shakespeare/manifest.json
+# The other files need not be imported a second time.
+PROCESS_TESTS = $(shell grep -rl 'mark\.processes' tests --include='test_*.py')
+# `make test` lints while it installs the other Triton.
+MAKEFLAGS += --jobs=2
 
 .PHONY: help train test lint clean
 
@@ -22,7 +27,7 @@ train: .venv/.runs $(SHAKESPEARE)
 test: lint .triton36/.installed
 ifeq ($(ARGS),)
 	$(BIN)/pytest -n 2 -m "not processes and not gpu"
-	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu" $(PROCESS_TESTS)
 else
 	$(BIN)/pytest $(ARGS)
 endif
@@ -40,13 +45,13 @@ $(SHAKESPEARE): | .venv/.runs
 
 # The Triton of the GPU machines: kernels are compiled with it ahead of time, and never run.
 .triton36/.installed: | .venv/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .triton36 triton==3.6.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --target .triton36 triton==3.6.0
 	@touch $@
 
 # What tests, tools and every optional part need comes on top of what a run needs.
 .venv/.installed: .venv/.runs
 	@echo "adding to .venv what tests need, which takes a minute or two"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 .venv/.runs: pyproject.toml constraints.txt
@@ -55,5 +60,5 @@ $(SHAKESPEARE): | .venv/.runs
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) has no venv; on Debian: apt install python3-venv" >&2; exit 1; }
 	@echo "setting up .venv, which takes a minute"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e .
 	@touch $@

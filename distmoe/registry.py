@@ -97,6 +97,16 @@ MOE_MLP_TILES = Registry(
         "gluon": "distmoe.kernels.moe_mlp.gluon_tiles:SPACE",
     },
 )
+# Activations of an expert: name -> whether it is gated, with 2I rows in the first matrix. What they
+# compute is in kernels/moe_mlp/activations.py.
+GATED_ACTIVATIONS = {
+    "swiglu": True,
+    "geglu": True,
+    "reglu": True,
+    "silu": False,
+    "gelu": False,
+    "relu2": False,
+}
 ROUTER_LOGITS_BACKENDS = Registry(
     "router_logits backend",
     {

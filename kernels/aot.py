@@ -122,8 +122,12 @@ def all_cases() -> Iterator[AotCase]:
         yield from import_module(f"distmoe.kernels.{folder.name}.aot_cases").cases()
 
 
-def compile_case(case: AotCase, target: Target) -> Report:
-    """RuntimeError with the compiler's words where it fails, or if kernels are interpreted."""
+def compile_case(case: AotCase, target: Target, *, loops: bool = True) -> Report:
+    """RuntimeError with the compiler's words where it fails, or if kernels are interpreted.
+
+    ``loops``: report every main loop, which takes a disassembly, and not only one of a kernel with
+    local memory, where something can be wrong with it.
+    """
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels are interpreted in this process: unset TRITON_INTERPRET")
     start = time.perf_counter()
@@ -131,7 +135,7 @@ def compile_case(case: AotCase, target: Target) -> Report:
     seconds = round(time.perf_counter() - start, 2)
     if target.backend == "hip":
         return _amd_report(case, target, compiled, seconds)
-    return _nvidia_report(case, target, compiled, log, seconds)
+    return _nvidia_report(case, target, compiled, log, seconds, loops=loops)
 
 
 def problems(report: Report, case: AotCase, target: Target) -> list[str]:
@@ -202,7 +206,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def _nvidia_report(
-    case: AotCase, target: Target, compiled: Any, log: str, seconds: float
+    case: AotCase, target: Target, compiled: Any, log: str, seconds: float, *, loops: bool
 ) -> Report:
     # Without it there would be no spills to see.
     if "Used" not in log:
@@ -231,11 +235,18 @@ def _nvidia_report(
         serialised="wgmma" in log and "serializ" in log,
         in_flight=max(waits, default=0),
         # It is found by its tensor-core instructions, and disassembling takes long.
-        loop=main_loop(_disassemble(compiled.asm["cubin"])) if any(counts.values()) else MainLoop(),
+        loop=main_loop(_disassemble(compiled.asm["cubin"]))
+        if any(counts.values()) and (loops or _has_local_memory(log))
+        else MainLoop(),
         seconds=seconds,
         setmaxnreg=tuple(sorted({int(n) for n in re.findall(r"setmaxnreg\.\S+\s+(\d+)", ptx)})),
         setmaxnreg_ignored="setmaxnreg" in log and "ignored" in log,
     )
+
+
+def _has_local_memory(log: str) -> bool:
+    """Spills lie in the stack frame, too."""
+    return _number(r"(\d+) bytes stack frame", log) > 0
 
 
 def _programs_per_sm(target: Target, registers: int, shared: int, num_warps: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -29,6 +30,17 @@ if not torch.cuda.is_available():
 
     patch_bfloat16()
     gluon_interpreter.install()
+
+
+def pytest_collection_finish() -> None:
+    """What thousands of tests have imported is a million objects, which no later collection of
+    garbage has to look at: some code under test collects often."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

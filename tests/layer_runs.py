@@ -28,13 +28,15 @@ CASES = {
 }
 
 
-def weights(seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
+def weights(num_experts: int = E) -> dict[str, Tensor]:
+    """Of the first of E experts."""
+    generator = torch.Generator().manual_seed(0)
+    whole = {
         "router": torch.randn(E, H, generator=generator),
         "w_in": torch.randn(E, 2 * I, H, generator=generator) * H**-0.5,
         "w_out": torch.randn(E, H, I, generator=generator) * I**-0.5,
     }
+    return {name: weight[:num_experts].clone() for name, weight in whole.items()}
 
 
 def inputs(tokens: list[int], favourite: int | None) -> tuple[Tensor, Tensor]:
@@ -56,8 +58,9 @@ def run_layer(
 ):
     group = dist.group.WORLD if len(tokens) > 1 else None
     layer = MoE(config, group, ranks_per_node=ranks_per_node).to(DEVICE)
-    own = slice(rank * E // len(tokens), (rank + 1) * E // len(tokens))
-    w = weights()
+    num_local = config.num_experts // len(tokens)
+    own = slice(rank * num_local, (rank + 1) * num_local)
+    w = weights(config.num_experts)
     with torch.no_grad():
         layer.router_EH.copy_(w["router"])
         layer.experts.w_in_eGH.copy_(w["w_in"][own])
@@ -97,7 +100,10 @@ def together(results: list[dict]) -> dict[str, Tensor]:
 
 def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype: torch.dtype):
     """The same layer as plain autograd over all tokens and experts."""
-    w = {name: value.to(dtype).requires_grad_() for name, value in weights().items()}
+    w = {
+        name: value.to(dtype).requires_grad_()
+        for name, value in weights(config.num_experts).items()
+    }
     x_TH = x.to(dtype).clone().requires_grad_()
     logits_TE = x_TH @ w["router"].T
     prob_TE = logits_TE.softmax(1)

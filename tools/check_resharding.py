@@ -25,6 +25,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +269,8 @@ def run_all(folder: Path, *, subset: bool) -> list[Found]:
     for engine in {layout.engine for layout in LAYOUTS}:
         # Imported once, for all forks.
         ENGINES.load(engine)
+    # By the first step.
+    import_module("torch._dynamo")
     wanted = pairs(LAYOUTS, subset=subset)
     for layout in dict.fromkeys(source for source, _ in wanted):
         meeting = folder / f".save {layout.name}"

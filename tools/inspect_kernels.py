@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not jobs:
         print(f"no kernel has {' or '.join(arguments.only)!r} in its name", file=sys.stderr)
         return 2
-    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(_inspect, jobs, chunksize=4))
+    context = get_context("forkserver")
+    # Imported once, for all processes.
+    context.set_forkserver_preload(["distmoe.kernels.aot"])
+    inspect = partial(_inspect, loops=arguments.loops)
+    with ProcessPoolExecutor(arguments.jobs, mp_context=context) as pool:
+        results = list(pool.map(inspect, jobs, chunksize=4))
     for target in arguments.target:
         _print_table([r for r in results if r["target"] == target], target)
     bad = [result for result in results if result["problems"]]
@@ -54,6 +59,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", default=[""], help="cases whose name contains one of these"
     )
     parser.add_argument("--json", type=Path, help="file for the whole report")
+    parser.add_argument(
+        "--no-loops",
+        dest="loops",
+        action="store_false",
+        help="disassemble kernels with local memory only: quicker, same verdicts, no loop column",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args(argv)
     if arguments.triton and not (arguments.triton / "triton").is_dir():
@@ -85,13 +96,13 @@ def _jobs(targets: list[str], only: list[str]) -> list[tuple[str, str]]:
     return [(t, name) for t in targets for name, case in cases.items() if t in case.targets]
 
 
-def _inspect(job: tuple[str, str]) -> dict[str, Any]:
+def _inspect(job: tuple[str, str], *, loops: bool) -> dict[str, Any]:
     from distmoe.kernels.aot import TARGETS, all_cases, compile_case, problems
 
     target, name = TARGETS[job[0]], job[1]
     case = next(case for case in all_cases() if case.name == name)
     try:
-        report = compile_case(case, target)
+        report = compile_case(case, target, loops=loops)
     except RuntimeError as error:
         return {"case": name, "target": target.name, "problems": [str(error)]}
     return {**asdict(report), "problems": problems(report, case, target)}

@@ -12,7 +12,7 @@ from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.keys import value_of
 from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.schema import Config
-from distmoe.registry import EXCHANGES
+from distmoe.registry import EXCHANGES, GATED_ACTIVATIONS
 
 # Of scores and biases, for decisions: 2^-24.
 KEY_UNIT = 1 / (1 << 24)
@@ -300,14 +300,16 @@ def _expert_shards(config: Config, world: int) -> Iterator[str]:
         return
     efsdp = parallel.dp_shard // parallel.ep
     by_expert = moe.num_experts % (parallel.ep * efsdp) == 0
-    by_row = config.model.hidden_size % efsdp == 0 and 2 * moe.intermediate_size % efsdp == 0
+    gate = "2 * " if GATED_ACTIVATIONS[moe.activation] else ""
+    width = moe.intermediate_size * (2 if gate else 1)
+    by_row = config.model.hidden_size % efsdp == 0 and width % efsdp == 0
     if not by_expert and not by_row:
         yield _wrong(
             config,
             "moe.num_experts",
             f"be a multiple of parallel.dp_shard ({parallel.dp_shard}), or model.hidden_size "
-            f"({config.model.hidden_size}) and 2 * moe.intermediate_size "
-            f"({2 * moe.intermediate_size}) multiples of dp_shard / ep ({efsdp})",
+            f"({config.model.hidden_size}) and {gate}moe.intermediate_size ({width}) multiples of "
+            f"dp_shard / ep ({efsdp})",
         )
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distmoe.registry import GATED_ACTIVATIONS
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -67,16 +69,17 @@ def _relu2_slope(z: Tensor) -> Tensor:
     return 2 * F.relu(z)
 
 
+Elementwise = Callable[[Tensor], Tensor]
+_FUNCTIONS: dict[str, tuple[Elementwise, Elementwise]] = {
+    "swiglu": (F.silu, _silu_slope),
+    "geglu": (F.gelu, _gelu_slope),
+    "reglu": (F.relu, _relu_slope),
+    "silu": (F.silu, _silu_slope),
+    "gelu": (F.gelu, _gelu_slope),
+    "relu2": (_relu2, _relu2_slope),
+}
 ACTIVATIONS = {
-    activation.name: activation
-    for activation in (
-        Activation("swiglu", True, F.silu, _silu_slope),
-        Activation("geglu", True, F.gelu, _gelu_slope),
-        Activation("reglu", True, F.relu, _relu_slope),
-        Activation("silu", False, F.silu, _silu_slope),
-        Activation("gelu", False, F.gelu, _gelu_slope),
-        Activation("relu2", False, _relu2, _relu2_slope),
-    )
+    name: Activation(name, gated, *_FUNCTIONS[name]) for name, gated in GATED_ACTIVATIONS.items()
 }
 
 

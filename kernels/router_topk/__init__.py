@@ -4,9 +4,12 @@
     key = floor(clamp(score, 0, 1) * 2^24) + bias    bias an integer, 0 where there is none
 
 A token chooses its ``top_k`` largest keys, ties to the lower expert. Keys are integers, so that the
-choice depends on nothing but a token's own row; the product with 2^24 is exact. The score of NaN,
-of a run that has diverged, counts as 0: any key in range keeps the counts aligned until the step is
-skipped.
+choice depends on nothing but a token's own row; the product with 2^24 is exact.
+
+A score of NaN, of a run that has diverged, has the key E - 1 - (e - t K) mod E, without the bias:
+as in the router `balanced`, tokens t whose scores are all NaN take the experts in turn. Were such
+keys equal, the first K experts would get all these tokens, and their rank could run out of memory
+before the step is skipped.
 Top-k then softmax is the same choice with other weights: the full softmax over its top-k sum.
 """
 

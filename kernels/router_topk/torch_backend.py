@@ -15,7 +15,10 @@ class TorchRouterTopK:
         self, logits_TE: Tensor, *, top_k: int, activation: str, bias_E: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         score_TE = _score(logits_TE, activation)
-        key_TE = integer_keys(score_TE, bias_E)
+        turn_TE = turns(*score_TE.shape, top_k=top_k, device=score_TE.device)
+        key_TE = torch.where(
+            score_TE.isnan(), score_TE.shape[1] - 1 - turn_TE, integer_keys(score_TE, bias_E)
+        )
         return score_TE, key_TE, choose_top_k(key_TE, top_k)
 
     def backward(self, dscore_TE: Tensor, score_TE: Tensor, *, activation: str) -> Tensor:
@@ -39,10 +42,18 @@ def _score(logits_TE: Tensor, activation: str) -> Tensor:
 
 @torch.no_grad()
 def integer_keys(score_TE: Tensor, bias_E: Tensor | None = None) -> Tensor:
-    """int32 keys of the module's formula; the product is exact, a power of two."""
+    """int32 keys of the module's formula, 0 for NaN; the product is exact, a power of two."""
     bounded_TE = score_TE.nan_to_num(0.0).clamp(0.0, 1.0)
     key_TE = (bounded_TE * KEY_SCALE).floor().to(torch.int32)
     return key_TE if bias_E is None else key_TE + bias_E
+
+
+def turns(num_tokens: int, num_experts: int, *, top_k: int, device: torch.device) -> Tensor:
+    """[T, E] int32 (e - t K) mod E: the turn in which token t would take expert e, if tokens one
+    after the other took ``top_k`` experts each, whoever comes next."""
+    first_T1 = torch.arange(num_tokens, device=device, dtype=torch.int32)[:, None] % num_experts
+    expert_E = torch.arange(num_experts, device=device, dtype=torch.int32)
+    return (expert_E - first_T1 * top_k) % num_experts
 
 
 @torch.no_grad()

@@ -37,11 +37,14 @@ def router_topk_kernel(
     logits = tl.load(logits_ptr + place, mask=inside, other=0.0)
     score = scores_of(logits, expert, E, ACTIVATION)
     tl.store(score_ptr + place, score, mask=inside)
-    bounded = tl.where(score == score, score, 0.0)
-    bounded = tl.minimum(tl.maximum(bounded, 0.0), 1.0)
+    is_number = score == score
+    bounded = tl.minimum(tl.maximum(tl.where(is_number, score, 0.0), 0.0), 1.0)
     key = tl.floor(bounded * SCALE).to(tl.int32)
     if BIASED:
         key += tl.load(bias_ptr + expert, mask=expert < E, other=0)[None, :]
+    # Two remainders keep the product small, and E keeps the difference from being negative.
+    turn = (expert[None, :] + E - (token % E * K % E)[:, None]) % E
+    key = tl.where(is_number, key, E - 1 - turn)
     tl.store(key_ptr + place, key, mask=inside)
     # Below every key.
     taken: tl.constexpr = -1073741824

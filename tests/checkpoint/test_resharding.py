@@ -4,21 +4,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 pytestmark = pytest.mark.processes
 
-ROOT = Path(__file__).parents[2]
+TOOL = str(Path(__file__).parents[2] / "tools/check_resharding.py")
 
 
 def test_every_layout_saves_for_another(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    command = [sys.executable, "tools/check_resharding.py", "--subset", "--json", str(report)]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    made = run_python(TOOL, "--subset", "--json", str(report), timeout=300)
     assert made.returncode == 0, made.stdout + made.stderr
     pairs = json.loads(report.read_text())["pairs"]
     layouts = {pair["source"] for pair in pairs}

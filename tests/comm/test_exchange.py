@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import exchange_contract
@@ -12,6 +10,7 @@ import torch
 import torch.distributed as dist
 from exchange_contract import exercise
 from ranks import run_ranks
+from warm_python import start_python
 
 from distmoe.comm import make_exchange
 from distmoe.comm.local import LocalExchange
@@ -51,8 +50,7 @@ def test_gloo_processes(tmp_path: Path) -> None:
     """Both torch transports on three real ranks; each reports by a file, since an interpreter that
     exits may still abort in a gloo thread."""
     processes = [
-        subprocess.Popen([sys.executable, exchange_contract.__file__, str(rank), str(tmp_path)])
-        for rank in range(3)
+        start_python(exchange_contract.__file__, str(rank), str(tmp_path)) for rank in range(3)
     ]
     for process in processes:
         process.wait(timeout=90)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from slurm_cluster import wait_until
 from torch._C._distributed_c10d import HashStore
+from warm_python import start_python
 
 from distmoe.comm import Exchange, make_exchange
 from distmoe.comm.heartbeat import Heartbeats
@@ -208,23 +208,15 @@ def test_a_stopped_process_is_named_and_the_run_goes_on(name: str, words: str) -
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = str(Path(__file__).with_name("stalled_rank.py"))
-    first, second = (
-        subprocess.Popen(
-            [sys.executable, program, str(rank), str(port), name],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    )
+    first, second = (start_python(program, str(rank), str(port), name) for rank in range(2))
     try:
-        assert first.stdout is not None
-        line = next(line for line in first.stdout if line.startswith("rank 0"))
-        assert f"in layer 5, forward, {words}" in line
+        wait_until(lambda: "rank 0" in first.said())
+        assert re.search(rf"^rank 0 .* in layer 5, forward, {re.escape(words)}", first.said())
         assert first.poll() is None
         second.send_signal(signal.SIGCONT)
-        assert "done" in first.communicate(timeout=60)[0]
-        assert "done" in second.communicate(timeout=60)[0]
+        for rank in (first, second):
+            assert rank.wait(timeout=60) == 0
+            assert "done" in rank.said()
     finally:
         first.kill()
         second.kill()

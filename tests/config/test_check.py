@@ -264,6 +264,8 @@ def test_broken_relation_is_the_only_complaint(
     [
         ("--moe.num_experts=8 --moe.intermediate_size=127", "expert"),
         ("--moe.num_experts=6", "row"),
+        ("--moe.num_experts=6 --moe.intermediate_size=126", "row"),
+        ("--moe.num_experts=6 --moe.intermediate_size=126 --moe.activation=relu2", None),
         ("--moe.num_experts=6 --moe.intermediate_size=127", None),
         ("--moe.num_experts=6 --model.hidden_size=126 --model.head_dim=32", None),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from config_problems import MakeConfig, problems
 
 from distmoe.config.check import NAMES
 from distmoe.config.keys import key_types
 from distmoe.config.ranges import RANGES
+from distmoe.registry import GATED_ACTIVATIONS
 
 
 def test_every_number_has_a_range() -> None:
@@ -34,6 +37,10 @@ def test_unknown_names_list_the_known_ones(make_config: MakeConfig, key: str) ->
     (problem,) = problems(make_config(f"--{key}={near}"))
     assert problem.startswith(f"{key} is '{near}'; it must be one of {', '.join(known)}")
     assert problem.endswith(f"; did you mean {known[-1]}?")
+
+
+def test_every_activation_is_gated_or_not() -> None:
+    assert get_args(key_types()["moe.activation"]) == tuple(GATED_ACTIVATIONS)
 
 
 def test_nothing_divides_by_a_number_out_of_range(make_config: MakeConfig) -> None:

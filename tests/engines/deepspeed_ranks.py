@@ -19,8 +19,10 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+import training_by_hand
 from test_parity import BIASED, CPU, LAW, STEPS, config_for, logical, own_batches, train
 from torch.distributed.checkpoint.state_dict_saver import save
+from training_by_hand import OPTIM
 
 from distmoe.checkpoint.load import load
 from distmoe.config import Config
@@ -76,12 +78,16 @@ class Run:
 
 def config_of(case: dict[str, Any], *, dtype: str = "fp32", **changes: Any) -> Config:
     world, ep = case["world"], case["ep"]
-    settings = SMALL | case.get("deepspeed", {})
-    config = config_for(
-        world, ep, LAW[world, ep], engine=case["engine"], deepspeed=settings, **changes
+    settings = {"train.dtype": dtype, "train.compile": case.get("compile", "none")}
+    return config_for(
+        world,
+        ep,
+        LAW[world, ep],
+        engine=case["engine"],
+        deepspeed=SMALL | case.get("deepspeed", {}),
+        settings=settings | changes.pop("settings", {}),
+        **changes,
     )
-    compiled = case.get("compile", "none")
-    return replace(config, train=replace(config.train, dtype=dtype, compile=compiled))
 
 
 def parity(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -89,6 +95,10 @@ def parity(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     without_code = partial(torch.compile, backend="aot_eager_decomp_partition")
     with patch("distmoe.model.compile_dense.torch.compile", without_code):
         return train(rank, config_of(case), case["world"], STEPS)
+
+
+def by_hand(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
+    return train(rank, config_of(case, settings=OPTIM), case["world"], training_by_hand.STEPS)
 
 
 def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -126,13 +136,8 @@ def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
 
 
 def bf16(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
-    """The steps of the law, then the same batch again and again."""
-    run = Run(case, rank, dtype="bf16")
-    initial = run.state()["model"]
-    follows = [run.step(number).loss for number in range(STEPS // 2)]
-    learns = [run.step(0, lr=1e-2).loss for _ in range(STEPS // 2)]
-    run.close()
-    return {"initial": initial, "follows": follows, "learns": learns}
+    config = config_of(case, **training_by_hand.BF16)
+    return train(rank, config, case["world"], training_by_hand.STEPS)
 
 
 def write(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
@@ -160,7 +165,7 @@ def _go_on(run: Run) -> dict[str, Any]:
     return {"state": state, "losses": losses}
 
 
-JOBS = {job.__name__: job for job in (parity, skip, bf16, write, read)}
+JOBS = {job.__name__: job for job in (parity, by_hand, skip, bf16, write, read)}
 
 
 def run_cases(cases: list[dict[str, Any]], world: int, rank: int, folder: Path) -> None:

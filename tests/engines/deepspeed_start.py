@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from warm_python import start_python
+
 RANKS = 4
-TESTS = Path(__file__).parents[1]
+PROGRAM = str(Path(__file__).with_name("deepspeed_ranks.py"))
 
 
 class Results:
@@ -33,8 +32,10 @@ class Results:
 def run_all(cases: list[dict[str, Any]], folder: Path, *, timeout_s: float) -> Results:
     """Every case, in order. AssertionError with the output of a rank that failed."""
     (folder / "cases.json").write_text(json.dumps(cases))
-    logs = [folder / f"log-{rank}.txt" for rank in range(RANKS)]
-    ranks = [_start(folder, rank, log) for rank, log in enumerate(logs)]
+    ranks = [
+        start_python(PROGRAM, str(folder), str(rank), LOCAL_RANK="0", OMP_NUM_THREADS="1")
+        for rank in range(RANKS)
+    ]
     deadline = time.monotonic() + timeout_s
     try:
         while any(rank.poll() is None for rank in ranks):
@@ -42,7 +43,7 @@ def run_all(cases: list[dict[str, Any]], folder: Path, *, timeout_s: float) -> R
             if late or any(rank.poll() for rank in ranks):
                 failed = next((r for r, rank in enumerate(ranks) if rank.poll()), 0)
                 raise AssertionError(
-                    f"rank {failed} {'is late' if late else 'failed'}:\n{logs[failed].read_text()}"
+                    f"rank {failed} {'is late' if late else 'failed'}:\n{ranks[failed].said()}"
                 )
             time.sleep(0.05)
     finally:
@@ -50,19 +51,3 @@ def run_all(cases: list[dict[str, Any]], folder: Path, *, timeout_s: float) -> R
             rank.kill()
             rank.wait()
     return Results(folder, cases)
-
-
-def _start(folder: Path, rank: int, log: Path) -> subprocess.Popen[bytes]:
-    path = os.pathsep.join([str(TESTS), str(TESTS / "engines"), os.environ.get("PYTHONPATH", "")])
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("deepspeed_ranks.py")),
-                str(folder),
-                str(rank),
-            ],
-            env={**os.environ, "PYTHONPATH": path, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )

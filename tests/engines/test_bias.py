@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,34 +65,50 @@ def second_half(rank: int, world: int, ep: int, name: str, folder: Path) -> Any:
     return kept, losses, biases(engine)
 
 
+Halves = Callable[[int, int, str], tuple[list[Any], Path]]
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Halves:
+    """What every rank of a first half gave, and its checkpoint; each is run once."""
+
+    @functools.cache
+    def run(world: int, ep: int, name: str) -> tuple[list[Any], Path]:
+        folder = tmp_path_factory.mktemp(f"{name}-{world}-{ep}")
+        return run_ranks(first_half, world, world, ep, name, folder), folder
+
+    return run
+
+
 @pytest.mark.parametrize(("world", "ep", "name"), RUNS)
-def test_resume_is_an_unbroken_run(world: int, ep: int, name: str, tmp_path: Path) -> None:
-    unbroken = run_ranks(first_half, world, world, ep, name, tmp_path)
+def test_resume_is_an_unbroken_run(world: int, ep: int, name: str, begun: Halves) -> None:
+    unbroken, folder = begun(world, ep, name)
     assert any(any(bias_E) for bias_E in unbroken[0][0])
-    assert run_ranks(second_half, world, world, ep, name, tmp_path) == unbroken
+    assert run_ranks(second_half, world, world, ep, name, folder) == unbroken
 
 
 @pytest.mark.parametrize(("world", "ep", "name"), [r for r in RUNS if r[:2] != (2, 2)])
 def test_a_checkpoint_with_biases_loads_on_other_ranks(
-    world: int, ep: int, name: str, tmp_path: Path
+    world: int, ep: int, name: str, begun: Halves
 ) -> None:
-    kept, losses, last = run_ranks(first_half, 2, 2, 2, "fsdp2", tmp_path)[0]
-    for found in run_ranks(second_half, world, world, ep, name, tmp_path):
+    ranks, folder = begun(2, 2, "fsdp2")
+    kept, losses, last = ranks[0]
+    for found in run_ranks(second_half, world, world, ep, name, folder):
         assert (found[0], found[2]) == (kept, last)
         assert found[1] == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize(("world", "ep", "name"), RUNS[:3])
 def test_a_model_without_biases_refuses_a_checkpoint_with_them(
-    world: int, ep: int, name: str, tmp_path: Path
+    world: int, ep: int, name: str, begun: Halves
 ) -> None:
     def load_plain(rank: int) -> str:
         _, engine = start(world, ep, name)
         with pytest.raises(ValueError, match="does not fit this model") as caught:
-            load(tmp_path, engine.state_dict())
+            load(folder, engine.state_dict())
         return str(caught.value)
 
-    run_ranks(first_half, world, world, ep, name, tmp_path)
+    _, folder = begun(world, ep, name)
     for message in run_ranks(load_plain, world):
         assert message.endswith(
             "which has no blocks.1.mlp.bias_E; it needs moe.bias_update_rate > 0"

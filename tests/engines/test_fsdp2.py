@@ -28,11 +28,13 @@ class CountGathers(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> None:
-    """The second and third of three blocks have experts, which are units of their own."""
+def gathers(*, reshard: bool) -> tuple[list[int], list[int], int]:
+    """Units gathered before each block's forward and backward, and in all; the same on all ranks.
+    The second and third of three blocks have experts, which are units of their own."""
 
-    def run(rank: int) -> tuple[list[int], list[int]]:
-        config = config_for(WORLD, EP, LAW[WORLD, EP])
+    def run(rank: int) -> tuple[list[int], list[int], int]:
+        settings = {"parallel.reshard_after_forward": reshard}
+        config = config_for(WORLD, EP, LAW[WORLD, EP], settings=settings)
         engine = make_engine(config, build_mesh(config.parallel, device_type="cpu"), CPU)
         gathered, forward, backward = CountGathers(), [], []
         for block in engine.model.blocks:
@@ -42,10 +44,22 @@ def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> Non
         options = {"lr": 1e-3, "moe": config.moe, "device": CPU, "group": dist.group.WORLD}
         with gathered:
             train_step(engine, batches, **options)
-        return forward, backward
+        return forward, backward, gathered.count
 
-    for forward, backward in run_ranks(run, WORLD):
-        # Root, first and second block; the third with the second; nothing is left for it.
-        assert forward == [1 + 1 + 2, 1 + 1 + 2 + 2, 6]
-        # Backward the third alone; its experts and the second block; the first. The root is whole.
-        assert backward == [6 + 1, 7 + 1 + 2, 10 + 1]
+    first, *others = run_ranks(run, WORLD)
+    assert all(other == first for other in others)
+    return first
+
+
+def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> None:
+    forward, backward, total = gathers(reshard=True)
+    # Root, first and second block; the third with the second; nothing is left for it.
+    assert forward == [1 + 1 + 2, 1 + 1 + 2 + 2, 6]
+    # Backward the third alone; its experts and the second block; the first. The root is whole.
+    assert backward == [6 + 1, 7 + 1 + 2, 10 + 1]
+    assert total == 11
+
+
+def test_what_is_not_freed_is_not_gathered_again() -> None:
+    _, _, total = gathers(reshard=False)
+    assert total == 6

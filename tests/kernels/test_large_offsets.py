@@ -14,7 +14,7 @@ import torch
 from test_moe_mlp import backend_or_skip
 from torch import Tensor
 
-from distmoe.kernels.moe_mlp import PairIndex, Runs, gluon_tiles
+from distmoe.kernels.moe_mlp import PairIndex, Runs, gluon_tiles, load_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, TileConfig, override
 from distmoe.kernels.testing import assert_as_good_as
 
@@ -26,7 +26,7 @@ H, I = 16, 512
 @pytest.fixture(params=["tma", "pointers", "gluon"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """With small tiles; triton by TMA and by pointers."""
-    config = TileConfig(16, 64, 16, 4, 2, tma=request.param == "tma")
+    config = TileConfig(32, 256, 64, 4, 2, tma=request.param == "tma")
     with ExitStack() as stack:
         for kernel in CANDIDATES:
             stack.enter_context(override(kernel, config))
@@ -78,3 +78,31 @@ def test_the_end_of_a_large_buffer_is_like_a_small_one(large: str, backend: str)
         result = pieces(backend, PAIRS, R, large_x, large_dy, row + (R - 12), w_in, w_out)
     for i, (got, want) in enumerate(zip(result, small, strict=True)):
         assert_as_good_as(got, want, want.float(), f"result {i}")
+
+
+def row_sums(L: int, R: int, v: Tensor, by_row: Tensor, bounds: Tensor) -> Tensor:
+    """Of the last rows of R, over pairs among the last of L."""
+    first_row = R - len(bounds) + 1
+    v_LH = v.new_empty(L, H)
+    v_LH[-len(v) :] = v
+    row_offsets_R1 = torch.empty(R + 1, dtype=torch.int32, device=DEVICE)
+    row_offsets_R1[first_row:] = bounds
+    by_row_L = by_row + (L - len(v))
+    index = PairIndex(by_row_L, bounds[:2], by_row_L, row_offsets_R1)
+    out_RH = v.new_empty(R, H)
+    load_backend("triton").row_sum(
+        v_LH, index=index, rows=slice(first_row, R), score_L=None, out_RH=out_RH
+    )
+    return out_RH[first_row:].clone()
+
+
+def test_rows_and_pairs_of_a_sum_may_be_far_out() -> None:
+    generator = torch.Generator().manual_seed(0)
+    by_row = torch.randperm(PAIRS, generator=generator).to(DEVICE, torch.int32)
+    bounds = torch.tensor([0, 3, 3, 11, PAIRS], dtype=torch.int32, device=DEVICE)
+    v, large = normal(PAIRS, H), 2**31 // H + PAIRS
+    want = row_sums(PAIRS, 4, v, by_row, bounds)
+    assert want.abs().amax(1).gt(0).tolist() == [True, False, True, True]
+    # One at a time: the memory of both would be a device's.
+    for L, R in ((large, 4), (PAIRS, large)):
+        assert torch.equal(row_sums(L, R, v, by_row, bounds), want)

@@ -119,7 +119,25 @@ def test_a_diverged_row_still_chooses_as_many_experts(backend: str, activation: 
     logits_TE[1, 3], logits_TE[2] = float("nan"), float("nan")
     choice = route_top_k(logits_TE, top_k=4, activation=activation, backend=backend)
     assert choice.chosen_TE.sum(1).tolist() == [4] * 5
-    assert (choice.key_TE[2] == 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in subtract")
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("backend", list(ROUTER_TOPK_BACKENDS))
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_diverged_rows_take_the_experts_in_turn(
+    backend: str, activation: str, biased: bool
+) -> None:
+    """Above a row of numbers, and more of them than there are experts."""
+    logits_TE = logits_of((37, 12, 5), "normal")
+    logits_TE[1:] = float("nan")
+    bias_E = bias_of(12) if biased else None
+    choice = route_top_k(logits_TE, top_k=5, activation=activation, bias_E=bias_E, backend=backend)
+    check(Choice(*(part[:1] for part in vars(choice).values())), 5, bias_E)
+    for token in range(1, 37):
+        in_turn = [(token * 5 + j) % 12 for j in range(12)]
+        assert choice.key_TE[token].argsort(descending=True).tolist() == in_turn
+        assert choice.chosen_TE[token].nonzero().flatten().tolist() == sorted(in_turn[:5])
 
 
 def test_unknown_activation() -> None:

@@ -46,6 +46,8 @@ SCHEDULES = [
     for order in ORDERS
     for num_ranks, steps in [(2, 3), (4, 1), (4, 2), (4, 3), (4, 7)]
 ]
+# Of six experts.
+SCHEDULES += [(3, "rank", "tokens", 2), (6, "rank", "source", 5)]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,9 @@ def test_every_schedule(
     tokens = make_tokens(num_ranks)
     x, dout = inputs(tokens, favourite)
     dispatch = DispatchConfig(level=level, order=order, steps=steps)
-    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE), dispatch=dispatch)
+    num_experts = CONFIG.num_experts if CONFIG.num_experts % num_ranks == 0 else 6
+    config = replace(CONFIG, num_experts=num_experts)
+    config = replace(config, rounding=RoundingConfig(rule, tile=TILE), dispatch=dispatch)
     serial = replace(config, dispatch=replace(dispatch, overlap=False))
     with poisoned_empty():
         joined = together(run_ranks(run_layer, num_ranks, config, tokens, x, dout))

@@ -63,7 +63,7 @@ def test_impossible_layers_are_refused() -> None:
         ({"bias_update_rate": 1e-9}, "bias_update_rate is 1e-09; it must be 0 or at least 5.96"),
         (
             {"rounding": RoundingConfig(capacity_factor=0.5)},
-            "rounding.capacity_factor is 0.5; it must be 0 or at least 1",
+            "rounding.capacity_factor is 0.5; it must be 0 for no bound, or at least 1",
         ),
         ({"load_balance_scope": "node"}, "load_balance_scope is 'node'; it must be one of global,"),
         ({"group_score": "mean"}, "group_score is 'mean'; it must be one of max, top2, sum"),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import bench_dispatch
 import pytest
+from warm_python import run_python
 from wrong_arguments import refusal
 
 from distmoe.planner.dispatch_bench.measure import Timing, slowest
@@ -19,7 +19,7 @@ TOOL = str(Path(__file__).parents[2] / "tools/bench_dispatch.py")
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *options], capture_output=True, text=True)
+    return run_python(TOOL, *options)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """The kernel bench as its users run it: a process, its JSON, its exit code."""
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import torch
 import triton
 from tile_tables import table_file
+from warm_python import run_python
 
 from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
 
@@ -56,10 +56,7 @@ WRONG = {
 
 
 def bench(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TOOL, "--device", "cpu", *options]
-    # One thread: threads of several test runs wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return run_python(TOOL, "--device", "cpu", *options)
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import compare_routing_quality
 import pytest
+from warm_python import run_python
 from wrong_arguments import refusal
 
 from distmoe.data.cli import main as data_main
@@ -24,7 +24,7 @@ TINY += ["--model.hidden_size", "32", "--model.n_layers", "2", "--moe.intermedia
 
 
 def compare(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *options], capture_output=True, text=True)
+    return run_python(TOOL, *options)
 
 
 def test_runs_table_json_and_no_run_twice(tmp_path: Path) -> None:

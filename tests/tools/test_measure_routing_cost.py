@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import measure_routing_cost
 import pytest
+from warm_python import run_python
 from wrong_arguments import refusal
 
 pytestmark = pytest.mark.processes
@@ -20,7 +20,7 @@ SMALL += ["--hidden", "16", "--inner", "8", "--repeats", "1"]
 
 
 def measure(*options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, TOOL, *options], capture_output=True, text=True)
+    return run_python(TOOL, *options)
 
 
 def test_bytes_and_rounds_of_every_way(tmp_path: Path) -> None:

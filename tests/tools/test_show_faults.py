@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from warm_python import run_python
 
 TOP = Path(__file__).parents[2]
 TOOL = TOP / "tools/show_faults.py"
@@ -38,8 +38,7 @@ def test_the_page_has_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_user_sees(tmp_path: Path) -> None:
     """Of two configs, and of weights that are no numbers."""
     names, file = ["different-configs", "nan-router"], tmp_path / "faults.json"
-    command = [sys.executable, str(TOOL), *names, "--json", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_python(str(TOOL), *names, "--json", str(file))
     assert done.returncode == 0, done.stdout + done.stderr
     seen = json.loads(file.read_text())
     assert list(seen) == names
@@ -49,6 +48,6 @@ def test_what_a_user_sees(tmp_path: Path) -> None:
 
 
 def test_a_fault_that_there_is_not() -> None:
-    done = subprocess.run([sys.executable, str(TOOL), "flood"], capture_output=True, text=True)
+    done = run_python(str(TOOL), "flood")
     assert done.returncode == 2
     assert "FAULT is 'flood'; it must be one of unknown-key," in done.stderr

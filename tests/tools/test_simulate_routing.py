@@ -2,23 +2,22 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simulate_routing
+from warm_python import run_python
 from wrong_arguments import refusal
 
 from distmoe.planner.routing_trace import RankTrace, TraceFacts, write_trace
 
-ROOT = Path(__file__).parents[2]
+TOOL = str(Path(__file__).parents[2] / "tools/simulate_routing.py")
 SMALL = ["--ranks", "2", "--experts", "8", "--top_k", "2", "--tokens", "64", "--tile", "8"]
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "tools/simulate_routing.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return run_python(TOOL, *arguments)
 
 
 @pytest.mark.processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,10 @@ def unbroken(run: Run) -> Path:
 
 
 def checkpoints(config: Path) -> list[str]:
+    # A run that was ended by an error may leave one that is still written.
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
     return sorted(path.name for path in (config.parent / "run" / "checkpoints").iterdir())
 
 

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from links import on_host, slow_link
 from slurm_cluster import wait_until
-from training_runs import LONG, config_file, learning, records
+from training_runs import CONSTANT, config_file, learning, records
 
 pytestmark = pytest.mark.processes
+
+STEPS, LOST_AFTER = 40, 8
+RUN = [*CONSTANT, f"--train.steps={STEPS}", "--checkpoint.every=4"]
 
 # A host counts as lost after 3 s instead of 15. The hosts share a name, so that torchrun cannot
 # find out by the address who serves the store.
@@ -36,7 +39,7 @@ def start_agent(hosts: str, host: int, config: Path, *options: str) -> subproces
     launch += ["--master=10.77.0.1:29500", f"--launcher-args={agent}"]
     with (config.parent / f"host-{host}.log").open("a") as log:
         return subprocess.Popen(
-            on_host(hosts, host, [sys.executable, "-m", "distmoe", *launch, *LONG, *options]),
+            on_host(hosts, host, [sys.executable, "-m", "distmoe", *launch, *RUN, *options]),
             stdout=log,
             stderr=log,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -54,7 +57,7 @@ def test_killed_host_that_comes_back(
     config = config_file(tmp_path / "elastic", data)
     agents = [start_agent(hosts, host, config) for host in range(2)]
     try:
-        wait_until(lambda: len(records(config)) >= 25, 120)
+        wait_until(lambda: len(records(config)) >= LOST_AFTER, 120)
         agents[1].kill()
         agents[1].wait()
         agents[1] = start_agent(hosts, 1, config)
@@ -64,17 +67,16 @@ def test_killed_host_that_comes_back(
         for agent in agents:
             agent.kill()
     assert "resumed from" in said(config)
-    assert learning(config) == learning(long_run)
+    assert learning(config) == learning(long_run)[:STEPS]
 
 
 def test_killed_host_that_stays_away(hosts: str, data: Path, tmp_path: Path) -> None:
     """All experts on each host: the one that is left goes on alone. Only the agent is killed, and
     its rank must go with it."""
     config = config_file(tmp_path / "smaller", data)
-    options = ["--parallel.ep=1", "--train.steps=60"]
-    agents = [start_agent(hosts, host, config, *options) for host in range(2)]
+    agents = [start_agent(hosts, host, config, "--parallel.ep=1") for host in range(2)]
     try:
-        wait_until(lambda: len(records(config)) >= 25, 120)
+        wait_until(lambda: len(records(config)) >= LOST_AFTER, 120)
         agents[1].kill()
         assert agents[0].wait(timeout=180) == 0, said(config)
     finally:
@@ -82,4 +84,4 @@ def test_killed_host_that_stays_away(hosts: str, data: Path, tmp_path: Path) -> 
             agent.kill()
     assert "dp_replicate 1 x efsdp 2" in said(config)
     assert "mesh            1 rank" in said(config)
-    assert len(records(config)) == 60
+    assert len(records(config)) == STEPS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
+from distmoe.kernels.router_topk.torch_backend import turns
 from distmoe.routing.routers import Scores, scores_from_logits
 
 # Above every score, and within the keys that rounding tells apart.
@@ -28,13 +28,8 @@ class Balanced:
         scores = scores_from_logits(
             logits_TE, activation="softmax", top_k=self.top_k, renormalize=self.renormalize
         )
-        chosen_TE = self._take_turns(*logits_TE.shape, device=logits_TE.device)
+        turn_TE = turns(*logits_TE.shape, top_k=self.top_k, device=logits_TE.device)
+        chosen_TE = turn_TE < self.top_k
         return replace(
             scores, key_TE=scores.key_TE + CHOSEN_KEY * chosen_TE.int(), chosen_TE=chosen_TE
         )
-
-    def _take_turns(self, num_tokens: int, num_experts: int, *, device: torch.device) -> Tensor:
-        """[T, E] bool."""
-        first_T1 = torch.arange(num_tokens, device=device)[:, None] * self.top_k
-        expert_E = torch.arange(num_experts, device=device)
-        return (expert_E - first_T1) % num_experts < self.top_k

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from links import on_host, slow_link
+from warm_python import run_python
 
 from distmoe.launch import cli
 from distmoe.planner import measure_device
@@ -23,8 +24,7 @@ SMALL += ["--train.global_batch_size=2", "--data.seq_len=64"]
 @pytest.mark.processes
 def test_two_ranks(tmp_path: Path) -> None:
     files = ["--json", str(tmp_path / "o.json"), f"--save={tmp_path / 'machine.toml'}"]
-    ranks = ["--nproc", "2"]
-    done = subprocess.run([*COMMAND, *ranks, *files, *SMALL], capture_output=True, text=True)
+    done = run_python("-m", "distmoe", "doctor", "comm", "--nproc=2", *files, *SMALL)
     assert done.returncode == 0, done.stderr
     head, *rows = done.stdout.splitlines()
     assert head.split() == "ranks class alpha us beta MB/s one pair MB/s worst pair".split()
