@@ -63,6 +63,18 @@ def test_a_broken_file_is_named_with_its_line(
     assert message in error
 
 
+def test_a_slowest_rank_that_nobody_timed_is_a_dash(make_run: MakeRun, capsys: Captured) -> None:
+    folder = make_run("run")
+    file = folder / "metrics.jsonl"
+    unknown = {"slowest_over_mean": None, "slowest_rank": None}
+    lines = [json.loads(line) | unknown for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    capsys.readouterr()
+    assert main([str(folder)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "slowest" in line]
+    assert [row[-2] for row in rows] == ["-", "-"]
+
+
 def test_a_run_from_before_energy_was_noted_is_read(make_run: MakeRun, capsys: Captured) -> None:
     folder = make_run("old")
     file = folder / "metrics.jsonl"
