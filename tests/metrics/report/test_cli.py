@@ -71,7 +71,7 @@ def test_a_slowest_rank_that_nobody_timed_is_a_dash(make_run: MakeRun, capsys: C
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     capsys.readouterr()
     assert main([str(folder)]) == 0
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "slowest" in line]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "slowest " in line]
     assert [row[-2] for row in rows] == ["-", "-"]
 
 
