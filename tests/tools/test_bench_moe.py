@@ -27,7 +27,7 @@ WRONG = {
     "rounds": (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
     "dtype": (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     "folder": (["--json", "no/such/folder/file"], "there is no folder"),
-    "tune": (["--tune", "--backends", "torch"], "--tune needs triton among --backends"),
+    "tune": (["--tune", "--backends", "torch"], "--tune needs triton or gluon among --backends"),
     "tiles": (
         ["--tiles", "no.toml", "--backends", "triton"],
         "'no.toml' cannot be read: [Errno 2]",
