@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distmoe.config import file_rules, layer_rules, run_rules
 from distmoe.config.data_rules import data_problems
 from distmoe.config.errors import ConfigError
 from distmoe.config.keys import nearest, value_of
 from distmoe.config.ranges import out_of_range
 from distmoe.config.resolve import resolve
-from distmoe.config.rules import RULES
 from distmoe.config.schema import Config
 from distmoe.registry import (
     ENGINES,
@@ -22,6 +22,8 @@ from distmoe.registry import (
     SELECTIONS,
     Registry,
 )
+
+RULES = (*layer_rules.RULES, *run_rules.RULES, *file_rules.RULES)
 
 NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
     "moe.router": (ROUTERS, ()),

@@ -9,8 +9,8 @@ from typing import Any, Literal, get_args, get_origin
 from distmoe.config import Config, MoEConfig, ParallelConfig
 from distmoe.config.check import NAMES
 from distmoe.config.keys import key_types, value_of
+from distmoe.config.layer_rules import RULES
 from distmoe.config.ranges import out_of_range
-from distmoe.config.rules import RULES
 from distmoe.kernels.moe_mlp.activations import activation_called
 
 

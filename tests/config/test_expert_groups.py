@@ -6,7 +6,7 @@ import pytest
 from config_problems import MakeConfig
 
 from distmoe.config import ConfigError, MoEConfig, check, expert_group_problems
-from distmoe.config.rules import FORCED_ROUTERS
+from distmoe.config.layer_rules import FORCED_ROUTERS
 from distmoe.registry import ROUTERS
 from distmoe.routing.routers import is_forced
 

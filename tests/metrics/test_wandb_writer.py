@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from distmoe.config import Config, MetricsConfig
-from distmoe.config.rules import _wandb
+from distmoe.config.file_rules import _wandb
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.reporter import Reporter
 
