@@ -19,6 +19,15 @@ def fused_or_torch(device: torch.device) -> str:
     return "triton" if fused_kernels_run_on(device) else "torch"
 
 
+def kernels_are_interpreted() -> bool:
+    """Whether Triton's interpreter runs them, on a CPU."""
+    if find_spec("triton") is None:
+        return False
+    import triton
+
+    return bool(triton.knobs.runtime.interpret)
+
+
 @cache
 def _supported(index: int) -> bool:
     if not torch.cuda.is_available() or find_spec("triton") is None:

@@ -22,6 +22,7 @@ ORDER = (
     ("convert",),
     ("metrics",),
     ("planner",),
+    ("bench",),
     ("train",),
     ("launch",),
 )

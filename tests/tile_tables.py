@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from distmoe.bench.kernels.tuning import write_tiles
 from distmoe.kernels.moe_mlp.tile_table import Origin, TunedLayer, TunedTile
 from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
-from distmoe.planner.kernel_bench.tuning import write_tiles
 
 SMALL = TileConfig(16, 16, 16, num_warps=4, num_stages=2)
 SHAPE = ExpertShape(H=32, I=16, e=2, gated=True, dtype=torch.float16)

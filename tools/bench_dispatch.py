@@ -30,10 +30,10 @@ import torch
 import torch.distributed as dist
 from two_hosts import INTERFACE, hosts
 
-from distmoe.planner.command_line import command_line
-from distmoe.planner.dispatch_bench.layer import Device
-from distmoe.planner.dispatch_bench.peers import PEERS
-from distmoe.planner.dispatch_bench.report import (
+from distmoe.bench.command_line import command_line
+from distmoe.bench.dispatch.layer import Device
+from distmoe.bench.dispatch.peers import PEERS
+from distmoe.bench.dispatch.report import (
     ExposedLine,
     Line,
     bytes_table,
@@ -43,7 +43,7 @@ from distmoe.planner.dispatch_bench.report import (
     show,
     times_table,
 )
-from distmoe.planner.dispatch_bench.session import (
+from distmoe.bench.dispatch.session import (
     RankResult,
     Settings,
     exposed_lines,
@@ -52,7 +52,7 @@ from distmoe.planner.dispatch_bench.session import (
     peer_notes,
     wrong_peers,
 )
-from distmoe.planner.dispatch_bench.ways import default_ways
+from distmoe.bench.dispatch.ways import default_ways
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.row_volumes import RankLayout
 

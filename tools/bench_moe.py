@@ -19,25 +19,25 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distmoe.config import check, load_config, resolve
-from distmoe.kernels.moe_mlp.find_tiles import device_name, find_tiles, triton_version
-from distmoe.kernels.moe_mlp.tile_table import Origin
-from distmoe.planner.command_line import command_line
-from distmoe.planner.kernel_bench import catalog
-from distmoe.planner.kernel_bench.config_shapes import shapes_of_run
-from distmoe.planner.kernel_bench.environment import environment
-from distmoe.planner.kernel_bench.picture import draw
-from distmoe.planner.kernel_bench.record import record_of
-from distmoe.planner.kernel_bench.report import print_record, print_rounding
-from distmoe.planner.kernel_bench.session import Request, Result, run
-from distmoe.planner.kernel_bench.shapes import SHAPES, Shape, find_shapes
-from distmoe.planner.kernel_bench.subjects import MODES
-from distmoe.planner.kernel_bench.tuning import (
+from distmoe.bench.command_line import command_line
+from distmoe.bench.kernels import catalog
+from distmoe.bench.kernels.config_shapes import shapes_of_run
+from distmoe.bench.kernels.picture import draw
+from distmoe.bench.kernels.record import record_of
+from distmoe.bench.kernels.report import print_record, print_rounding
+from distmoe.bench.kernels.session import Request, Result, run
+from distmoe.bench.kernels.shapes import SHAPES, Shape, find_shapes
+from distmoe.bench.kernels.subjects import MODES
+from distmoe.bench.kernels.tuning import (
     tiles_of_device,
     tuned_layers,
     why_untunable,
     write_tiles,
 )
+from distmoe.config import check, load_config, resolve
+from distmoe.kernels.moe_mlp.find_tiles import device_name, find_tiles, triton_version
+from distmoe.kernels.moe_mlp.tile_table import Origin
+from distmoe.planner.environment import environment
 from distmoe.registry import MOE_MLP_TILES, ROUNDING_RULES
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

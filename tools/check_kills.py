@@ -33,11 +33,11 @@ from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
 from rich.table import Table
 
+from distmoe.bench.command_line import command_line
 from distmoe.checkpoint.manifest import damage
 from distmoe.checkpoint.store import step_of
 from distmoe.config import load_config, resolve
 from distmoe.data.cli import main as data_main
-from distmoe.planner.command_line import command_line
 
 MOMENTS = ("time", "step", "write", "call")
 

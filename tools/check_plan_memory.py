@@ -22,10 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from distmoe.bench.command_line import command_line
 from distmoe.config import Config, RankInfo, resolve, to_toml
 from distmoe.config.keys import with_values
 from distmoe.launch.env import worker_environment
-from distmoe.planner.command_line import command_line
 from distmoe.planner.job_memory import JobMemory, predict_memory
 
 LIMIT = 0.10

@@ -31,8 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from two_hosts import Hosts, hosts, run_arguments
 
+from distmoe.bench.command_line import command_line
 from distmoe.config import load_config
-from distmoe.planner.command_line import command_line
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.plan_job import Planner
 from distmoe.planner.step_parts import StepPart

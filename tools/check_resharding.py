@@ -36,6 +36,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from distmoe.bench.command_line import command_line
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.store import CheckpointStore
 from distmoe.config import (
@@ -52,7 +53,6 @@ from distmoe.data.batches import Batch, rank_positions
 from distmoe.engines import Engine, make_engine
 from distmoe.launch.env import export_local_rank
 from distmoe.mesh import build_mesh
-from distmoe.planner.command_line import command_line
 from distmoe.registry import ENGINES
 from distmoe.train.step import train_step
 

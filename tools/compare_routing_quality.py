@@ -24,9 +24,8 @@ from typing import Any
 
 import torch
 
-from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
-from distmoe.planner.command_line import command_line
-from distmoe.planner.routing_quality import (
+from distmoe.bench.command_line import command_line
+from distmoe.bench.routing_quality import (
     TOP_K,
     WAYS,
     Plan,
@@ -38,6 +37,7 @@ from distmoe.planner.routing_quality import (
     summarize,
     tile_for,
 )
+from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 
 CONFIG = "configs/routing_quality.toml"
 

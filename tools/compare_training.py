@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from two_hosts import Hosts, hosts, run_arguments
 
-from distmoe.planner.command_line import command_line
+from distmoe.bench.command_line import command_line
 
 WAYS = {
     "defaults": [],

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from distmoe.bench.kernels.shapes import Shape, find_shapes
 from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
-from distmoe.planner.kernel_bench.shapes import Shape, find_shapes
 
 NUM_TILINGS = max(map(len, CANDIDATES.values()))
 

@@ -78,7 +78,7 @@ def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str
 def machine() -> dict[str, str]:
     import triton
 
-    from distmoe.planner.command_line import command_line
+    from distmoe.bench.command_line import command_line
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, interpreter"
     return {

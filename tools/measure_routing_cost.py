@@ -22,9 +22,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from distmoe.bench.command_line import command_line
+from distmoe.bench.routing_cost import Cost, measure_costs
 from distmoe.config import MoEConfig, RoundingConfig
-from distmoe.planner.command_line import command_line
-from distmoe.planner.routing_cost import Cost, measure_costs
 
 SIZES = {
     "ranks": 8,

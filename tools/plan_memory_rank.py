@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from distmoe import runtime as runtime_room
+from distmoe.bench.live_storages import LiveStorages
 from distmoe.config import Config, RankInfo, load_config
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult, make_engine
 from distmoe.launch.env import rank_info
 from distmoe.mesh import build_mesh
-from distmoe.planner.live_storages import LiveStorages
 from distmoe.runtime import Runtime
 from distmoe.train.step import train_step
 

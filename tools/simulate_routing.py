@@ -20,10 +20,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from distmoe.planner.command_line import command_line
-from distmoe.planner.routing_picture import draw
-from distmoe.planner.routing_report import Result, as_json, print_result, print_summary
-from distmoe.planner.routing_simulation import (
+from distmoe.bench.command_line import command_line
+from distmoe.bench.routing_picture import draw
+from distmoe.bench.routing_report import Result, as_json, print_result, print_summary
+from distmoe.bench.routing_simulation import (
     Outcome,
     Setting,
     mean_outcomes,

@@ -30,10 +30,10 @@ from rich.table import Table
 from two_hosts import hosts
 
 from distmoe import MoE, MoEConfig
+from distmoe.bench.command_line import command_line
+from distmoe.bench.soak import Growth, Reading, growth, soak
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.moe.schedule import LEVELS
-from distmoe.planner.command_line import command_line
-from distmoe.planner.soak import Growth, Reading, growth, soak
 
 SIZES = {"ranks": 8, "ranks-per-node": 8, "steps": 500, "every": 50, "tokens": 256}
 SIZES |= {"hidden": 64, "inner": 32, "experts": 32, "top-k": 4, "tile": 16, "timeout-s": 60}

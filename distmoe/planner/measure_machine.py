@@ -12,7 +12,7 @@ from distmoe.comm import make_exchange
 from distmoe.config import Config
 from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
-from distmoe.planner.kernel_bench.environment import environment
+from distmoe.planner.environment import environment
 from distmoe.planner.machine_profile import Link, Origin, Profile
 from distmoe.planner.measure_collectives import measure_collectives, shares_of_a_ring
 from distmoe.planner.measure_device import (

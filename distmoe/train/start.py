@@ -7,6 +7,7 @@ import torch
 from distmoe.config import Config, ConfigError, MoEConfig, corpora
 from distmoe.config.keys import key_types, value_of
 from distmoe.engines import compute_dtype
+from distmoe.kernels.backends import kernels_are_interpreted
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.moe_mlp.find_tiles import find_tiles
@@ -26,6 +27,8 @@ OF_A_MACHINE = {
     "parallel.profile",
     "parallel.ranks_per_node",
 }
+# Backends that are no wrapper of a package, which would say itself what it needs.
+OF_GPUS = ("triton", "gluon")
 
 
 def common_facts(config: Config, device: torch.device) -> dict[str, str]:
@@ -45,7 +48,11 @@ def common_facts(config: Config, device: torch.device) -> dict[str, str]:
 
 def run_tiles(moe: MoEConfig, device: torch.device) -> TileTable:
     """The table of tile configurations that the expert kernels of a run use on ``device``;
-    ConfigError if that cannot be."""
+    ConfigError if it cannot use them, or cannot run the kernels."""
+    if moe.kernel in OF_GPUS and device.type == "cpu" and not kernels_are_interpreted():
+        raise ConfigError(
+            f"moe.kernel is '{moe.kernel}'; on a CPU it must be auto, torch or reference"
+        )
     try:
         return find_tiles(moe.kernel_tiles, backend_for(moe.kernel, device), device)
     except TileFileError as error:

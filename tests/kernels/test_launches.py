@@ -14,9 +14,9 @@ from compile_kernels import compile_only, forward_and_backward
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from distmoe.bench.kernels.shapes import SHAPES, Shape
 from distmoe.kernels.moe_mlp import triton_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
-from distmoe.planner.kernel_bench.shapes import SHAPES, Shape
 
 KERNELS = (
     "up_kernel",

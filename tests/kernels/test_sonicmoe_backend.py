@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from distmoe.bench.kernels.check import Expected, expect, faults
+from distmoe.bench.kernels.problem import Problem
+from distmoe.bench.kernels.shapes import Shape
+from distmoe.bench.kernels.subjects import ContractSubject, Workspace
 from distmoe.kernels.moe_mlp import MoeMlp, PairIndex, Runs
 from distmoe.kernels.testing import assert_as_good_as
-from distmoe.planner.kernel_bench.check import Expected, expect, faults
-from distmoe.planner.kernel_bench.problem import Problem
-from distmoe.planner.kernel_bench.shapes import Shape
-from distmoe.planner.kernel_bench.subjects import ContractSubject, Workspace
 
 ADAPTER = "distmoe.kernels.moe_mlp.sonicmoe_backend"
 SHAPE = Shape("small", T=24, H=16, I=8, E=4, K=2, tile=8)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from distmoe.bench.live_storages import LiveStorages
 from distmoe.config import Config, resolve
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch
@@ -25,7 +26,6 @@ from distmoe.planner.engine_costs import Job
 from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
 from distmoe.planner.exchange_rows import exchange_rows
 from distmoe.planner.job_memory import predict_memory, zero3_host_memory
-from distmoe.planner.live_storages import LiveStorages
 from distmoe.planner.parameter_shapes import model_units
 from distmoe.planner.step_moments import Moment, Stage
 from distmoe.train.step import train_step

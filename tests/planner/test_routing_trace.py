@@ -13,6 +13,14 @@ from ranks import run_ranks
 from torch import Tensor
 
 from distmoe import MoE, MoEConfig
+from distmoe.bench.routing_simulation import (
+    TOP_K,
+    Setting,
+    mean_outcomes,
+    simulate,
+    synthetic_scores,
+    traced_scores,
+)
 from distmoe.config import (
     Config,
     ExpertGroups,
@@ -25,14 +33,6 @@ from distmoe.config import (
 )
 from distmoe.kernels.round_select import NOTHING
 from distmoe.kernels.router_topk.torch_backend import integer_keys
-from distmoe.planner.routing_simulation import (
-    TOP_K,
-    Setting,
-    mean_outcomes,
-    simulate,
-    synthetic_scores,
-    traced_scores,
-)
 from distmoe.planner.routing_trace import (
     RankTrace,
     TraceError,

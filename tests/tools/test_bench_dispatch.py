@@ -13,7 +13,7 @@ import pytest
 from warm_python import run_python
 from wrong_arguments import refusal
 
-from distmoe.planner.dispatch_bench.measure import Timing, slowest
+from distmoe.bench.dispatch.measure import Timing, slowest
 
 TOOL = str(Path(__file__).parents[2] / "tools/bench_dispatch.py")
 

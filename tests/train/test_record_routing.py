@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from training_runs import config_file, finish, start
 
+from distmoe.bench.routing_simulation import TOP_K, mean_outcomes, simulate, traced_scores
 from distmoe.config import Config, ConfigError, apply_overrides, check
-from distmoe.planner.routing_simulation import TOP_K, mean_outcomes, simulate, traced_scores
 from distmoe.planner.routing_trace import read_rank_trace, read_traces
 
 # Two blocks with experts and two micro-batches, recomputed forwards and validations.

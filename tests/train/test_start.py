@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import triton
 from tile_tables import table_file
 
 from distmoe.config import Config, ConfigError, DataConfig, MoEConfig, RankInfo
@@ -53,6 +54,15 @@ def problems_of_ranks(configs: Sequence[Config]) -> list[list[str]]:
     for thread in threads:
         thread.join()
     return told
+
+
+@pytest.mark.parametrize("kernel", ["triton", "gluon"])
+def test_kernels_of_gpus_are_refused_on_a_cpu(
+    data: Path, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ConfigError, match=f"moe.kernel is '{kernel}'; on a CPU it must be auto"):
+        common_facts(run_with(data, "auto", kernel), CPU)
 
 
 def test_two_ranks_with_different_tables_are_refused(data: Path, tmp_path: Path) -> None:

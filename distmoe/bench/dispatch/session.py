@@ -1,0 +1,215 @@
+"""One rank of the bench, and what the ranks found together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distmoe.bench.dispatch.check import MOST_WRONG, worst_errors
+from distmoe.bench.dispatch.exposed import Exposed, measure_exposed
+from distmoe.bench.dispatch.layer import Device, Layer
+from distmoe.bench.dispatch.measure import Timing, measure, slowest
+from distmoe.bench.dispatch.peers import MissingPeerError, load_peer
+from distmoe.bench.dispatch.report import ExposedLine, Line
+from distmoe.bench.dispatch.subjects import OwnWay, Subject
+from distmoe.bench.dispatch.ways import Way
+from distmoe.bench.dispatch.wire import (
+    Interface,
+    counted_rows,
+    expected_rows,
+    gather_pairs,
+    hops,
+)
+from distmoe.comm import make_exchange
+from distmoe.config import MoEConfig
+from distmoe.planner.cost_model import Prediction, predict
+from distmoe.planner.layer_shape import LayerShape
+from distmoe.planner.machine_profile import Profile
+from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
+from distmoe.planner.measure_links import measure_links
+from distmoe.planner.row_volumes import RankLayout
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """``interface``: of the network, "" for none. ``exposed``: measure that, too."""
+
+    shape: LayerShape
+    layout: RankLayout
+    device: Device
+    ways: Sequence[Way]
+    peers: Sequence[str]
+    rounds: int
+    interface: str = ""
+    exposed: bool = False
+
+
+@dataclass(frozen=True)
+class RankResult:
+    """Of one rank. ``predicted_s``: of the ways. ``errors``: of every peer that is here, by tensor;
+    ``missing``: why others are not. ``routing_rows``: rows in all and between nodes, by level."""
+
+    profile: dict[str, Any]
+    timings: list[Timing]
+    predicted_s: list[float]
+    errors: dict[str, dict[str, float]]
+    missing: dict[str, str]
+    routing_rows: dict[str, tuple[int, int]]
+    exposed: list[Exposed]
+
+    @staticmethod
+    def read(content: dict[str, Any]) -> RankResult:
+        """From what `asdict` made of one."""
+        timings = [Timing(**timing) for timing in content["timings"]]
+        exposed = [Exposed(**figures) for figures in content["exposed"]]
+        return RankResult(**{**content, "timings": timings, "exposed": exposed})
+
+
+def measure_rank(settings: Settings, group: dist.ProcessGroup) -> RankResult:
+    """Everything; collective over all ranks of the run."""
+    profile = _profile(settings, group)
+    shape, layout = settings.shape, settings.layout
+    layer = _layer(settings, group, settings.device)
+    errors, missing = _check_peers(settings, group)
+    subjects: list[Subject] = [OwnWay(layer, way) for way in settings.ways]
+    right = [name for name, of in errors.items() if max(of.values()) <= MOST_WRONG]
+    subjects += [load_peer(name, layer) for name in right]
+    interface = Interface(settings.interface) if settings.interface else None
+    timings = measure(layer, subjects, rounds=settings.rounds, interface=interface)
+    predictions = [predict(shape, layout, profile, layer.schedule(way)) for way in settings.ways]
+    pairs_PTP = gather_pairs(layer)
+    levels = {subject.level for subject in subjects if subject.level}
+    return RankResult(
+        profile=asdict(profile),
+        timings=timings,
+        predicted_s=[_seconds(p, way) for p, way in zip(predictions, settings.ways, strict=True)],
+        errors=errors,
+        missing=missing,
+        routing_rows={
+            level: counted_rows(hops(pairs_PTP, layout, level), layout, dist.get_rank(group))
+            for level in sorted(levels)
+        },
+        exposed=(
+            measure_exposed(layer, settings.ways, rounds=settings.rounds)
+            if settings.exposed
+            else []
+        ),
+    )
+
+
+def _layer(
+    settings: Settings, group: dist.ProcessGroup, device: Device, rule: str = "balance"
+) -> Layer:
+    return Layer(
+        settings.shape, group, ranks_per_node=settings.layout.per_node, device=device, rule=rule
+    )
+
+
+def _check_peers(
+    settings: Settings, group: dist.ProcessGroup
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """On a device that computes, and plain top-k, which all peers can."""
+    layer = _layer(settings, group, Device(), rule="none")
+    errors, missing = {}, {}
+    for name in settings.peers:
+        try:
+            errors[name] = worst_errors(layer, load_peer(name, layer))
+        except MissingPeerError as error:
+            missing[name] = str(error)
+    return errors, missing
+
+
+def _profile(settings: Settings, group: dist.ProcessGroup) -> Profile:
+    """Of these ranks, measured now."""
+    shape, per_node = settings.shape, settings.layout.per_node
+    exchange = make_exchange(group)
+    links = measure_links(exchange, ranks_per_node=per_node, device=CPU)
+    rate, launch_s = settings.device.pairs_per_s * shape.flops_per_pair, 0.0
+    if not settings.device.sleeps:
+        moe = MoEConfig(
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_experts=shape.num_experts,
+            top_k=shape.top_k,
+        )
+        num_local, pairs = shape.num_experts // exchange.size, shape.num_tokens * shape.top_k
+        rate = measure_gemm(
+            moe, num_experts=num_local, pairs=pairs, device=CPU, dtype=torch.float32
+        )
+        launch_s = measure_launch(moe, device=CPU, dtype=torch.float32)
+    own = measure_copy(CPU)
+    return Profile(
+        links={"own": own} | {figures.name: figures.link(per_node) for figures in links},
+        gemm_flops={"fp32": rate},
+        host_latency_s=launch_s,
+    )
+
+
+def _seconds(prediction: Prediction, way: Way) -> float:
+    passes = (prediction.forward, prediction.backward)
+    return sum(p.overlapped_s if way.overlap else p.serial_s for p in passes)
+
+
+def lines(settings: Settings, ranks: Sequence[RankResult]) -> list[Line]:
+    """One for every subject."""
+    found = []
+    worst = slowest([rank.timings for rank in ranks])
+    for i, timing in enumerate(worst):
+        of_ranks = [rank.timings[i] for rank in ranks]
+        counted = [float(of_rank.remote_bytes) for of_rank in of_ranks]
+        routing, formula, off = None, None, None
+        if timing.level:
+            per_row = settings.shape.row_bytes
+            by_rank = [rank.routing_rows[timing.level][1] * per_row for rank in ranks]
+            routing = fmean(by_rank)
+            formula = per_row * expected_rows(settings.layout, timing.level, shape=settings.shape)
+            if routing:
+                off = max(abs(a / b - 1) for a, b in zip(counted, by_rank, strict=True))
+        interface = None
+        if of_ranks[0].interface_bytes is not None:
+            # Each rank has read the counter of its host, for all ranks there.
+            per_host = [float(of_rank.interface_bytes or 0) for of_rank in of_ranks]
+            interface = fmean(per_host) / settings.layout.per_node
+        found.append(
+            Line(
+                timing=timing,
+                predicted_s=ranks[0].predicted_s[i] if i < len(settings.ways) else None,
+                counted=fmean(counted),
+                routing=routing,
+                formula=formula,
+                interface=interface,
+                worst_rank=off,
+            )
+        )
+    return found
+
+
+def exposed_lines(settings: Settings, ranks: Sequence[RankResult]) -> list[ExposedLine]:
+    """One for every way, if exposed communication was measured."""
+    if not settings.exposed:
+        return []
+    by_way = zip(settings.ways, *(rank.exposed for rank in ranks), strict=True)
+    return [ExposedLine.of(way, found) for way, *found in by_way]
+
+
+def peer_notes(ranks: Sequence[RankResult]) -> list[str]:
+    """What is to be said of every peer: in what it differs, that it is wrong, or why it is
+    missing."""
+    first = ranks[0]
+    notes = [f"{timing.name}: {timing.note}" for timing in first.timings if timing.note]
+    for name, errors in first.errors.items():
+        tensor, error = max(errors.items(), key=lambda item: item[1])
+        verdict = "checked" if error <= MOST_WRONG else "WRONG, not timed"
+        notes.append(f"{name}: {verdict}; largest difference from our layer {error:.1e} ({tensor})")
+    return notes + [f"{name}: skipped, {reason}" for name, reason in first.missing.items()]
+
+
+def wrong_peers(ranks: Sequence[RankResult]) -> bool:
+    return any(max(errors.values()) > MOST_WRONG for errors in ranks[0].errors.values())

@@ -1,0 +1,15 @@
+"""Routing as peers want it that know a fixed number of experts a token."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from distmoe.bench.kernels.problem import Problem
+
+
+def chosen_experts(problem: Problem) -> Tensor:
+    """[T, K] int32, ascending in a token; ValueError if not every token has K."""
+    if not problem.fixed_top_k:
+        raise ValueError("takes the same number of experts for every token only")
+    by_row_L = problem.index.by_row_L.long()
+    return problem.expert_L[by_row_L].view(problem.shape.T, problem.shape.K)
