@@ -7,8 +7,6 @@ BIN := .venv/bin
 SHAKESPEARE := data/shakespeare/manifest.json
 # The other files need not be imported a second time.
 PROCESS_TESTS = $(shell grep -rl 'mark\.processes' tests --include='test_*.py')
-# `make test` lints while it installs the other Triton.
-MAKEFLAGS += --jobs=2
 
 .PHONY: help train test lint clean
 
@@ -24,7 +22,8 @@ train: .venv/.runs $(SHAKESPEARE)
 	$(BIN)/distmoe train configs/quickstart.toml $(ARGS)
 
 # Tests that start processes come by themselves: they bring ranks of their own.
-test: lint .triton36/.installed
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint .triton36/.installed
 ifeq ($(ARGS),)
 	$(BIN)/pytest -n 2 -m "not processes and not gpu"
 	$(BIN)/pytest -n 2 --dist loadfile -m "processes and not gpu" $(PROCESS_TESTS)

@@ -1,4 +1,4 @@
-"""Seconds that a GPU spends in this rank's expert kernels, by events on its stream.
+"""Seconds that a GPU spends in kernels that need no other rank, by events on its stream.
 
 Between two events of a stream lies whatever it waited for, too. So the events stand right before
 and behind the calls of the kernels, whose inputs are all on this rank: nothing in between waits for

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from distmoe.config.rewound import went_back
 from distmoe.config.rule import Rule, adder_to, wrong
 from distmoe.config.schema import Config
 
@@ -79,7 +80,9 @@ def _wandb(config: Config, world: int) -> Iterator[str]:
 @rule()
 def _resume(config: Config, world: int) -> Iterator[str]:
     resume = config.checkpoint.resume
-    if resume not in ("auto", "never") and not Path(resume, "manifest.json").is_file():
+    # It may have made room for the checkpoints of a run that went back to it.
+    done = went_back(Path(config.run.dir), Path(resume))
+    if resume not in ("auto", "never") and not done and not _is_complete(Path(resume)):
         allowed = "be auto, never or the folder of a complete checkpoint, which has a manifest.json"
         yield wrong(config, "checkpoint.resume", allowed + _newest_in(resume))
 
@@ -87,9 +90,22 @@ def _resume(config: Config, world: int) -> Iterator[str]:
 @rule()
 def _init_from(config: Config, world: int) -> Iterator[str]:
     source = config.checkpoint.init_from
-    if source and not Path(source, "manifest.json").is_file():
+    own = Path(config.run.dir).resolve() in Path(source).resolve().parents
+    if source and config.checkpoint.resume == "never" and own:
+        yield wrong(
+            config,
+            "checkpoint.init_from",
+            "be of another run with checkpoint.resume 'never', which sets this one's aside",
+        )
+    # A run that has something to resume does not look at it.
+    elif source and not _is_complete(Path(source)) and not _newest_in(config.run.dir):
         allowed = "be empty or the folder of a complete checkpoint, which has a manifest.json"
         yield wrong(config, "checkpoint.init_from", allowed + _newest_in(source))
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether the folder is a checkpoint to its end."""
+    return (checkpoint / "manifest.json").is_file()
 
 
 def _newest_in(run: str) -> str:

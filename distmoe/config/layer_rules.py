@@ -123,6 +123,16 @@ def _balance_groups(config: Config, world: int) -> Iterator[str]:
         yield wrong(config, "moe.rounding.balance_groups", f"be 0 or divide {experts}")
 
 
+@rule("moe.num_experts", "moe.rounding.balance_groups", "parallel.ep", of_layer=True)
+def _capacity_of_ranks(config: Config, world: int) -> Iterator[str]:
+    """A group of several ranks bounds none of them."""
+    rounding, ep = config.moe.rounding, config.parallel.ep
+    bounds = rounding.capacity_factor > 0 and rounding.capacity_of == "rank"
+    if bounds and rounding.scope == "ep" and rounding.balance_groups % ep:
+        allowed = f"be 0 or a multiple of parallel.ep ({ep}) with moe.rounding.capacity_of 'rank'"
+        yield wrong(config, "moe.rounding.balance_groups", allowed)
+
+
 @rule("moe.rounding.capacity_factor", of_layer=True)
 def _capacity_factor(config: Config, world: int) -> Iterator[str]:
     if 0 < config.moe.rounding.capacity_factor < 1:

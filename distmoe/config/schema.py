@@ -91,8 +91,8 @@ class RoundingConfig:
     seed: int = 0
     """Seed of the rules that draw, stochastic and score."""
     capacity_factor: float = 0.0
-    """Most pairs of an expert, or of all experts of a rank, over the mean, rounded up to whole
-    tiles; beyond, those of the lowest scores are dropped. 0: no bound."""
+    """Most pairs of an expert, or of all experts of a rank, over the mean, with a rule rounded up
+    to whole tiles; beyond, those of the lowest scores are dropped. 0: no bound."""
     capacity_of: Literal["expert", "rank"] = "expert"
     """What has the capacity. rank: the experts of a rank (of a balance group) share it, of which
     started tiles count whole; drops less."""

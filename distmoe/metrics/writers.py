@@ -31,7 +31,7 @@ LAYOUT = {
                 "communication/exposed_seconds",
             ],
         ],
-        "busiest over mean: expert, tiles of a rank, compute of a rank": [
+        "busiest over mean: expert, tiles of a rank, own time of a rank": [
             "Multiline",
             [
                 "experts/load_max_over_mean",

@@ -124,7 +124,8 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     tokens = train.global_batch_size * request.config.data.seq_len
     rounding = request.config.moe.rounding
     factor, what = rounding.capacity_factor, rounding.capacity_of
-    kept = f", no {what} above {factor:g} times, in whole tiles" if factor else ""
+    tiles = ", in whole tiles" if rounding.rule != "none" else ""
+    kept = f", no {what} above {factor:g} times{tiles}" if factor else ""
     console.print(
         f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a "
         f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean"

@@ -142,7 +142,7 @@ def _round_alone(
     told by one more all-gather."""
     own = population.of_rank(exchange.rank)
     alone = _round_together(
-        replace(plain, from_ranks_Pe=own.counts_PE),
+        replace(plain, from_ranks_Pe=None),
         scores,
         own,
         LocalExchange(),

@@ -12,11 +12,12 @@ from distmoe.checkpoint.manifest import has_weights_only
 from distmoe.checkpoint.rng import rng_state, set_rng_state
 from distmoe.checkpoint.store import CheckpointStore, SaveReport
 from distmoe.config import Config, ConfigError, RankInfo, to_toml
+from distmoe.config.rewound import RECORD, went_back
 from distmoe.engines import Engine
 from distmoe.train.changed_data import changed_data, data_marks
 from distmoe.train.changed_settings import changed_settings
 from distmoe.train.progress import NOTHING_DONE, Progress, saved_progress
-from distmoe.train.rewind import RECORD, forget, go_back, left_behind, went_back
+from distmoe.train.rewind import forget, go_back, left_behind
 
 MIB = 1 << 20
 
@@ -179,10 +180,12 @@ class Checkpoints:
             if not self.store.from_first(lambda: went_back(self.folder, self._origin)):
                 return self._sound_origin()
             complete = left_behind(complete, self._origin)
+            # Where nothing after it is sound, it is gone back to once more.
+            complete = [*([self._origin] if self._origin else []), *complete]
         found, damaged = self.store.newest_sound(complete)
         for path, lines in damaged.items():
             self._untold.append(f"warning: checkpoint {path} is damaged: {'; '.join(lines)}")
-        return found or self._sound_origin()
+        return found
 
     def _sound_origin(self) -> Path | None:
         if self._origin is not None:

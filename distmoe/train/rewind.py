@@ -13,26 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distmoe.checkpoint.store import step_of
+from distmoe.config.rewound import RECORD, record_of
 
-# In the run's folder: what the last start with such an option went back to.
-RECORD = "rewound.json"
 ABANDONED = "abandoned-"
 HISTORY = ("metrics.jsonl", "validation.jsonl", "expert_load.jsonl", "starts.jsonl")
-
-
-def went_back(folder: Path, source: Path | None) -> bool:
-    """Whether the run in ``folder`` went back to ``source`` (None: the beginning) before, and that
-    is still what it goes on from."""
-    try:
-        record = json.loads((folder / RECORD).read_text())
-    except (OSError, ValueError):
-        return False
-    return bool(record == _record(source))
+# By its name Weights & Biases would go on with what was left behind.
+WANDB_RUN = "wandb_run"
 
 
 def left_behind(complete: Sequence[Path], source: Path | None) -> list[Path]:
-    """Checkpoints of a run that do not lead to ``source``: all of them, if it is of another run."""
-    if source is None or source.resolve() not in [path.resolve() for path in complete]:
+    """Of a run's checkpoints, oldest first, those that do not lead to ``source``: all of them, if
+    that is of another run."""
+    if source is None or not _is_own(complete, source):
         return list(complete)
     return [path for path in complete if step_of(path) > step_of(source)]
 
@@ -47,17 +39,21 @@ def go_back(folder: Path, complete: Sequence[Path], source: Path | None) -> list
     leaving = left_behind(complete, source)
     if history or leaving:
         aside = _new_folder(folder)
-        # Copied: lines up to the step that the run goes back to stay where they are.
         for file in history:
             shutil.copy2(file, aside)
+            # Up to the step that a run goes back to in itself its lines stay where they are.
+            if source is None or not _is_own(complete, source):
+                file.unlink()
         for path in leaving:
             path.rename(aside / path.name)
+        if (folder / WANDB_RUN).exists():
+            (folder / WANDB_RUN).rename(aside / WANDB_RUN)
         steps = [step_of(path) for path in leaving]
         named = f"checkpoints of steps {', '.join(map(str, steps))}, and " if steps else ""
         lines.append(f"set aside in {aside}: {named}the metrics so far")
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f"{RECORD}.part"
-    beside.write_text(json.dumps(_record(source)) + "\n")
+    beside.write_text(json.dumps(record_of(source)) + "\n")
     beside.replace(folder / RECORD)
     return lines
 
@@ -67,12 +63,14 @@ def forget(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
 
 
-def _record(source: Path | None) -> dict[str, str]:
-    return {"went_back_to": str(source.resolve()) if source else ""}
+def _is_own(complete: Sequence[Path], source: Path) -> bool:
+    """Whether ``source`` is, or was until it made room, one of the run's checkpoints."""
+    return any(path.resolve().parent == source.resolve().parent for path in complete)
 
 
 def _new_folder(folder: Path) -> Path:
-    number = 1 + sum(1 for _ in folder.glob(f"{ABANDONED}*"))
+    numbers = [path.name.removeprefix(ABANDONED) for path in folder.glob(f"{ABANDONED}*")]
+    number = 1 + max((int(text) for text in numbers if text.isdecimal()), default=0)
     aside = folder / f"{ABANDONED}{number}"
     aside.mkdir()
     return aside

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +19,9 @@ from pathlib import Path
 from distmoe.config import ConfigError
 
 NAME = "LOCK"
-# A file server needs a while to see that a node has died, whose job is queued again elsewhere.
-OTHER_HOST_WAIT_S = 120.0
+# A predecessor may need a while to end; a file server needs one to see that a node has died, whose
+# job is queued again elsewhere, perhaps under the same name.
+SAME_BOOT_WAIT_S, OTHER_WAIT_S = 10.0, 120.0
 WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -28,30 +30,38 @@ class RunLock:
     or ""."""
 
     def __init__(self, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """ConfigError if another process has the folder; one of another host is waited for."""
+        """ConfigError if another process has the folder, and keeps it for a while."""
         folder.mkdir(parents=True, exist_ok=True)
         self.note = ""
         self._file = (folder / NAME).open("a+")
         waited = 0.0
         while not self._take():
             holder = self._holder()
-            if holder.get("host") == socket.gethostname() or waited >= OTHER_HOST_WAIT_S:
+            name = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
+            wait_s = SAME_BOOT_WAIT_S if holder.get("boot") == _boot() else OTHER_WAIT_S
+            if waited >= wait_s:
                 self._file.close()
                 raise ConfigError(
                     f"run.dir is '{folder}'; it must be one in which no other run trains, and "
-                    f"process {holder.get('pid', '?')} on {holder.get('host', '?')} does"
+                    f"{name} does"
+                )
+            if not waited:
+                print(
+                    f"{name} trains in {folder}; waiting {wait_s:.0f} s for its end",
+                    file=sys.stderr,
                 )
             sleep(1.0)
             waited += 1.0
         if not self.note:
             self._file.truncate(0)
-            self._file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            own = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
+            self._file.write(json.dumps(own))
             self._file.flush()
 
     def _take(self) -> bool:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except (BlockingIOError, PermissionError):
             return False
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
@@ -71,3 +81,11 @@ class RunLock:
     def release(self) -> None:
         """Let another run in."""
         self._file.close()
+
+
+def _boot() -> str:
+    """Of this machine since it was started; machines that take each other's place share a name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()

@@ -45,7 +45,8 @@ def train(config: Config, ranks: RankInfo) -> bool:
     """Train as one rank of a run; ``config`` is resolved and checked for ``ranks.world`` ranks.
 
     Returns when all steps are done, the time limit is reached, or a signal asked for the end;
-    in each case the last state is in a complete checkpoint. False if a signal left steps to do.
+    the last state is then in a complete checkpoint, unless it is one of steps that were skipped and
+    others are left. False if a signal left steps to do.
     Raises on any error; one of the disk under a checkpoint is only told, unless the checkpoint is
     the last.
     """
@@ -238,7 +239,8 @@ class Trainer:
         if stopped != SIGNAL or ends:
             return True
         if self.runtime.ranks.rank == 0:
-            write_stop_note(self.folder, self.done, config.train.steps)
+            saved = max(self.checkpoints.store.saved_step, 0)
+            write_stop_note(self.folder, saved, config.train.steps)
         return False
 
     def _goes_on(self, stopped: str, *, is_sound: bool) -> str:
@@ -248,7 +250,8 @@ class Trainer:
             return f"{where}; the same command goes on from here"
         return (
             f"{where}, and not saved: the last {len(self.skipped_in_a_row)} steps had a loss or "
-            "gradient that is not finite; the same command goes on from the last checkpoint"
+            "gradient that is not finite; the same command goes on from step "
+            f"{max(self.checkpoints.store.saved_step, 0)}"
         )
 
     def _progress(self) -> Progress:

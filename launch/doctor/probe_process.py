@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from distmoe.config import load_config, resolve
+from distmoe.config import ConfigError, load_config, resolve
 from distmoe.launch.env import rank_info
 from distmoe.launch.worker import in_one_line
 
@@ -94,18 +94,17 @@ def parameters(arguments: Sequence[str]) -> dict[str, Any]:
 def tiles(arguments: Sequence[str]) -> dict[str, Any]:
     """The tile configurations of the run's expert kernels on the first device."""
     from distmoe.kernels.moe_mlp import backend_for
-    from distmoe.kernels.moe_mlp.find_tiles import find_tiles, triton_version
-    from distmoe.kernels.moe_mlp.tile_file import TileFileError
+    from distmoe.kernels.moe_mlp.find_tiles import triton_version
     from distmoe.runtime import pick_device
-    from distmoe.train.start import expert_shape
+    from distmoe.train.start import expert_shape, run_tiles
 
     file, *settings = arguments
     config = resolve(load_config(file, settings))
     device = pick_device(config.run.device, 0)
     kernel = backend_for(config.moe.kernel, device)
     try:
-        table = find_tiles(config.moe.kernel_tiles, kernel, device)
-    except TileFileError as error:
+        table = run_tiles(config.moe, device)
+    except ConfigError as error:
         return {"kernel": kernel, "wrong": str(error)}
     version, shape = triton_version(), expert_shape(config, device)
     old = bool(table.triton_versions - {version})

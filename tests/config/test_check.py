@@ -32,6 +32,17 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "moe.rounding.balance_groups is 3; it must be 0 or divide moe.num_experts (16)",
         ),
         (
+            "--moe.rounding.balance_groups=2 --moe.rounding.capacity_factor=1.5 "
+            "--moe.rounding.capacity_of=rank --parallel.ep=4",
+            4,
+            "moe.rounding.balance_groups is 2; it must be 0 or a multiple of parallel.ep (4) with",
+        ),
+        (
+            "--checkpoint.resume=never --run.dir=x --checkpoint.init_from=x/checkpoints/step-1",
+            1,
+            "checkpoint.init_from is x/checkpoints/step-1; it must be of another run with",
+        ),
+        (
             "--model.n_heads=5 --model.n_kv_heads=1",
             1,
             "model.n_heads is 5; it must divide model.hidden_size (256), unless model.head_dim",

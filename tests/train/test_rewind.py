@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
-from short_runs import starts, train_here
+from short_runs import SHORT, starts, train_here
 from training_runs import learning, records
 
-from distmoe.config import ConfigError
+from distmoe.config import ConfigError, check, load_config
 
 Captured = pytest.CaptureFixture[str]
 # Losses of the first steps do not depend on how many follow.
@@ -75,8 +76,52 @@ def test_a_checkpoint_of_another_run_leaves_all_behind(
     train_here(tmp_path, data, *again, "--train.steps", "4")
     assert steps_in(tmp_path / "run/abandoned-1") == [2, 4]
     assert steps_in(tmp_path / "run/checkpoints") == [4]
+    # Its lines would be those of two runs.
+    assert [record["step"] for record in records(tmp_path / "config.toml")] == [3, 4]
     train_here(tmp_path, data, *again)
-    assert learning(tmp_path / "config.toml")[2:] == learning(unbroken)[2:]
+    assert learning(tmp_path / "config.toml") == learning(unbroken)[2:]
+
+
+def test_a_restart_needs_the_checkpoint_no_more(unbroken: Path, data: Path, tmp_path: Path) -> None:
+    """It makes room for those that come after it."""
+    run, last = tmp_path / "run", ["--checkpoint.keep_last", "1"]
+    train_here(tmp_path, data, *ALL, "--train.steps", "2")
+    origin = run / "checkpoints/step-00000002"
+    back = ["--optim.schedule", "constant", *last, "--checkpoint.resume", str(origin)]
+    path = train_here(tmp_path, data, *back, "--train.steps", "4")
+    assert steps_in(run / "checkpoints") == [4]
+    options = [*SHORT, *back, "--train.validation_batches", "1"]
+    check(load_config(path, options), 1)
+    train_here(tmp_path, data, *back)
+    assert learning(path) == learning(unbroken)
+    (run / "rewound.json").unlink()
+    with pytest.raises(ConfigError, match="checkpoint.resume is .*step-00000002; it must be auto"):
+        check(load_config(path, options), 1)
+
+
+def test_damage_after_going_back_goes_back_again(
+    unbroken: Path, data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    run = tmp_path / "run"
+    train_here(tmp_path, data, *ALL, "--train.steps", "2")
+    back = [*ALL, "--checkpoint.resume", str(run / "checkpoints/step-00000002")]
+    train_here(tmp_path, data, *back, "--train.steps", "4")
+    (run / "checkpoints/step-00000004/manifest.json").write_text("{}")
+    train_here(tmp_path, data, *back)
+    assert "step-00000004 is damaged" in capsys.readouterr().out
+    assert learning(tmp_path / "config.toml") == learning(unbroken)
+
+
+def test_what_was_set_aside_may_be_deleted(data: Path, tmp_path: Path) -> None:
+    never = [*ALL, "--checkpoint.resume", "never", "--train.steps", "2"]
+    for _ in range(2):
+        train_here(tmp_path, data, *ALL, "--train.steps", "2")
+        train_here(tmp_path, data, *never)
+    shutil.rmtree(tmp_path / "run/abandoned-1")
+    (tmp_path / "run/wandb_run").write_text("id")
+    train_here(tmp_path, data, *ALL, "--train.steps", "2")
+    train_here(tmp_path, data, *never)
+    assert (tmp_path / "run/abandoned-3/wandb_run").read_text() == "id"
 
 
 def test_a_refusal_touches_nothing(unbroken: Path, data: Path, tmp_path: Path) -> None:
