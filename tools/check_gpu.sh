@@ -4,22 +4,22 @@
 #   tools/check_gpu.sh [--only PART,PART...] [--minutes N] [OUT]
 #
 # OUT (default docs/benchmarks) gets JSON, pictures and logs/PART.log. A part that fails or reaches
-# its limit stops no other part; results are written after every shape. Parts, in this order, with
-# their limits, and what they are expected to take on one H200 with 16 cores (not measured yet):
+# its limit stops no other part; results are written after every shape. Parts, in this order, and
+# their limits:
 #
-#   doctor     3 min   20 s   the machine, and NCCL with this process alone
-#   tests      8 min    2 min kernels, layer, attention; compiles several hundred small kernels
-#   compile    5 min    1 min kernels of the bench's shapes, as many at a time as there are cores
-#   quick      4 min    1 min bench of 7B-256: our kernels, grouped_mm and the bound
-#   train      6 min    3 min 300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
-#   rounding   4 min    1 min bench of TR, rounded and not
-#   bench      9 min    4 min bench of all shapes, without peers
-#   tune       9 min    3 min every tile configuration for 7B-256, README and configs/eight_gpu.toml,
-#                             and the table of the best, which a run takes as moe.kernel_tiles
-#   memory     3 min   20 s   bytes that a layer keeps, formula and measurement
-#   peers      9 min    8 min bench of 7B-256 with SonicMoE and Liger, which tune themselves
-#   gluon      9 min    4 min tests and bench of the warp-specialised kernels. Last, as a wrong barrier
-#                             would let them wait for ever
+#   doctor     3 min   the machine, and NCCL with this process alone
+#   tests      8 min   kernels, layer, attention; compiles several hundred small kernels
+#   compile    5 min   kernels of the bench's shapes, as many at a time as there are cores
+#   quick      4 min   bench of 7B-256: our kernels, grouped_mm and the bound
+#   train      6 min   300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
+#   rounding   4 min   bench of TR, rounded and not
+#   bench      9 min   bench of all shapes, without peers
+#   tune       9 min   every tile configuration for 7B-256, README and configs/eight_gpu.toml,
+#                      and the table of the best, which a run takes as moe.kernel_tiles
+#   memory     3 min   bytes that a layer keeps, formula and measurement
+#   peers      9 min   bench of 7B-256 with SonicMoE and Liger, which tune themselves
+#   gluon      9 min   tests and bench of the warp-specialised kernels. Last, as a wrong barrier
+#                      would let them wait for ever
 #
 # --only names the parts to run. --minutes ends everything after N minutes: the part that runs then
 # is stopped, and those after it are left out.
