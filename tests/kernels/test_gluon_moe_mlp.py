@@ -25,7 +25,7 @@ from test_moe_mlp import (
 )
 
 from distmoe.kernels.aot import TARGETS
-from distmoe.kernels.moe_mlp import Runs
+from distmoe.kernels.moe_mlp import Runs, gluon_backend
 from distmoe.kernels.moe_mlp.gluon_backend import multiprocessors
 from distmoe.kernels.moe_mlp.gluon_tiles import (
     CANDIDATES,
@@ -152,6 +152,12 @@ def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, major: int, min
         with pytest.raises(ValueError, match=REFUSAL + "this GPU"):
             multiprocessors(device)
     multiprocessors.cache_clear()
+
+
+def test_some_multiprocessors_are_left_to_communication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gluon_backend, "multiprocessors", lambda device: 132)
+    operand = torch.empty(0)
+    assert [gluon_backend._grid(operand, items) for items in (5, 10**6)] == [(5,), (116,)]
 
 
 def test_weights_may_begin_anywhere() -> None:
