@@ -76,7 +76,24 @@ def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
     return (config.m + columns) * config.k * shape.dtype.itemsize * config.num_stages
 
 
-SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+def check(kernel: str, config: TileConfig) -> str:
+    """Why ``kernel`` cannot run with ``config``, "" if it can."""
+    rows = 16 * config.num_warps
+    if config.num_warps not in (4, 8):
+        return f"num_warps is {config.num_warps}; it must be one of 4, 8"
+    # A stage is given back when the products of the next one are issued.
+    if config.num_stages < 2:
+        return f"num_stages is {config.num_stages}; it must be at least 2"
+    # A warpgroup multiplies 64 rows at a time.
+    if config.m % rows:
+        return f"m is {config.m}; it must be a multiple of 16 * num_warps ({rows})"
+    # The tiles of gate and up are one operand only with rows no longer than a swizzle, 128 bytes.
+    if kernel == "up" and config.k > 64:
+        return f"k is {config.k}; it must be at most 64"
+    return ""
+
+
+SPACE = TileSpace(CANDIDATES, shared_bytes, override, check)
 
 
 def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None) -> TileConfig:

@@ -71,12 +71,14 @@ class TileSpace:
 
     ``candidates``: configurations by kernel, the default first. ``shared_bytes``: of shared memory
     that a program of a kernel needs at least, with a configuration and for a shape. ``override``:
-    lets a kernel run with a configuration, whatever its default and its table are.
+    lets a kernel run with a configuration, whatever its default and its table are. ``check``: says
+    why a kernel cannot run with a configuration ("key is value; it must ..."), "" if it can.
     """
 
     candidates: Mapping[str, Sequence[TileConfig]]
     shared_bytes: Callable[[str, TileConfig, ExpertShape], int]
     override: Callable[[str, TileConfig], AbstractContextManager[None]]
+    check: Callable[[str, TileConfig], str] = lambda kernel, config: ""
 
 
 # Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tile_tables import SMALL, layer_of, table_file
 
+from distmoe.bench.kernels.tuning import write_tiles
 from distmoe.kernels import moe_mlp
 from distmoe.kernels.moe_mlp import find_tiles as finding
 from distmoe.kernels.moe_mlp.find_tiles import check_shared_memory, find_tiles, shipped_file
@@ -62,6 +64,30 @@ def test_what_is_wrong_is_named(tmp_path: Path, right: str, wrong: str, words: s
     assert right in text
     path.write_text(text.replace(right, wrong, 1))
     with pytest.raises(TileFileError, match=re.escape(words.replace("FILE", f"'{path}'"))):
+        read_tiles(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (TileConfig(128, 128, 64, 8, 1), "num_stages is 1; it must be at least 2"),
+        (TileConfig(128, 128, 64, 2, 3), "num_warps is 2; it must be one of 4, 8"),
+        (TileConfig(32, 128, 64, 4, 3), "m is 32; it must be a multiple of 16 * num_warps (64)"),
+        (TileConfig(64, 128, 64, 8, 3), "m is 64; it must be a multiple of 16 * num_warps (128)"),
+        (TileConfig(128, 64, 128, 4, 3), "k is 128; it must be at most 64"),
+    ],
+    ids=str,
+)
+def test_what_would_hang_or_not_compile_is_refused(
+    tmp_path: Path, config: TileConfig, problem: str
+) -> None:
+    path = tmp_path / "tiles.toml"
+    layer = layer_of({"up": config}, pairs=64)
+    write_tiles(path, "cpu", [layer])
+    # Only specialised warps need it.
+    read_tiles(path)
+    write_tiles(path, "cpu", [replace(layer, backend="gluon")])
+    with pytest.raises(TileFileError, match=re.escape(f", up in '{path}': {problem}")):
         read_tiles(path)
 
 
