@@ -70,10 +70,13 @@ def override(kernel: str, config: TileConfig) -> Iterator[None]:
 
 
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
-    """Of the ring. Barriers and the epilogue's scratch come on top."""
+    """Of the ring, and of the scratch by which epilogues change the layout of a chunk, as much as
+    the compiler takes: 16 rows of every consumer's warp. Barriers take some hundred bytes more."""
     config = config.fit(columns_of(kernel, shape))
     columns = 2 * config.n if kernel == "up" and shape.gated else config.n
-    return (config.m + columns) * config.k * shape.dtype.itemsize * config.num_stages
+    ring = (config.m + columns) * config.k * config.num_stages
+    scratch = 16 * CONSUMER_WARPS * (config.n // config.chunks)
+    return (ring + scratch) * shape.dtype.itemsize
 
 
 def check(kernel: str, config: TileConfig) -> str:

@@ -17,7 +17,8 @@ from distmoe.kernels import moe_mlp
 from distmoe.kernels.moe_mlp import find_tiles as finding
 from distmoe.kernels.moe_mlp.find_tiles import check_shared_memory, find_tiles, shipped_file
 from distmoe.kernels.moe_mlp.tile_file import TileFile, TileFileError, read_tiles
-from distmoe.kernels.moe_mlp.tiles import SPACE, ExpertShape, TileConfig
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
+from distmoe.registry import MOE_MLP_TILES
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -122,25 +123,33 @@ def test_too_much_shared_memory_is_refused() -> None:
     check_shared_memory(narrow, Path("x.toml"), most=147_456)
 
 
-def published() -> Iterator[tuple[str, TileConfig, ExpertShape, int]]:
+TILE = r"(?P<tile>\d+x\d+x\d+ w\d+ s\d+)(?: c(?P<chunks>\d+))?(?P<pointers> ptr)?"
+CASES_OF = {
+    "triton": rf"(?P<kernel>\w+) H(?P<H>\d+) I(?P<I>\d+) (?P<activation>\w+) bf16 {TILE}",
+    "gluon": rf"gluon (?P<kernel>\w+) {TILE}, (?P<H>\d+)x(?P<I>\d+) (?P<activation>\w+) bf16",
+}
+
+
+def published(backend: str, triton: str) -> Iterator[tuple[str, TileConfig, ExpertShape, int]]:
     """Products of 16-bit operands that were compiled for sm_90, with the bytes that they take."""
-    content = json.loads((ROOT / "docs/benchmarks/kernels-sm_90-triton-3.6.json").read_text())
-    form = r"(\w+) H(\d+) I(\d+) (\w+) bf16 (\d+)x(\d+)x(\d+) w(\d+) s(\d+)(?: c(\d+))?( ptr)?"
-    for case in content["cases"]:
-        if found := re.fullmatch(form, case["case"]):
-            kernel, H, I, activation, *sizes = found.groups()
-            *tile, chunks, pointers = sizes
-            config = TileConfig(*map(int, tile), int(chunks or 1), tma=not pointers)
-            gated = activation.endswith("glu")
-            shape = ExpertShape(int(H), int(I), 1, gated, torch.bfloat16)
-            yield kernel, config, shape, case["shared"]
+    path = ROOT / f"docs/benchmarks/kernels-sm_90-triton-{triton}.json"
+    for case in json.loads(path.read_text())["cases"]:
+        if found := re.fullmatch(CASES_OF[backend], case["case"]):
+            sizes = map(int, re.findall(r"\d+", found["tile"]))
+            config = TileConfig(*sizes, int(found["chunks"] or 1), tma=not found["pointers"])
+            gated = found["activation"].endswith("glu")
+            shape = ExpertShape(int(found["H"]), int(found["I"]), 1, gated, torch.bfloat16)
+            yield found["kernel"], config, shape, case["shared"]
 
 
-def test_needed_shared_memory_is_what_the_compiler_took() -> None:
-    cases = list(published())
-    assert {kernel for kernel, *_ in cases} == set(SPACE.candidates)
+@pytest.mark.parametrize("triton", ["3.6", "3.9"])
+@pytest.mark.parametrize("backend", list(MOE_MLP_TILES))
+def test_needed_shared_memory_is_what_the_compiler_took(backend: str, triton: str) -> None:
+    space = MOE_MLP_TILES.load(backend)
+    cases = list(published(backend, triton))
+    assert {kernel for kernel, *_ in cases} == set(space.candidates)
     for kernel, config, shape, shared in cases:
-        needed = SPACE.shared_bytes(kernel, config, shape)
+        needed = space.shared_bytes(kernel, config, shape)
         assert needed <= shared <= needed + 1024, (kernel, config, shape)
 
 
