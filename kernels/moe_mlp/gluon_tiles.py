@@ -26,11 +26,10 @@ CANDIDATES: dict[str, list[TileConfig]] = {
         TileConfig(128, 128, 64, 4, 6, chunks=2),
         TileConfig(128, 256, 64, 8, 4, chunks=4),
     ],
-    # Its epilogue takes long: two groups. 128 rows spill on triton 3.9, not on 3.6.
+    # Its epilogue takes long: two groups. 128 rows spill 60 bytes on triton 3.9, none on 3.6.
     "dgrad": [
         TileConfig(64, 128, 64, 4, 7, chunks=4),
         TileConfig(128, 128, 64, 4, 5, chunks=8),
-        TileConfig(64, 256, 64, 4, 4, chunks=8),
     ],
     "dx": [
         TileConfig(128, 256, 64, 8, 4, chunks=4),
