@@ -149,7 +149,8 @@ class GluonMoeMlp:
     def wgrad(
         self, x_RH: Tensor, dy_RH: Tensor, dz_LG: Tensor, a_LI: Tensor, *, index: PairIndex
     ) -> tuple[Tensor, Tensor]:
-        if not _is_for_tensor_cores(x_RH, a_LI) or not len(index.row_L) or not len(x_RH):
+        fits = _is_for_tensor_cores(x_RH, a_LI) and _is_for_tensor_cores(dy_RH, a_LI)
+        if not fits or not len(index.row_L) or not len(x_RH):
             return self.triton.wgrad(x_RH, dy_RH, dz_LG, a_LI, index=index)
         e, H, G, I = index.num_experts, x_RH.shape[1], dz_LG.shape[1], a_LI.shape[1]
         dw_in_eGH, dw_out_eHI = x_RH.new_empty(e, G, H), x_RH.new_empty(e, H, I)

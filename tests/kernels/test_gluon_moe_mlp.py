@@ -23,6 +23,7 @@ from test_moe_mlp import (
     steps_of,
     through_pieces,
 )
+from torch import Tensor
 
 from distmoe.kernels.aot import TARGETS
 from distmoe.kernels.moe_mlp import Runs, gluon_backend
@@ -159,11 +160,33 @@ def test_some_multiprocessors_are_left_to_communication(monkeypatch: pytest.Monk
     assert [gluon_backend._grid(operand, items) for items in (5, 10**6)] == [(5,), (116,)]
 
 
+def shifted_by_one(v: Tensor) -> Tensor:
+    """``v`` as a view that begins 2 bytes behind a multiple of 16."""
+    flat = torch.zeros(1 + v.numel(), dtype=v.dtype, device=v.device)
+    flat[1:] = v.flatten()
+    return flat[1:].view_as(v)
+
+
+@pytest.mark.parametrize("moved", ["x_RH", "dy_RH"])
+def test_rows_that_begin_anywhere_are_gathered_by_pointers(
+    moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp = backend_or_skip("gluon")
+    assert isinstance(mlp, gluon_backend.GluonMoeMlp)
+    problem = make_problem("ragged").to(torch.bfloat16)
+    index = index_of(problem, CASES["ragged"][0])
+    rows = {"x_RH": problem.x_RH, "dy_RH": problem.dy_RH}
+    rows[moved] = shifted_by_one(rows[moved])
+    (e, H, I), L = problem.w_out_eHI.shape, len(index.row_L)
+    by_triton = problem.x_RH.new_empty(e, 2 * I, H), problem.x_RH.new_empty(e, H, I)
+    monkeypatch.setattr(mlp.triton, "wgrad", lambda *operands, index: by_triton)
+    dz_LG, a_LI = problem.x_RH.new_zeros(L, 2 * I), problem.x_RH.new_zeros(L, I)
+    assert mlp.wgrad(**rows, dz_LG=dz_LG, a_LI=a_LI, index=index) is by_triton
+
+
 def test_weights_may_begin_anywhere() -> None:
     mlp = backend_or_skip("gluon")
     problem = make_problem("ragged").to(torch.bfloat16)
-    flat = torch.zeros(1 + problem.w_in_eGH.numel(), dtype=torch.bfloat16, device=DEVICE)
-    flat[1:] = problem.w_in_eGH.flatten()
-    shifted = replace(problem, w_in_eGH=flat[1:].view_as(problem.w_in_eGH))
+    shifted = replace(problem, w_in_eGH=shifted_by_one(problem.w_in_eGH))
     index = index_of(shifted, CASES["ragged"][0])
     check(mlp, shifted, index, [Runs.of_all(index)])
