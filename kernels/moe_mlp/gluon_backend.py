@@ -31,14 +31,14 @@ from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
 from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
 from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
 from distmoe.kernels.moe_mlp.triton_backend import (
+    TMA_ALIGNMENT,
     TritonMoeMlp,
+    aligned,
     ragged_shape,
     sum_dscore,
     tile_list,
 )
 
-# Bytes, of the address of what a descriptor describes.
-TMA_ALIGNMENT = 16
 DTYPES = {torch.bfloat16: bfloat16, torch.float16: float16}
 # One multiprocessor of so many has no program: 16 of an H100's 132. Programs stay until all tiles
 # are done and leave no room beside them, so a collective that begins meanwhile needs others; every
@@ -208,9 +208,7 @@ def _descriptor(v: Tensor, shape: list[int], strides: list[int], block: list[int
 
 
 def _weight(w_eXY: Tensor, *, rows: int, cols: int) -> Any:
-    if w_eXY.data_ptr() % TMA_ALIGNMENT:
-        # A view into a flat buffer of parameters of any size.
-        w_eXY = w_eXY.clone()
+    w_eXY = aligned(w_eXY)
     return _descriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, TileSpace, columns_of
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, Overrides, TileConfig, TileSpace, columns_of
 
 # A program has a multiprocessor to itself: 8 warps multiply and 4 load. Each begins with 168 of the
 # registers that 12 warps can share, 32 times; warps that load keep 40 and leave the rest.
@@ -51,21 +48,8 @@ UNGATED_CONFIGS: dict[str, TileConfig] = {
     "up": TileConfig(128, 256, 64, 8, 4, chunks=4),
 }
 
-_overrides: dict[str, TileConfig] = {}
-
-
-@contextmanager
-def override(kernel: str, config: TileConfig) -> Iterator[None]:
-    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
-    if kernel not in CANDIDATES:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
-    before = dict(_overrides)
-    _overrides[kernel] = config
-    try:
-        yield
-    finally:
-        _overrides.clear()
-        _overrides.update(before)
+_overrides = Overrides(CANDIDATES)
+override = _overrides.override
 
 
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
@@ -103,7 +87,7 @@ def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None)
     default = CANDIDATES[kernel][0]
     if not shape.gated:
         default = UNGATED_CONFIGS.get(kernel, default)
-    return _overrides.get(kernel, tuned or default).fit(columns_of(kernel, shape))
+    return _overrides.configs.get(kernel, tuned or default).fit(columns_of(kernel, shape))
 
 
 def constants(config: TileConfig) -> dict[str, int]:
