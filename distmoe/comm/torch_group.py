@@ -45,7 +45,8 @@ def new_row_group(ranks: Sequence[int], *, timeout_s: float | None = None) -> di
 
 def _before_gemms() -> Any:
     """Options of NCCL. Its blocks take the next place on an SM that a block of a GEMM leaves,
-    before the GEMM's own blocks that still wait for one; no SM need be kept free for them."""
+    before the GEMM's own blocks that still wait for one. Persistent GEMMs (`moe.kernel = "gluon"`)
+    leave none before their end: they keep SMs free."""
     options = dist.ProcessGroupNCCL.Options()
     options.is_high_priority_stream = True
     return options

@@ -31,15 +31,19 @@ from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
 from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
 from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
 from distmoe.kernels.moe_mlp.triton_backend import (
+    TMA_ALIGNMENT,
     TritonMoeMlp,
+    aligned,
     ragged_shape,
     sum_dscore,
     tile_list,
 )
 
-# Bytes, of the address of what a descriptor describes.
-TMA_ALIGNMENT = 16
 DTYPES = {torch.bfloat16: bfloat16, torch.float16: float16}
+# One multiprocessor of so many has no program: 16 of an H100's 132. Programs stay until all tiles
+# are done and leave no room beside them, so a collective that begins meanwhile needs others; every
+# channel of NCCL is a block, which takes one. How many are best has not been measured.
+SPARED_ONE_IN = 8
 
 
 class GluonMoeMlp:
@@ -145,7 +149,8 @@ class GluonMoeMlp:
     def wgrad(
         self, x_RH: Tensor, dy_RH: Tensor, dz_LG: Tensor, a_LI: Tensor, *, index: PairIndex
     ) -> tuple[Tensor, Tensor]:
-        if not _is_for_tensor_cores(x_RH, a_LI) or not len(index.row_L) or not len(x_RH):
+        fits = _is_for_tensor_cores(x_RH, a_LI) and _is_for_tensor_cores(dy_RH, a_LI)
+        if not fits or not len(index.row_L) or not len(x_RH):
             return self.triton.wgrad(x_RH, dy_RH, dz_LG, a_LI, index=index)
         e, H, G, I = index.num_experts, x_RH.shape[1], dz_LG.shape[1], a_LI.shape[1]
         dw_in_eGH, dw_out_eHI = x_RH.new_empty(e, G, H), x_RH.new_empty(e, H, I)
@@ -183,8 +188,9 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def _grid(operand: Tensor, items: int) -> tuple[int]:
-    """A program for every multiprocessor, or fewer if there is not as much to do."""
-    return (min(items, multiprocessors(operand.device)),)
+    """A program for every multiprocessor but the spared ones, or fewer if there is less to do."""
+    count = multiprocessors(operand.device)
+    return (min(items, count - count // SPARED_ONE_IN),)
 
 
 def _launch(config: TileConfig) -> dict[str, int]:
@@ -202,9 +208,7 @@ def _descriptor(v: Tensor, shape: list[int], strides: list[int], block: list[int
 
 
 def _weight(w_eXY: Tensor, *, rows: int, cols: int) -> Any:
-    if w_eXY.data_ptr() % TMA_ALIGNMENT:
-        # A view into a flat buffer of parameters of any size.
-        w_eXY = w_eXY.clone()
+    w_eXY = aligned(w_eXY)
     return _descriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
 
 

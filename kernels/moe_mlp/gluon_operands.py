@@ -9,16 +9,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from distmoe.kernels.moe_mlp import triton_dgrad
+from distmoe.kernels.moe_mlp import gluon_tiles, triton_dgrad
 from distmoe.kernels.moe_mlp.gluon_compat import copy_async, tma_load
 from distmoe.kernels.moe_mlp.gluon_ring import next_stage
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 
 halves = gluon.jit(triton_dgrad.halves.fn)
 
-# Warps of a producer, and arrivals of their threads and of the one that announces TMA's bytes.
-PRODUCER_WARPS: gl.constexpr = gl.constexpr(4)
-GATHER_ARRIVALS: gl.constexpr = gl.constexpr(4 * 32 + 1)
+PRODUCER_WARPS: gl.constexpr = gl.constexpr(gluon_tiles.PRODUCER_WARPS)
+# Arrivals of every producing thread, and of the one that announces TMA's bytes.
+GATHER_ARRIVALS: gl.constexpr = gl.constexpr(gluon_tiles.PRODUCER_WARPS * 32 + 1)
 TMA_ARRIVALS: gl.constexpr = gl.constexpr(1)
 # Bytes of an element: the kernels are for bf16 and fp16.
 ITEM: gl.constexpr = gl.constexpr(2)

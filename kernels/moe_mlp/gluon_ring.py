@@ -1,4 +1,4 @@
-"""The ring of shared-memory stages between the producer of a program and its consumers.
+"""The ring of shared-memory stages of a program's producer and consumers. M, N, K: BLAS letters.
 
 A program runs in partitions of warps: a producer that loads, and one or two groups of consumers
 that multiply and store. All walk the same tiles, and the same steps of each. Step t of the program,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig, TileSpace, columns_of
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, Overrides, TileConfig, TileSpace, columns_of
 
 # A program has a multiprocessor to itself: 8 warps multiply and 4 load. Each begins with 168 of the
 # registers that 12 warps can share, 32 times; warps that load keep 40 and leave the rest.
@@ -26,11 +23,10 @@ CANDIDATES: dict[str, list[TileConfig]] = {
         TileConfig(128, 128, 64, 4, 6, chunks=2),
         TileConfig(128, 256, 64, 8, 4, chunks=4),
     ],
-    # Its epilogue takes long: two groups. 128 rows spill on triton 3.9, not on 3.6.
+    # Its epilogue takes long: two groups. 128 rows spill 60 bytes on triton 3.9, none on 3.6.
     "dgrad": [
         TileConfig(64, 128, 64, 4, 7, chunks=4),
         TileConfig(128, 128, 64, 4, 5, chunks=8),
-        TileConfig(64, 256, 64, 4, 4, chunks=8),
     ],
     "dx": [
         TileConfig(128, 256, 64, 8, 4, chunks=4),
@@ -52,31 +48,38 @@ UNGATED_CONFIGS: dict[str, TileConfig] = {
     "up": TileConfig(128, 256, 64, 8, 4, chunks=4),
 }
 
-_overrides: dict[str, TileConfig] = {}
-
-
-@contextmanager
-def override(kernel: str, config: TileConfig) -> Iterator[None]:
-    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
-    if kernel not in CANDIDATES:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
-    before = dict(_overrides)
-    _overrides[kernel] = config
-    try:
-        yield
-    finally:
-        _overrides.clear()
-        _overrides.update(before)
+_overrides = Overrides(CANDIDATES)
+override = _overrides.override
 
 
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
-    """Of the ring. Barriers and the epilogue's scratch come on top."""
+    """Of the ring, and of the scratch by which epilogues change the layout of a chunk, as much as
+    the compiler takes: 16 rows of every consumer's warp. Barriers take some hundred bytes more."""
     config = config.fit(columns_of(kernel, shape))
     columns = 2 * config.n if kernel == "up" and shape.gated else config.n
-    return (config.m + columns) * config.k * shape.dtype.itemsize * config.num_stages
+    ring = (config.m + columns) * config.k * config.num_stages
+    scratch = 16 * CONSUMER_WARPS * (config.n // config.chunks)
+    return (ring + scratch) * shape.dtype.itemsize
 
 
-SPACE = TileSpace(CANDIDATES, shared_bytes, override)
+def check(kernel: str, config: TileConfig) -> str:
+    """Why ``kernel`` cannot run with ``config``, "" if it can."""
+    rows = 16 * config.num_warps
+    if config.num_warps not in (4, 8):
+        return f"num_warps is {config.num_warps}; it must be one of 4, 8"
+    # A stage is given back when the products of the next one are issued.
+    if config.num_stages < 2:
+        return f"num_stages is {config.num_stages}; it must be at least 2"
+    # A warpgroup multiplies 64 rows at a time.
+    if config.m % rows:
+        return f"m is {config.m}; it must be a multiple of 16 * num_warps ({rows})"
+    # The tiles of gate and up are one operand only with rows no longer than a swizzle, 128 bytes.
+    if kernel == "up" and config.k > 64:
+        return f"k is {config.k}; it must be at most 64"
+    return ""
+
+
+SPACE = TileSpace(CANDIDATES, shared_bytes, override, check)
 
 
 def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None) -> TileConfig:
@@ -84,7 +87,7 @@ def config_for(kernel: str, shape: ExpertShape, tuned: TileConfig | None = None)
     default = CANDIDATES[kernel][0]
     if not shape.gated:
         default = UNGATED_CONFIGS.get(kernel, default)
-    return _overrides.get(kernel, tuned or default).fit(columns_of(kernel, shape))
+    return _overrides.configs.get(kernel, tuned or default).fit(columns_of(kernel, shape))
 
 
 def constants(config: TileConfig) -> dict[str, int]:

@@ -99,6 +99,8 @@ class _Reader:
                 if kernel not in space.candidates:
                     raise self._wrong(name, "the kernel", kernel, _one_of(tuple(space.candidates)))
                 tiles[kernel] = self._tile(name, entry)
+                if problem := space.check(kernel, tiles[kernel].config):
+                    raise TileFileError(f"{name} in '{self._path}': {problem}")
         self._check_keys(where, {k: v for k, v in table.items() if k not in tiles}, known)
         return TunedLayer(backend, shape, pairs, tiles, origin)
 

@@ -8,7 +8,7 @@ are compiled ahead of time by the tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
@@ -71,12 +71,34 @@ class TileSpace:
 
     ``candidates``: configurations by kernel, the default first. ``shared_bytes``: of shared memory
     that a program of a kernel needs at least, with a configuration and for a shape. ``override``:
-    lets a kernel run with a configuration, whatever its default and its table are.
+    lets a kernel run with a configuration, whatever its default and its table are. ``check``: says
+    why a kernel cannot run with a configuration ("key is value; it must ..."), "" if it can.
     """
 
     candidates: Mapping[str, Sequence[TileConfig]]
     shared_bytes: Callable[[str, TileConfig, ExpertShape], int]
     override: Callable[[str, TileConfig], AbstractContextManager[None]]
+    check: Callable[[str, TileConfig], str] = lambda kernel, config: ""
+
+
+class Overrides:
+    """Configurations that kernels run with whatever else they have, for benches and tests."""
+
+    def __init__(self, kernels: Collection[str]) -> None:
+        self.kernels = kernels
+        self.configs: dict[str, TileConfig] = {}
+
+    @contextmanager
+    def override(self, kernel: str, config: TileConfig) -> Iterator[None]:
+        """Let ``kernel`` run with ``config``; ValueError lists the kernels that there are."""
+        if kernel not in self.kernels:
+            raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(self.kernels)}")
+        before = dict(self.configs)
+        self.configs[kernel] = config
+        try:
+            yield
+        finally:
+            self.configs = before
 
 
 # Compute capability 9.0 and newer, 16-bit operands. In the GEMMs over rows m is rows; in those over
@@ -157,29 +179,14 @@ def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
     return (config.m + weights) * config.k * shape.dtype.itemsize * buffers
 
 
-_overrides: dict[str, TileConfig] = {}
-
-
-@contextmanager
-def override(kernel: str, config: TileConfig) -> Iterator[None]:
-    """Let ``kernel`` (a name in `CANDIDATES`) run with ``config``, for benches and tests."""
-    if kernel not in CANDIDATES:
-        raise ValueError(f"unknown kernel {kernel!r}; known: {', '.join(CANDIDATES)}")
-    before = dict(_overrides)
-    _overrides[kernel] = config
-    try:
-        yield
-    finally:
-        _overrides.clear()
-        _overrides.update(before)
-
-
+_overrides = Overrides(CANDIDATES)
+override = _overrides.override
 SPACE = TileSpace(CANDIDATES, shared_bytes, override)
 
 
 def has_overrides() -> bool:
     """Whether `override` says anything, about any kernel."""
-    return bool(_overrides)
+    return bool(_overrides.configs)
 
 
 def config_for(
@@ -195,7 +202,7 @@ def config_for(
     ``has_tma``: the device has it, and every row of the operands is a multiple of 16 bytes.
     ``tuned``: what a table has for it, instead of the default.
     """
-    config = _overrides.get(kernel, tuned)
+    config = _overrides.configs.get(kernel, tuned)
     if config is None and dtype == torch.float32:
         config = FP32_CONFIG
     elif config is None:

@@ -259,10 +259,14 @@ def _weight(
 ) -> Tensor | TensorDescriptor:
     if not config.tma:
         return w_eXY
-    if w_eXY.data_ptr() % TMA_ALIGNMENT:
-        # A view into a flat buffer of parameters of any size.
-        w_eXY = w_eXY.clone()
+    w_eXY = aligned(w_eXY)
     return TensorDescriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
+
+
+def aligned(w: Tensor) -> Tensor:
+    """``w``, or a copy that TMA can read: a view into a flat buffer of parameters of any size may
+    begin anywhere."""
+    return w.clone() if w.data_ptr() % TMA_ALIGNMENT else w
 
 
 def _ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor | TensorDescriptor:

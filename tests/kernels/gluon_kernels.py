@@ -16,10 +16,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-# Triton 3.9 has other names than 3.6.
-NEW_NAMES = gl.constexpr(hasattr(tma, "async_load"))
-cp_async = getattr(async_copy, "async_load", async_copy.async_copy_global_to_shared)
-tma_load = getattr(tma, "async_load", tma.async_copy_global_to_shared)
+from distmoe.kernels.moe_mlp.gluon_compat import copy_async, tma_load, viewed
+
+# Triton 3.9 has another name than 3.6; the kernels of the package store nothing by TMA.
 tma_store = getattr(tma, "async_store", tma.async_copy_shared_to_global)
 
 
@@ -143,10 +142,7 @@ def joined_kernel(x_ptr, out_ptr, ROWS: gl.constexpr, COLS: gl.constexpr):
     tiles = gl.allocate_shared_memory(gl.bfloat16, [2, ROWS, COLS], half)
     for i in gl.static_range(2):
         tiles.index(i).store(gl.load(x_ptr + (i * ROWS + rows) * COLS + cols))
-    if NEW_NAMES:
-        joined = tiles.reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
-    else:
-        joined = tiles._reinterpret(gl.bfloat16, [2 * ROWS, COLS], whole)
+    joined = viewed(tiles, [2 * ROWS, COLS], whole)
     gl.store(out_ptr + all_rows * COLS + cols, joined.load(layout))
 
 
@@ -180,7 +176,7 @@ def gather_kernel(
     for half in gl.static_range(2):
         row = gl.load(row_ptr + half * BM + rows).to(gl.int64)
         pointers = x_ptr + row[:, None] * BN + cols[None, :]
-        cp_async(stages.index(half), pointers, (half * BM + rows < live)[:, None])
+        copy_async(stages.index(half), pointers, (half * BM + rows < live)[:, None])
         async_copy.commit_group()
     for half in gl.static_range(2):
         if FAULT == "no wait":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gluon_kernels import cp_async, tma_load
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -12,6 +11,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+from distmoe.kernels.moe_mlp.gluon_compat import copy_async, tma_load
 
 
 @gluon.jit
@@ -44,7 +45,7 @@ def produce(
             else:
                 mbarrier.expect(ready, w.block_type.nbytes)
             tma_load(w, [tile % tiles_n * BN, k], ready, b_ring.index(stage))
-            cp_async(a_ring.index(stage), pointers + k)
+            copy_async(a_ring.index(stage), pointers + k)
             async_copy.mbarrier_arrive(ready, increment_count=FAULT == "increments")
             step += 1
 

@@ -23,9 +23,10 @@ from test_moe_mlp import (
     steps_of,
     through_pieces,
 )
+from torch import Tensor
 
 from distmoe.kernels.aot import TARGETS
-from distmoe.kernels.moe_mlp import Runs
+from distmoe.kernels.moe_mlp import Runs, gluon_backend
 from distmoe.kernels.moe_mlp.gluon_backend import multiprocessors
 from distmoe.kernels.moe_mlp.gluon_tiles import (
     CANDIDATES,
@@ -39,6 +40,7 @@ from distmoe.kernels.moe_mlp.gluon_tiles import (
     override,
     shared_bytes,
 )
+from distmoe.kernels.moe_mlp.gluon_tiles import check as check_tile
 from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
 
 WIDE = ExpertShape(H=4096, I=1024, e=8, gated=True, dtype=torch.bfloat16)
@@ -110,9 +112,7 @@ def test_registers_change_hands_without_loss() -> None:
 def test_configurations() -> None:
     for kernel, candidates in CANDIDATES.items():
         for config in (*candidates, *TILINGS.values(), UNGATED_CONFIGS.get(kernel, candidates[0])):
-            assert config.num_warps in (4, 8)
-            # A warpgroup multiplies 64 rows at a time.
-            assert config.m % (16 * config.num_warps) == 0
+            assert not check_tile(kernel, config)
         assert config_for(kernel, WIDE) == candidates[0]
         assert config_for(kernel, WIDE._replace(H=8, I=8)).n == 16
         assert config_for(kernel, WIDE, TILINGS["two groups"]) == TILINGS["two groups"]
@@ -122,8 +122,8 @@ def test_configurations() -> None:
             assert shared_bytes(kernel, config, WIDE) <= TARGETS["sm_90"].shared_limit
     for kernel, config in UNGATED_CONFIGS.items():
         assert config_for(kernel, WIDE._replace(gated=False)) == config
-    # (128 rows of x, 256 of gate and up) x 64, 2 bytes, 4 stages.
-    assert shared_bytes("up", CANDIDATES["up"][0], WIDE) == 384 * 64 * 2 * 4
+    # (128 rows of x, 256 of gate and up) x 64, 2 bytes, 4 stages; 128 rows of half of 128 columns.
+    assert shared_bytes("up", CANDIDATES["up"][0], WIDE) == 384 * 64 * 2 * 4 + 128 * 64 * 2
     with (
         pytest.raises(ValueError, match="unknown kernel 'x'; known: up, down"),
         override("x", TILINGS["one group"]),
@@ -154,11 +154,39 @@ def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, major: int, min
     multiprocessors.cache_clear()
 
 
+def test_some_multiprocessors_are_left_to_communication(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gluon_backend, "multiprocessors", lambda device: 132)
+    operand = torch.empty(0)
+    assert [gluon_backend._grid(operand, items) for items in (5, 10**6)] == [(5,), (116,)]
+
+
+def shifted_by_one(v: Tensor) -> Tensor:
+    """``v`` as a view that begins 2 bytes behind a multiple of 16."""
+    flat = torch.zeros(1 + v.numel(), dtype=v.dtype, device=v.device)
+    flat[1:] = v.flatten()
+    return flat[1:].view_as(v)
+
+
+@pytest.mark.parametrize("moved", ["x_RH", "dy_RH"])
+def test_rows_that_begin_anywhere_are_gathered_by_pointers(
+    moved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlp = backend_or_skip("gluon")
+    assert isinstance(mlp, gluon_backend.GluonMoeMlp)
+    problem = make_problem("ragged").to(torch.bfloat16)
+    index = index_of(problem, CASES["ragged"][0])
+    rows = {"x_RH": problem.x_RH, "dy_RH": problem.dy_RH}
+    rows[moved] = shifted_by_one(rows[moved])
+    (e, H, I), L = problem.w_out_eHI.shape, len(index.row_L)
+    by_triton = problem.x_RH.new_empty(e, 2 * I, H), problem.x_RH.new_empty(e, H, I)
+    monkeypatch.setattr(mlp.triton, "wgrad", lambda *operands, index: by_triton)
+    dz_LG, a_LI = problem.x_RH.new_zeros(L, 2 * I), problem.x_RH.new_zeros(L, I)
+    assert mlp.wgrad(**rows, dz_LG=dz_LG, a_LI=a_LI, index=index) is by_triton
+
+
 def test_weights_may_begin_anywhere() -> None:
     mlp = backend_or_skip("gluon")
     problem = make_problem("ragged").to(torch.bfloat16)
-    flat = torch.zeros(1 + problem.w_in_eGH.numel(), dtype=torch.bfloat16, device=DEVICE)
-    flat[1:] = problem.w_in_eGH.flatten()
-    shifted = replace(problem, w_in_eGH=flat[1:].view_as(problem.w_in_eGH))
+    shifted = replace(problem, w_in_eGH=shifted_by_one(problem.w_in_eGH))
     index = index_of(shifted, CASES["ragged"][0])
     check(mlp, shifted, index, [Runs.of_all(index)])

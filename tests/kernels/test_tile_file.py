@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tile_tables import SMALL, layer_of, table_file
 
+from distmoe.bench.kernels.tuning import write_tiles
 from distmoe.kernels import moe_mlp
 from distmoe.kernels.moe_mlp import find_tiles as finding
 from distmoe.kernels.moe_mlp.find_tiles import check_shared_memory, find_tiles, shipped_file
 from distmoe.kernels.moe_mlp.tile_file import TileFile, TileFileError, read_tiles
-from distmoe.kernels.moe_mlp.tiles import SPACE, ExpertShape, TileConfig
+from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
+from distmoe.registry import MOE_MLP_TILES
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -65,6 +68,30 @@ def test_what_is_wrong_is_named(tmp_path: Path, right: str, wrong: str, words: s
         read_tiles(path)
 
 
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (TileConfig(128, 128, 64, 8, 1), "num_stages is 1; it must be at least 2"),
+        (TileConfig(128, 128, 64, 2, 3), "num_warps is 2; it must be one of 4, 8"),
+        (TileConfig(32, 128, 64, 4, 3), "m is 32; it must be a multiple of 16 * num_warps (64)"),
+        (TileConfig(64, 128, 64, 8, 3), "m is 64; it must be a multiple of 16 * num_warps (128)"),
+        (TileConfig(128, 64, 128, 4, 3), "k is 128; it must be at most 64"),
+    ],
+    ids=str,
+)
+def test_what_would_hang_or_not_compile_is_refused(
+    tmp_path: Path, config: TileConfig, problem: str
+) -> None:
+    path = tmp_path / "tiles.toml"
+    layer = layer_of({"up": config}, pairs=64)
+    write_tiles(path, "cpu", [layer])
+    # Only specialised warps need it.
+    read_tiles(path)
+    write_tiles(path, "cpu", [replace(layer, backend="gluon")])
+    with pytest.raises(TileFileError, match=re.escape(f", up in '{path}': {problem}")):
+        read_tiles(path)
+
+
 def test_an_entry_is_there_once(tmp_path: Path) -> None:
     path = table_file(tmp_path / "tiles.toml")
     text = path.read_text()
@@ -96,25 +123,33 @@ def test_too_much_shared_memory_is_refused() -> None:
     check_shared_memory(narrow, Path("x.toml"), most=147_456)
 
 
-def published() -> Iterator[tuple[str, TileConfig, ExpertShape, int]]:
+TILE = r"(?P<tile>\d+x\d+x\d+ w\d+ s\d+)(?: c(?P<chunks>\d+))?(?P<pointers> ptr)?"
+CASES_OF = {
+    "triton": rf"(?P<kernel>\w+) H(?P<H>\d+) I(?P<I>\d+) (?P<activation>\w+) bf16 {TILE}",
+    "gluon": rf"gluon (?P<kernel>\w+) {TILE}, (?P<H>\d+)x(?P<I>\d+) (?P<activation>\w+) bf16",
+}
+
+
+def published(backend: str, triton: str) -> Iterator[tuple[str, TileConfig, ExpertShape, int]]:
     """Products of 16-bit operands that were compiled for sm_90, with the bytes that they take."""
-    content = json.loads((ROOT / "docs/benchmarks/kernels-sm_90-triton-3.6.json").read_text())
-    form = r"(\w+) H(\d+) I(\d+) (\w+) bf16 (\d+)x(\d+)x(\d+) w(\d+) s(\d+)(?: c(\d+))?( ptr)?"
-    for case in content["cases"]:
-        if found := re.fullmatch(form, case["case"]):
-            kernel, H, I, activation, *sizes = found.groups()
-            *tile, chunks, pointers = sizes
-            config = TileConfig(*map(int, tile), int(chunks or 1), tma=not pointers)
-            gated = activation.endswith("glu")
-            shape = ExpertShape(int(H), int(I), 1, gated, torch.bfloat16)
-            yield kernel, config, shape, case["shared"]
+    path = ROOT / f"docs/benchmarks/kernels-sm_90-triton-{triton}.json"
+    for case in json.loads(path.read_text())["cases"]:
+        if found := re.fullmatch(CASES_OF[backend], case["case"]):
+            sizes = map(int, re.findall(r"\d+", found["tile"]))
+            config = TileConfig(*sizes, int(found["chunks"] or 1), tma=not found["pointers"])
+            gated = found["activation"].endswith("glu")
+            shape = ExpertShape(int(found["H"]), int(found["I"]), 1, gated, torch.bfloat16)
+            yield found["kernel"], config, shape, case["shared"]
 
 
-def test_needed_shared_memory_is_what_the_compiler_took() -> None:
-    cases = list(published())
-    assert {kernel for kernel, *_ in cases} == set(SPACE.candidates)
+@pytest.mark.parametrize("triton", ["3.6", "3.9"])
+@pytest.mark.parametrize("backend", list(MOE_MLP_TILES))
+def test_needed_shared_memory_is_what_the_compiler_took(backend: str, triton: str) -> None:
+    space = MOE_MLP_TILES.load(backend)
+    cases = list(published(backend, triton))
+    assert {kernel for kernel, *_ in cases} == set(space.candidates)
     for kernel, config, shape, shared in cases:
-        needed = SPACE.shared_bytes(kernel, config, shape)
+        needed = space.shared_bytes(kernel, config, shape)
         assert needed <= shared <= needed + 1024, (kernel, config, shape)
 
 
