@@ -53,12 +53,15 @@ override = _overrides.override
 
 
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
-    """Of the ring, and of the scratch by which epilogues change the layout of a chunk, as much as
-    the compiler takes: 16 rows of every consumer's warp. Barriers take some hundred bytes more."""
+    """Of the ring, and of the scratch by which an epilogue changes the layout of a chunk. Barriers
+    take some hundred bytes more."""
     config = config.fit(columns_of(kernel, shape))
     columns = 2 * config.n if kernel == "up" and shape.gated else config.n
     ring = (config.m + columns) * config.k * config.num_stages
-    scratch = 16 * CONSUMER_WARPS * (config.n // config.chunks)
+    width = config.n // config.chunks
+    # As seen of triton 3.6 and 3.9: rows of a chunk that every consuming warp moves at a time.
+    rows = 16 if width <= 16 * config.num_warps else 8
+    scratch = CONSUMER_WARPS * rows * width
     return (ring + scratch) * shape.dtype.itemsize
 
 

@@ -124,6 +124,10 @@ def test_configurations() -> None:
         assert config_for(kernel, WIDE._replace(gated=False)) == config
     # (128 rows of x, 256 of gate and up) x 64, 2 bytes, 4 stages; 128 rows of half of 128 columns.
     assert shared_bytes("up", CANDIDATES["up"][0], WIDE) == 384 * 64 * 2 * 4 + 128 * 64 * 2
+    # Chunks wider than any candidate's, as triton 3.6 and 3.9 compiled them, but for the barriers.
+    assert shared_bytes("down", TileConfig(128, 256, 64, 8, 2), WIDE) == 131_124 - 52
+    assert shared_bytes("dx", TileConfig(64, 256, 64, 4, 2, chunks=2), WIDE) == 98_360 - 56
+    assert shared_bytes("down", TileConfig(128, 128, 32, 8, 2), WIDE) == 65_588 - 52
     with (
         pytest.raises(ValueError, match="unknown kernel 'x'; known: up, down"),
         override("x", TILINGS["one group"]),
