@@ -70,6 +70,7 @@ def run_of(
 
     def save(progress: Progress, *, expire: bool) -> None:
         assert expire
+        store.saved_step = progress.done
         done.append("saved")
         if late:
             signal.received = 15
@@ -79,7 +80,9 @@ def run_of(
         done.append("validated")
 
     trainer._step, trainer._validate = step, validate  # type: ignore[method-assign]
+    store = SimpleNamespace(saved_step=-1)
     trainer.checkpoints = SimpleNamespace(  # type: ignore[assignment]
+        store=store,
         save=save,
         finish=save,
         news=lambda: [],
