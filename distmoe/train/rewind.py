@@ -37,12 +37,13 @@ def go_back(folder: Path, complete: Sequence[Path], source: Path | None) -> list
     lines = []
     history = [folder / name for name in HISTORY if (folder / name).exists()]
     leaving = left_behind(complete, source)
+    in_itself = source is not None and _is_own(complete, source)
     if history or leaving:
         aside = _new_folder(folder)
         for file in history:
             shutil.copy2(file, aside)
             # Up to the step that a run goes back to in itself its lines stay where they are.
-            if source is None or not _is_own(complete, source):
+            if not in_itself:
                 file.unlink()
         for path in leaving:
             path.rename(aside / path.name)
