@@ -41,14 +41,12 @@ def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRo
         layout, num_tokens=num_tokens, num_experts=moe.num_experts, top_k=moe.top_k
     )
     level = _level(config, layout)
-    rows_NG = volumes.pairs_NG if level == "copies" else volumes.rows_NG
-    per_rank = float(rows_NG[0, 0])
-    far_ranks = P - layout.per_node
+    per_rank = volumes.sent_rows(level)
     relayed = parts = 0.0
     outgoing, sent = per_rank * P, per_rank * (P - 1)
     if level == "node":
-        relayed = float(volumes.node_rows_N[0]) * (layout.num_nodes - 1)
-        parts = per_rank * far_ranks
+        relayed = volumes.node_rows * (layout.num_nodes - 1)
+        parts = per_rank * layout.far_ranks
         outgoing = per_rank * layout.per_node + relayed
         sent = per_rank * (layout.per_node - 1) + relayed
     return ExchangeRows(

@@ -12,7 +12,7 @@ from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
-from distmoe.planner.pipeline_simulation import Stage
+from distmoe.planner.pipeline_time import Stage
 from distmoe.planner.step_parts import StepPart
 from distmoe.registry import ENGINE_COSTS
 
@@ -72,11 +72,10 @@ class _Builder:
         edges, dense_block, moe_block = self._parameters()
         num_moe = model.n_layers - model.n_dense_layers
         dense = self._stage(passes.dense_block, dense_block, count=model.n_dense_layers)
-        moe = self._stage(passes.moe_block, moe_block, count=num_moe)
+        moe = self._stage(passes.moe_block, moe_block, count=num_moe, has_experts=True)
         # Embedding and head are one unit: gathered first, reduced last.
         root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
-        blocks = [dense] * model.n_dense_layers
-        blocks += [_with_layer(moe, layer) for layer in range(num_moe)]
+        blocks = [dense] * model.n_dense_layers + [moe] * num_moe
         every = [edges] + [dense_block] * model.n_dense_layers + [moe_block] * num_moe
         return JobStages(
             stages=(root, *blocks, head),
@@ -100,7 +99,14 @@ class _Builder:
             _Parameters(routed, experts),
         )
 
-    def _stage(self, passes: Passes | None, size: _Parameters, *, count: int = 1) -> Stage:
+    def _stage(
+        self,
+        passes: Passes | None,
+        size: _Parameters,
+        *,
+        count: int = 1,
+        has_experts: bool = False,
+    ) -> Stage:
         """``count`` stages alike, whose work is added to the parts."""
         traffic, elements = self._traffic, size.dense + size.experts
         gather = self._gather(size)
@@ -116,6 +122,7 @@ class _Builder:
         return Stage(
             forward_s=self._seconds(forward, count),
             backward_s=self._seconds(backward, count),
+            has_experts=has_experts,
             gather=gather if traffic.gathers_forward else Transfer(),
             gather_again=gather if traffic.gathers_backward and passes else Transfer(),
             reduce=self._reduce(size) if traffic.reduces_every_backward else Transfer(),
@@ -150,14 +157,3 @@ class _Builder:
         if self._traffic.gathers_update:
             seconds += sum(self._gather(size).seconds for size in every)
         return seconds
-
-
-def _with_layer(stage: Stage, layer: int) -> Stage:
-    return Stage(
-        stage.forward_s,
-        stage.backward_s,
-        layer,
-        stage.gather,
-        stage.gather_again,
-        stage.reduce,
-    )
