@@ -140,7 +140,12 @@ def load_profile(path: str | Path) -> Profile:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"profile '{path}' cannot be read: {error}") from error
-    return _Reader(str(path)).profile(tables)
+    return profile_of(tables, str(path))
+
+
+def profile_of(tables: Mapping[str, Any], source: str) -> Profile:
+    """From what `dataclasses.asdict` made of one; ProfileError names the ``source``."""
+    return _Reader(source).profile(tables)
 
 
 class _Reader:
