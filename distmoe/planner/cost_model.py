@@ -50,16 +50,13 @@ def best_schedule(
     levels: Sequence[str] = LEVELS,
     orders: Sequence[str] = ORDERS,
     steps: int = 0,
-    step_counts: Sequence[int] = (),
 ) -> list[Prediction]:
     """Every schedule that may be chosen, the fastest first; equal ones in the order of ``levels``
-    and ``orders``, with fewer steps before more. ``steps`` 0: those of ``step_counts`` up to
-    `most_steps`, by default all."""
+    and ``orders``, with fewer steps before more. ``steps`` 0: all up to `most_steps`."""
     if layout.num_ranks == 1:
         alone = Schedule(levels[0], orders[0], 1)
         return [predict(shape, layout, profile, alone)]
-    every = range(1, most_steps(shape, layout) + 1)
-    allowed = [steps] if steps else [n for n in every if not step_counts or n in step_counts]
+    allowed = [steps] if steps else range(1, most_steps(shape, layout) + 1)
     found = [
         predict(shape, layout, profile, Schedule(level, order, n))
         for level in _levels_of(layout, levels)
@@ -100,7 +97,7 @@ def predict(
 ) -> Prediction:
     """Times of one schedule on a rank with ``load`` times the mean rows and pairs.
 
-    ValueError if the profile lacks a link class that the rows need, or the GEMM rate of the dtype.
+    ValueError if the profile lacks a link class that the rows need, or a rate of the dtype.
     """
     volumes = RowVolumes.expected(
         layout, num_tokens=shape.num_tokens, num_experts=shape.num_experts, top_k=shape.top_k

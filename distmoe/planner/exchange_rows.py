@@ -36,7 +36,7 @@ def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRo
         added = rule.most_added(moe.num_experts, moe.rounding.tile)
         most = num_tokens * moe.num_experts
         return ExchangeRows(pairs=min(num_tokens * moe.top_k + added, most))
-    layout = RankLayout(P, _ranks_of_a_node(config))
+    layout = RankLayout.of_group(P, config.parallel.ranks_per_node)
     volumes = RowVolumes.expected(
         layout, num_tokens=num_tokens, num_experts=moe.num_experts, top_k=moe.top_k
     )
@@ -57,12 +57,6 @@ def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRo
         relayed=ceil(relayed),
         parts=ceil(parts),
     )
-
-
-def _ranks_of_a_node(config: Config) -> int:
-    """As the layer sees them: where ep groups do not fit the nodes, it sends as in one."""
-    P, width = config.parallel.ep, config.parallel.ranks_per_node
-    return width if 0 < width < P and P % width == 0 else P
 
 
 def _level(config: Config, layout: RankLayout) -> str:

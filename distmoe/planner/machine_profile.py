@@ -58,7 +58,8 @@ class Origin:
 class Profile:
     """``links`` by class: "own", a copy inside a rank's device (bytes copied, not read + written),
     "node", ranks of one node, "remote", ranks of two nodes. ``gemm_flops``: FLOP/s of the expert
-    products by dtype. ``host_latency_s``: seconds of a launch.
+    products by dtype; empty for a known machine, whose are assumed (`expert_rate`), and whose
+    ``dense_flops`` are those of large products. ``host_latency_s``: seconds of a launch.
 
     What only `distmoe plan` needs, and older files do not have: FLOP/s of the products of a block
     (``dense_flops``) and of causal attention (``attention_flops``) by dtype, what "gather" and
@@ -76,6 +77,11 @@ class Profile:
     memory_bytes: int = 0
     ranks_per_node: int = 0
 
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those with a rate of the expert products, measured or assumed."""
+        return tuple(self.gemm_flops or self.dense_flops)
+
     def link(self, name: str) -> Link:
         """The link class; ValueError if it was not measured."""
         if name not in self.links:
@@ -84,20 +90,16 @@ class Profile:
 
 
 # By the data sheets NVLink 4 has 450 GB/s in each direction, NVLink 5 900, and the NIC 400 Gbit/s;
-# that collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies:
-# half of the bytes that a large one reads and writes. Expert products: SonicMoE reports 535 TFLOP/s
-# forward and 480 backward on an H100, and above 1,100 on a B300 (arXiv 2512.14080). Memory is what
-# torch reports.
-def _preset(
-    device: str, speed: DeviceSpeed, *, nvlink: float, expert_flops: float, memory_gib: float
-) -> Profile:
+# that collectives reach 0.8 and 0.85 of it, with a latency of 0.5 and 1.5 us, is assumed. Copies:
+# half of the bytes that a large one reads and writes. Memory is what torch reports.
+def _preset(device: str, speed: DeviceSpeed, *, nvlink: float, memory_gib: float) -> Profile:
     return Profile(
         links={
             "own": Link(5e-6, speed.bytes_per_s / 2),
             "node": Link(0.5e-6, 0.8 * nvlink),
             "remote": Link(1.5e-6, 0.85 * 50e9),
         },
-        gemm_flops={"bf16": expert_flops},
+        gemm_flops={},
         host_latency_s=25e-6,
         origin=Origin(device=device, note="assumed: NVLink in the node, a 400 Gbit/s NIC per GPU"),
         dense_flops={"bf16": speed.flops},
@@ -111,12 +113,9 @@ def _preset(
 _B200 = DeviceSpeed(flops=0.8 * 2250e12, bytes_per_s=0.9 * 7.67e12)
 
 PRESETS = {
-    name: _preset(name, speed, nvlink=nvlink, expert_flops=expert_flops, memory_gib=memory_gib)
-    for name, speed, nvlink, expert_flops, memory_gib in (
-        (H100, DEVICE_SPEEDS[H100], 450e9, 500e12, 79.1),
-        (H200, DEVICE_SPEEDS[H200], 450e9, 500e12, 139.8),
-        (B200, _B200, 900e9, 1000e12, 178.3),
-    )
+    H100: _preset(H100, DEVICE_SPEEDS[H100], nvlink=450e9, memory_gib=79.1),
+    H200: _preset(H200, DEVICE_SPEEDS[H200], nvlink=450e9, memory_gib=139.8),
+    B200: _preset(B200, _B200, nvlink=900e9, memory_gib=178.3),
 }
 """By the name that the driver gives."""
 

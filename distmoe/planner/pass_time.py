@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distmoe.planner.collective_time import Transfer
+from distmoe.planner.expert_rate import expert_flops
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.pass_steps import ModelStep
@@ -51,13 +52,8 @@ class LayerOnMachine:
 
     @staticmethod
     def of(shape: LayerShape, layout: RankLayout, profile: Profile) -> LayerOnMachine:
-        """ValueError if the profile lacks the GEMM rate of the dtype."""
-        if shape.dtype not in profile.gemm_flops:
-            raise ValueError(
-                f"the profile has no GEMM rate for {shape.dtype}; it has "
-                f"{', '.join(profile.gemm_flops) or 'none'}"
-            )
-        pair_s = shape.flops_per_pair / profile.gemm_flops[shape.dtype]
+        """ValueError if the profile has no rate of the dtype."""
+        pair_s = shape.flops_per_pair / expert_flops(profile, shape, layout.num_ranks)
         return LayerOnMachine(profile, layout.per_node, shape.row_bytes, pair_s)
 
     def transfer(self, step: ModelStep) -> Transfer:

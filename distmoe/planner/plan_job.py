@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from distmoe.config import Config, ConfigError, resolve
 from distmoe.config.keys import with_values
 from distmoe.moe.schedule import Schedule
-from distmoe.planner.cost_model import ORDERS, best_schedule
 from distmoe.planner.expert_time import ExpertTimes, expert_times
 from distmoe.planner.hardware import Hardware, on_hardware
 from distmoe.planner.job_memory import JobMemory, predict_memory
@@ -18,16 +17,11 @@ from distmoe.planner.job_time import StepTime, step_time
 from distmoe.planner.layouts import differing, layouts, problems_of
 from distmoe.planner.routing_skew import rank_loads
 from distmoe.planner.row_volumes import RankLayout
-from distmoe.planner.schedule_policy import layer_shape
+from distmoe.planner.schedule_policy import layer_shape, ranked_schedules
 from distmoe.registry import ENGINE_COSTS
 
-STEP_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
-"""Steps of the exchange that are tried, unless their number is given."""
 AUTO = {"level": "auto", "order": "auto", "steps": 0}
-"""What the dispatch settings are called when they are free."""
-LEVELS = {"cpu": ("rank", "node"), "gpu": ("rank",)}
-"""What level auto may be: GPUs do not relay, as in `train.agreed_schedule`; a copy for every expert
-is never faster than a row for every rank."""
+"""The dispatch settings, as they are called when they are free."""
 
 
 @dataclass(frozen=True)
@@ -148,48 +142,41 @@ class Planner:
 
     def _exchange(self, config: Config, pinned: Collection[str]) -> _Exchange:
         """The same for every layout with that micro-batch and ep."""
-        given = _given_dispatch(config, pinned)
-        key = (config.train.micro_batch_size, config.parallel.ep, *given.values())
+        dispatch = config.moe.dispatch
+        settings = {
+            name: getattr(dispatch, name) if f"moe.dispatch.{name}" in pinned else auto
+            for name, auto in AUTO.items()
+        }
+        key = (config.train.micro_batch_size, config.parallel.ep, *settings.values())
         if key not in self._exchanges:
-            self._exchanges[key] = self._best_exchange(config, pinned)
+            names = {f"moe.dispatch.{name}": value for name, value in settings.items()}
+            self._exchanges[key] = self._best_exchange(with_values(config, names))
         return self._exchanges[key]
 
-    def _best_exchange(self, config: Config, pinned: Collection[str]) -> _Exchange:
+    def _best_exchange(self, config: Config) -> _Exchange:
         if config.model.n_layers == config.model.n_dense_layers:
             return _Exchange(Schedule("rank", "source", 1), None, 1.0)
-        ep, shape = config.parallel.ep, layer_shape(config, dtype=self._dtype)
-        per_node = min(ep, self.hardware.ranks_per_node)
-        layout = RankLayout(ep, per_node if ep % per_node == 0 else ep)
-        expert_flops = self.hardware.expert_flops(shape, ep)
-        profile = replace(self.hardware.profile, gemm_flops={self._dtype: expert_flops})
-        given = _given_dispatch(config, pinned)
-        device = "cpu" if config.run.device == "cpu" else "gpu"
-        found = best_schedule(
-            shape,
-            layout,
-            profile,
-            levels=(given["level"],) if "level" in given else LEVELS[device],
-            orders=(given["order"],) if "order" in given else ORDERS,
-            steps=given.get("steps", 0),
-            step_counts=STEP_COUNTS,
+        ep, shape, profile = (
+            config.parallel.ep,
+            layer_shape(config, dtype=self._dtype),
+            self.hardware.profile,
         )
-        load_LP = rank_loads(
-            config.moe,
-            tokens=shape.num_tokens,
-            ep=ep,
-            skew=self._skew,
-        )
+        layout = RankLayout.of_group(ep, self.hardware.ranks_per_node)
+        # GPUs do not relay, as in `train.agreed_schedule`.
+        relays = config.run.device == "cpu"
+        schedule = ranked_schedules(config, layout, profile, relays=relays)[0].schedule
+        load_LP = rank_loads(config.moe, tokens=shape.num_tokens, ep=ep, skew=self._skew)
         busiest = float(load_LP.max(1).mean())
         times = expert_times(
             shape,
             layout,
             profile,
-            found[0].schedule,
+            schedule,
             mean_load=float(load_LP.mean()),
             busiest_load=busiest,
             overlap=config.moe.dispatch.overlap,
         )
-        return _Exchange(found[0].schedule, times, busiest)
+        return _Exchange(schedule, times, busiest)
 
 
 def check_engine(name: str) -> None:
@@ -221,13 +208,3 @@ def _misfit(layout: Layout, fitting: Sequence[Layout]) -> Misfit:
     near = min(fitting, key=distance, default=None)
     changes = {} if near is None else differing(layout.config, near.config)
     return Misfit(layout, changes, near)
-
-
-def _given_dispatch(config: Config, pinned: Collection[str]) -> dict[str, Any]:
-    """Level, order and steps of the exchange, of those that are pinned and not auto."""
-    given = {name: getattr(config.moe.dispatch, name) for name in AUTO}
-    return {
-        name: value
-        for name, value in given.items()
-        if f"moe.dispatch.{name}" in pinned and value != AUTO[name]
-    }

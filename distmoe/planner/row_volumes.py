@@ -31,6 +31,13 @@ class RankLayout:
                 f"({self.num_ranks})"
             )
 
+    @staticmethod
+    def of_group(size: int, ranks_per_node: int) -> RankLayout:
+        """As the layer sees an ep group of ``size``: where it does not fit the nodes, it sends as
+        in one."""
+        fits = 0 < ranks_per_node < size and size % ranks_per_node == 0
+        return RankLayout(size, ranks_per_node if fits else size)
+
     @property
     def num_nodes(self) -> int:
         return self.num_ranks // self.per_node
