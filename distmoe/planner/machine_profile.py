@@ -15,6 +15,21 @@ from distmoe.planner.roofline import DEVICE_SPEEDS, DeviceSpeed
 LINKS = ("own", "node", "remote")
 DTYPES = ("bf16", "fp32")
 COLLECTIVES = ("gather", "reduce")
+RATES = {
+    "gemm_flops": DTYPES,
+    "dense_flops": DTYPES,
+    "attention_flops": DTYPES,
+    "collective_share": COLLECTIVES,
+}
+"""Tables of a file -> the names that they may have."""
+OPTIONAL: dict[str, Any] = {
+    "origin": {},
+    "dense_flops": {},
+    "attention_flops": {},
+    "collective_share": {},
+    "memory_bytes": 0,
+    "ranks_per_node": 0,
+}
 H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 
 
@@ -155,26 +170,19 @@ class _Reader:
 
     def profile(self, tables: Mapping[str, Any]) -> Profile:
         self._check_keys("", tables, tuple(field.name for field in dataclasses.fields(Profile)))
+        tables = OPTIONAL | dict(tables)
         links = self._table("links", tables)
         self._check_keys("links", links, LINKS)
         if "own" not in links:
             raise self._wrong("links.own", "missing", "be there")
+        rates = {name: self._rates(name, tables, known) for name, known in RATES.items()}
         return Profile(
             links={name: self._link(name, links) for name in links},
-            gemm_flops=self._rates("gemm_flops", tables, DTYPES),
             host_latency_s=self._not_negative("host_latency_s", tables),
             origin=self._origin(tables),
-            dense_flops=self._rates("dense_flops", {"dense_flops": {}, **tables}, DTYPES),
-            attention_flops=self._rates(
-                "attention_flops", {"attention_flops": {}, **tables}, DTYPES
-            ),
-            collective_share=self._rates(
-                "collective_share", {"collective_share": {}, **tables}, COLLECTIVES
-            ),
-            memory_bytes=int(self._not_negative("memory_bytes", {"memory_bytes": 0, **tables})),
-            ranks_per_node=int(
-                self._not_negative("ranks_per_node", {"ranks_per_node": 0, **tables})
-            ),
+            memory_bytes=int(self._not_negative("memory_bytes", tables)),
+            ranks_per_node=int(self._not_negative("ranks_per_node", tables)),
+            **rates,
         )
 
     def _rates(
@@ -199,8 +207,6 @@ class _Reader:
         )
 
     def _origin(self, tables: Mapping[str, Any]) -> Origin:
-        if "origin" not in tables:
-            return Origin()
         table = self._table("origin", tables)
         self._check_keys("origin", table, ("device", "date", "note", "versions"))
         versions = self._table("origin.versions", table) if "versions" in table else {}
