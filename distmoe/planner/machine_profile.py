@@ -105,7 +105,7 @@ class Profile:
 
 
 # By the data sheets NVLink 4 has 450 GB/s in each direction, NVLink 5 900, and the NIC 400 Gbit/s;
-# that collectives reach 0.8 and 0.85 of it, with a latency of 0.5 and 1.5 us, is assumed. Copies:
+# that collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies:
 # half of the bytes that a large one reads and writes. Memory is what torch reports.
 def _preset(device: str, speed: DeviceSpeed, *, nvlink: float, memory_gib: float) -> Profile:
     return Profile(

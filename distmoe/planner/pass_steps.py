@@ -9,19 +9,27 @@ from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
 
 @dataclass(frozen=True)
+class Parcel:
+    """What a step sends over one link class."""
+
+    messages: int = 0
+    rows: float = 0.0
+
+
+@dataclass(frozen=True)
 class ModelStep:
     """Rows that arrive together, with their ``pairs``: those of the own node and those of others at
     the same time. ``relayed``: what comes from another node is then sent on inside the own one."""
 
     pairs: float
-    node_rows: float = 0.0
-    remote_rows: float = 0.0
+    node: Parcel
+    remote: Parcel
     relayed: bool = False
 
     @property
     def sent_rows(self) -> float:
         """That the rank gathers from its own tokens."""
-        return self.remote_rows + (0.0 if self.relayed else self.node_rows)
+        return self.remote.rows + (0.0 if self.relayed else self.node.rows)
 
 
 def steps_of(layout: RankLayout, volumes: RowVolumes, schedule: Schedule) -> list[ModelStep]:
@@ -44,14 +52,16 @@ def _from_ranks(
 ) -> ModelStep:
     """``share`` of what ``near`` ranks of the own node and ``far`` others have."""
     rows = share * volumes.sent_rows(level)
-    return ModelStep(share * (near + far) * volumes.pairs, near * rows, far * rows)
+    pairs = share * (near + far) * volumes.pairs
+    return ModelStep(pairs, Parcel(near, near * rows), Parcel(far, far * rows))
 
 
 def _from_node(layout: RankLayout, volumes: RowVolumes, runs: int) -> ModelStep:
     """One of ``runs`` of another node's rows: along the rail, and from there to the others."""
+    others = layout.per_node - 1
     return ModelStep(
         pairs=layout.per_node * volumes.pairs / runs,
-        node_rows=(layout.per_node - 1) * volumes.rows / runs,
-        remote_rows=volumes.node_rows / runs,
+        node=Parcel(others, others * volumes.rows / runs),
+        remote=Parcel(1, volumes.node_rows / runs),
         relayed=True,
     )

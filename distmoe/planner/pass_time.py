@@ -1,8 +1,9 @@
 """Seconds of one forward or backward of an expert layer on one rank, in closed form.
 
-Rows arrive at the pace at which the rank sends its own. n bytes of a step take `host latency +
-alpha + n / beta` of a link, its block a launch and its pairs. The rows of all steps go there one
-step after the other, and home when they are computed. The longest of three chains decides:
+Rows arrive at the pace at which the rank sends its own. A transfer of m messages and n bytes takes
+`host latency + m alpha + n / beta` of its link, a block its launch and its pairs. The rows of all
+steps go there one step after the other, and home when they are computed. The longest of three
+chains decides:
 
     the first rows there, all blocks, the last rows home       computing takes longest
     all rows there, the last block, the last rows home         sending does, in few steps
@@ -21,7 +22,7 @@ from distmoe.planner.collective_time import Transfer
 from distmoe.planner.expert_rate import expert_flops
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
-from distmoe.planner.pass_steps import ModelStep
+from distmoe.planner.pass_steps import ModelStep, Parcel
 from distmoe.planner.row_volumes import RankLayout
 
 
@@ -58,18 +59,17 @@ class LayerOnMachine:
 
     def transfer(self, step: ModelStep) -> Transfer:
         """One way, on links that do nothing else."""
-        node_s = self._link_s("node", step.node_rows)
-        remote_s = self._link_s("remote", step.remote_rows)
+        node_s, remote_s = self._parcel_s("node", step.node), self._parcel_s("remote", step.remote)
         seconds = node_s + remote_s if step.relayed else max(node_s, remote_s)
         return Transfer(seconds, node_s, remote_s)
 
-    def _link_s(self, name: str, rows: float) -> float:
-        """Messages of a step are posted together, so their latencies pass at the same time."""
-        if not rows:
+    def _parcel_s(self, name: str, parcel: Parcel) -> float:
+        if not parcel.messages:
             return 0.0
         link = self.profile.link(name)
         rate = link.bytes_per_s / (self.per_node if link.shared else 1)
-        return self.profile.host_latency_s + link.latency_s + rows * self.row_bytes / rate
+        seconds = parcel.messages * link.latency_s + parcel.rows * self.row_bytes / rate
+        return self.profile.host_latency_s + seconds
 
     def copy_s(self, rows: float) -> float:
         """Of ``rows`` inside the device; nothing to copy takes no launch."""

@@ -20,7 +20,7 @@ from distmoe.planner.cost_model import (
 )
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Link, Profile
-from distmoe.planner.pass_steps import ModelStep, steps_of
+from distmoe.planner.pass_steps import ModelStep, Parcel, steps_of
 from distmoe.planner.pass_time import PassTime
 from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
@@ -101,15 +101,15 @@ def test_steps_near_ranks_first() -> None:
     layout, volumes = RankLayout(8, 4), RowVolumes(pairs=2.0, rows=1.0, node_rows=3.0)
     by_source = steps_of(layout, volumes, Schedule("rank", "source", 2))
     assert by_source == [
-        ModelStep(8.0, node_rows=3.0, remote_rows=1.0),
-        ModelStep(6.0, remote_rows=3.0),
+        ModelStep(8.0, Parcel(3, 3.0), Parcel(1, 1.0)),
+        ModelStep(6.0, Parcel(), Parcel(3, 3.0)),
     ]
     assert [step.sent_rows for step in by_source] == [4, 3]
     copies = steps_of(layout, volumes, Schedule("copies", "tokens", 2))
-    assert copies == [ModelStep(7.0, node_rows=3.0, remote_rows=4.0)] * 2
+    assert copies == [ModelStep(7.0, Parcel(3, 3.0), Parcel(4, 4.0))] * 2
     *near, first, second = steps_of(layout, volumes, Schedule("node", "tokens", 2))
-    assert near == [ModelStep(2.0, node_rows=1.0)] * 3
-    assert first == second == ModelStep(4.0, node_rows=1.5, remote_rows=1.5, relayed=True)
+    assert near == [ModelStep(2.0, Parcel(1, 1.0), Parcel())] * 3
+    assert first == second == ModelStep(4.0, Parcel(3, 1.5), Parcel(1, 1.5), relayed=True)
     assert first.sent_rows == 1.5
 
 
