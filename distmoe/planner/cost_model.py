@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distmoe.moe.schedule import Schedule
+from distmoe.moe.schedule import ORDERS, Schedule
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.pass_steps import steps_of
@@ -24,7 +24,7 @@ from distmoe.planner.pass_time import LayerOnMachine, PassTime, time_of_pass
 from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
 LEVELS = ("rank", "node", "copies")
-ORDERS = ("source", "tokens")
+"""Of equal ones the first is taken."""
 MOST_STEPS = 16
 
 

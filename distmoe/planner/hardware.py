@@ -22,6 +22,7 @@ from distmoe.planner.machine_profile import (
     ProfileError,
     load_profile,
 )
+from distmoe.planner.row_volumes import RankLayout
 
 KNOWN = {"h100": H100, "h200": H200, "b200": B200}
 """What --hardware may be, beside a file -> the device's name."""
@@ -51,9 +52,8 @@ class Hardware:
 
     def missing_link(self, world: int) -> str:
         """The first link class that ``world`` ranks use and the profile lacks, or ""."""
-        per_node = min(self.ranks_per_node, world)
-        used = {"node": per_node > 1, "remote": world > per_node}
-        return next((name for name in used if used[name] and name not in self.profile.links), "")
+        used = RankLayout.of_group(world, self.ranks_per_node).link_classes
+        return next((name for name in used if name not in self.profile.links), "")
 
     def dense_flops(self, dtype: str) -> float:
         """FLOP/s of the products of a block; where a profile lacks them, of the experts'."""

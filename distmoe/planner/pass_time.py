@@ -113,7 +113,8 @@ def time_of_pass(
     home = max(computed + max(half_s, before_s) + last.seconds, links_free)
     return PassTime(
         serial_s=busy_s + 2 * sent.seconds,
-        overlapped_s=max(home, computed + half_s + wgrad_s) + sum_s,
+        # Not below it by a rounding error.
+        overlapped_s=max(busy_s, max(home, computed + half_s + wgrad_s) + sum_s),
         busy_s=busy_s,
         sent=sent,
     )

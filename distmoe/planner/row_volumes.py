@@ -43,6 +43,12 @@ class RankLayout:
         return self.num_ranks // self.per_node
 
     @property
+    def link_classes(self) -> list[str]:
+        """Over which these ranks send."""
+        used = {"node": self.per_node > 1, "remote": self.num_nodes > 1}
+        return [name for name in used if used[name]]
+
+    @property
     def far_ranks(self) -> int:
         """On other nodes."""
         return self.num_ranks - self.per_node

@@ -10,14 +10,8 @@ from typing import NamedTuple
 
 from distmoe.config import Config, resolve
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.moe.schedule import MOST_RUNS, auto_schedule
-from distmoe.planner.cost_model import (
-    LEVELS,
-    ORDERS,
-    Prediction,
-    best_schedule,
-    most_steps,
-)
+from distmoe.moe.schedule import MOST_RUNS, ORDERS, auto_schedule
+from distmoe.planner.cost_model import LEVELS, Prediction, best_schedule, most_steps
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.row_volumes import RankLayout
@@ -102,8 +96,7 @@ def _dtype(config: Config, profile: Profile) -> str:
 
 def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
     """What the profile lacks for these ranks; empty if nothing."""
-    used = {"node": layout.per_node > 1, "remote": layout.num_nodes > 1}
-    lacking = [f"link '{name}'" for name in used if used[name] and name not in profile.links]
+    lacking = [f"link '{name}'" for name in layout.link_classes if name not in profile.links]
     if _dtype(config, profile) not in profile.dtypes:
         lacking.append(f"GEMM rate of {config.train.dtype}")
     return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
