@@ -69,6 +69,14 @@ def test_the_longest_of_three_chains(steps: int, rate: float, expected: float) -
     assert found.overlapped_s == pytest.approx(expected)
 
 
+def test_the_first_rows_may_come_after_the_own_half() -> None:
+    """Eight ranks, 10 pairs of each, 60 s for the 70 rows of the others, in two steps."""
+    profile = Profile({"own": Link(0, inf), "node": Link(0, 280 / 60)}, {"fp32": 6.0}, 0.0)
+    shape = replace(UNIT, num_tokens=80, num_experts=8)
+    found = predict(shape, RankLayout(8, 8), profile, Schedule("rank", "tokens", 2)).forward
+    assert found.overlapped_s == pytest.approx(30 + 70 + 30 + 30)
+
+
 @pytest.mark.parametrize(("shared", "rail"), [(False, 10.0), (True, 20.0)])
 def test_rows_of_another_node_come_by_a_rank_of_this_one(shared: bool, rail: float) -> None:
     """2 x 2 ranks, no time but on links: 1 row/s between nodes, 2 rows/s in the node. Each rank has
