@@ -76,7 +76,8 @@ VARIABLES = {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error"}
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     if arguments.mbit and os.geteuid() != 0:
-        print(f"--mbit is {arguments.mbit}; hosts of its own need root", file=sys.stderr)
+        problem = f"--mbit is {arguments.mbit}; hosts of its own need root"
+        print(f"bench_dispatch: error: {problem}", file=sys.stderr)
         return 2
     settings = _settings(arguments)
     if arguments.folder:

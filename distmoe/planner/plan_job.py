@@ -156,11 +156,8 @@ class Planner:
     def _best_exchange(self, config: Config) -> _Exchange:
         if config.model.n_layers == config.model.n_dense_layers:
             return _Exchange(Schedule("rank", "source", 1), None, 1.0)
-        ep, shape, profile = (
-            config.parallel.ep,
-            layer_shape(config, dtype=self._dtype),
-            self.hardware.profile,
-        )
+        ep, profile = config.parallel.ep, self.hardware.profile
+        shape = layer_shape(config, dtype=self._dtype)
         layout = RankLayout.of_group(ep, self.hardware.ranks_per_node)
         # GPUs do not relay, as in `train.agreed_schedule`.
         relays = config.run.device == "cpu"

@@ -12,11 +12,13 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distmoe.config import MoEConfig, RoundingConfig
-from distmoe.planner.row_volumes import FloatArray
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.rounding.capacity import capacity
+
+FloatArray = NDArray[np.float64]
 
 HALVINGS = 40
 WIDEST = 8.0

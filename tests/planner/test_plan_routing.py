@@ -11,8 +11,8 @@ from distmoe.planner.cost_model import predict
 from distmoe.planner.expert_time import expert_times
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import PRESETS
-from distmoe.planner.routing_skew import DRAWN_LAYERS, rank_loads
-from distmoe.planner.row_volumes import FloatArray, RankLayout
+from distmoe.planner.routing_skew import DRAWN_LAYERS, FloatArray, rank_loads
+from distmoe.planner.row_volumes import RankLayout
 
 MOE = MoEConfig(num_experts=64, top_k=8, rounding=RoundingConfig(tile=128))
 TOKENS = 4096
