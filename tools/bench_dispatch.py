@@ -75,6 +75,10 @@ VARIABLES = {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
+    if arguments.mbit and os.geteuid() != 0:
+        problem = f"--mbit is {arguments.mbit}; hosts of its own need root"
+        print(f"bench_dispatch: error: {problem}", file=sys.stderr)
+        return 2
     settings = _settings(arguments)
     if arguments.folder:
         _rank(settings, Path(arguments.folder))
@@ -175,8 +179,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--ranks-per-node is {per_node}; it must divide --ranks ({ranks})")
     if arguments.top_k > arguments.experts:
         parser.error(f"--top-k is {arguments.top_k}; it must be at most {arguments.experts}")
-    if arguments.mbit and os.geteuid() != 0:
-        parser.error(f"--mbit is {arguments.mbit}; hosts of its own need root")
     if arguments.mbit and ranks % 2:
         parser.error(f"--ranks is {ranks}; two hosts (--mbit) need an even number")
     if arguments.mbit and arguments.ranks_per_node not in (0, ranks // 2):
@@ -186,6 +188,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.mbit:
         arguments.ranks_per_node = ranks // 2
     return arguments
+
+
+def settings_of(argv: Sequence[str]) -> Settings:
+    """What a run with these arguments measures."""
+    return _settings(_arguments(argv))
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:

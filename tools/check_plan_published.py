@@ -51,7 +51,7 @@ def predict(row: Row) -> Found:
         rates = {"bf16": row.expert_flops}
         dense = {"bf16": hardware.dense_flops("bf16")}
         profile = replace(hardware.profile, gemm_flops=rates, dense_flops=dense)
-        hardware = replace(hardware, profile=profile, speed=None)
+        hardware = replace(hardware, profile=profile)
     batch = {"train.global_batch_size": row.batch * row.gpus}
     planner = Planner(config_of(row.settings | batch), row.gpus, hardware, skew=SKEW)
     layout = planner.plan(pinned=row.settings, top=1, misfits=0).best[0]

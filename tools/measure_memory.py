@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str, Any]:
     """Formula and measurement in bytes, for fp16."""
     from distmoe import MoE, MoEConfig
+    from distmoe.bench.layer_memory import measure
     from distmoe.config import RoundingConfig
-    from distmoe.planner.activation_memory import ActivationShape, keeps, measure, transient
+    from distmoe.planner.activation_memory import ActivationShape, keeps, transient
     from distmoe.registry import ROUNDING_RULES
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -31,7 +31,7 @@ from distmoe.bench.routing_simulation import (
     synthetic_scores,
     traced_scores,
 )
-from distmoe.planner.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
+from distmoe.metrics.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.routers import Scores
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from typing import Any
 
@@ -17,16 +18,23 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     storages without an operator.
 
     ``peak``: the most bytes by phase; ``at_peak``: what took them, by operator, dtype and shape,
-    the ``listed`` largest. What other threads and libraries allocate is not seen.
+    the ``listed`` largest. ``collects``: garbage is no peak; Triton's interpreter leaves reference
+    cycles, which keep what a launch was given. What other threads and libraries allocate is not
+    seen.
     """
 
-    def __init__(self, *, listed: int = 8) -> None:
+    def __init__(self, *, listed: int = 8, collects: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ""
-        self._listed = listed
+        self._listed, self._collects = listed, collects
         self.peak: dict[str, int] = {}
         self.at_peak: dict[str, list[tuple[str, int]]] = {}
         self._live: dict[int, tuple[weakref.ref[Any], str]] = {}
+        self._ignored: set[int] = set()
+
+    def ignore(self, *tensors: Tensor) -> None:
+        """Storages that were there before, and stay."""
+        self._ignored |= {tensor.untyped_storage()._cdata for tensor in tensors}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -44,6 +52,8 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return False
         storage = tensor.untyped_storage()
         key = storage._cdata
+        if key in self._ignored:
+            return False
         known = self._live.get(key)
         if known is not None and known[0]() is not None:
             return False
@@ -62,6 +72,8 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sizes.append((label, storage.nbytes()))
             now += sizes[-1][1]
         if now > self.peak.get(self.phase, 0):
+            if self._collects and gc.collect():
+                return self.read()
             self.peak[self.phase] = now
             self.at_peak[self.phase] = _largest(sizes)[: self._listed]
         return now

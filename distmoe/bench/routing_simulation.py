@@ -20,7 +20,7 @@ from distmoe.config import RoundingConfig
 from distmoe.kernels.round_select import NOTHING
 from distmoe.kernels.router_topk import KEY_SCALE
 from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
-from distmoe.planner.routing_trace import GroupRouting
+from distmoe.metrics.routing_trace import GroupRouting
 from distmoe.routing.round_tokens import round_scores
 from distmoe.routing.routers import Scores, scores_from_probabilities
 

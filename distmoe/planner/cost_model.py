@@ -1,10 +1,10 @@
 """Time of an expert layer over many ranks: what a way to exchange rows will cost.
 
-One rank stands for all: ranks are alike and work in step, so rows arrive at the pace at which this
-rank sends its own (`pass_steps`), through queues for links and computing (`pass_simulation`).
+One rank stands for all: ranks are alike and work in step. `pass_steps` says what is sent and run
+step by step, `pass_time` how long that takes.
 
-forward: gather the rows to send; first part of the own rows, a block per step, rest of the own
-rows; rows of a finished block go home at once; sum of the partial rows when all are back.
+forward: gather the rows to send; first half of the own rows, a block per step, the other half;
+rows of a finished block go home at once; sum of the partial rows when all are back.
 backward: the same with dy for x and dX for y, and all weight gradients after the last block.
 
 Each of forward, dgrad and wgrad takes 2 H (G + I) FLOPs a pair, that is 6 I H for gated experts.
@@ -16,15 +16,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distmoe.moe.schedule import Schedule
+from distmoe.moe.schedule import ORDERS, Schedule
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
-from distmoe.planner.pass_simulation import LayerOnMachine, PassTime, time_of_pass
-from distmoe.planner.pass_steps import ModelStep, blocks_of, steps_of
+from distmoe.planner.pass_steps import steps_of
+from distmoe.planner.pass_time import LayerOnMachine, PassTime, time_of_pass
 from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
 LEVELS = ("rank", "node", "copies")
-ORDERS = ("source", "tokens")
+"""Of equal ones the first is taken."""
 MOST_STEPS = 16
 
 
@@ -50,20 +50,15 @@ def best_schedule(
     levels: Sequence[str] = LEVELS,
     orders: Sequence[str] = ORDERS,
     steps: int = 0,
-    step_counts: Sequence[int] = (),
-    volumes: RowVolumes | None = None,
 ) -> list[Prediction]:
     """Every schedule that may be chosen, the fastest first; equal ones in the order of ``levels``
-    and ``orders``, with fewer steps before more. ``steps`` 0: those of ``step_counts`` up to
-    `most_steps`, by default all."""
-    volumes = volumes or _expected(shape, layout)
+    and ``orders``, with fewer steps before more. ``steps`` 0: all up to `most_steps`."""
     if layout.num_ranks == 1:
         alone = Schedule(levels[0], orders[0], 1)
-        return [predict(shape, layout, profile, alone, volumes=volumes)]
-    every = range(1, most_steps(shape, layout) + 1)
-    allowed = [steps] if steps else [n for n in every if not step_counts or n in step_counts]
+        return [predict(shape, layout, profile, alone)]
+    allowed = [steps] if steps else range(1, most_steps(shape, layout) + 1)
     found = [
-        predict(shape, layout, profile, Schedule(level, order, n), volumes=volumes)
+        predict(shape, layout, profile, Schedule(level, order, n))
         for level in _levels_of(layout, levels)
         for order in (orders if level != "node" else orders[-1:])
         for n in allowed
@@ -98,40 +93,25 @@ def predict(
     profile: Profile,
     schedule: Schedule,
     *,
-    volumes: RowVolumes | None = None,
-    own_first: float = 0.5,
+    load: float = 1.0,
 ) -> Prediction:
-    """Times of one schedule. ``volumes``: the rows, expected ones by default. ``own_first``: share
-    of the own rows that is computed before the first peer's.
+    """Times of one schedule on a rank with ``load`` times the mean rows and pairs.
 
-    ValueError if the profile lacks a link class that the rows need, or the GEMM rate of the dtype.
+    ValueError if the profile lacks a link class that the rows need, or a rate of the dtype.
     """
-    volumes = volumes or _expected(shape, layout)
+    volumes = RowVolumes.expected(
+        layout, num_tokens=shape.num_tokens, num_experts=shape.num_experts, top_k=shape.top_k
+    ).times(load)
     machine = LayerOnMachine.of(shape, layout, profile)
-    own_pairs = float(volumes.pairs_NG[0, 0])
-    own = volumes.pairs_NG if schedule.level == "copies" else volumes.rows_NG
-    steps = steps_of(volumes, schedule)
-    if not steps:
-        own_first = 1.0
-    arrivals = [
-        ModelStep(own_first * own_pairs, ()),
-        *steps,
-        *([ModelStep((1 - own_first) * own_pairs, ())] if own_first < 1 else []),
-    ]
-    local_experts = shape.num_experts // layout.num_ranks
-    blocks = blocks_of(arrivals, tile=shape.tile, local_experts=local_experts)
-    own_rows = float(own[0, 0]) if steps else 0.0
-    return Prediction(
-        schedule,
-        forward=time_of_pass(machine, blocks, own_rows=own_rows, wgrad=False),
-        backward=time_of_pass(machine, blocks, own_rows=own_rows, wgrad=True),
+    steps = steps_of(layout, volumes, schedule)
+    forward, backward = (
+        time_of_pass(
+            machine,
+            steps,
+            own_pairs=volumes.pairs,
+            own_rows=volumes.sent_rows(schedule.level),
+            wgrad=wgrad,
+        )
+        for wgrad in (False, True)
     )
-
-
-def _expected(shape: LayerShape, layout: RankLayout) -> RowVolumes:
-    return RowVolumes.expected(
-        layout,
-        num_tokens=shape.num_tokens,
-        num_experts=shape.num_experts,
-        top_k=shape.top_k,
-    )
+    return Prediction(schedule, forward, backward)

@@ -36,19 +36,17 @@ def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRo
         added = rule.most_added(moe.num_experts, moe.rounding.tile)
         most = num_tokens * moe.num_experts
         return ExchangeRows(pairs=min(num_tokens * moe.top_k + added, most))
-    layout = RankLayout(P, _ranks_of_a_node(config))
+    layout = RankLayout.of_group(P, config.parallel.ranks_per_node)
     volumes = RowVolumes.expected(
         layout, num_tokens=num_tokens, num_experts=moe.num_experts, top_k=moe.top_k
     )
     level = _level(config, layout)
-    rows_NG = volumes.pairs_NG if level == "copies" else volumes.rows_NG
-    per_rank = float(rows_NG[0, 0])
-    far_ranks = P - layout.per_node
+    per_rank = volumes.sent_rows(level)
     relayed = parts = 0.0
     outgoing, sent = per_rank * P, per_rank * (P - 1)
     if level == "node":
-        relayed = float(volumes.node_rows_N[0]) * (layout.num_nodes - 1)
-        parts = per_rank * far_ranks
+        relayed = volumes.node_rows * (layout.num_nodes - 1)
+        parts = per_rank * layout.far_ranks
         outgoing = per_rank * layout.per_node + relayed
         sent = per_rank * (layout.per_node - 1) + relayed
     return ExchangeRows(
@@ -59,12 +57,6 @@ def exchange_rows(config: Config, *, num_tokens: int, skew: float) -> ExchangeRo
         relayed=ceil(relayed),
         parts=ceil(parts),
     )
-
-
-def _ranks_of_a_node(config: Config) -> int:
-    """As the layer sees them: where ep groups do not fit the nodes, it sends as in one."""
-    P, width = config.parallel.ep, config.parallel.ranks_per_node
-    return width if 0 < width < P and P % width == 0 else P
 
 
 def _level(config: Config, layout: RankLayout) -> str:

@@ -1,57 +1,45 @@
-"""Seconds of an expert layer on every rank of an ep group, whose loads differ.
+"""Seconds of an expert layer on ranks whose loads differ: the mean rank and the busiest.
 
-The exchange and the products of one rank are those of `cost_model`. Rows that a rank sends depend
-on its own tokens, rows that it receives and computes on its load; the model of a pass takes both
-from one volume, which is that of the load.
+Nobody leaves an exchange before the busiest rank has computed its rows. Rows that a rank sends
+depend on its own tokens, rows that it receives and computes on its load; `cost_model.predict` takes
+both from one volume, which is that of the load.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
-
-import numpy as np
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from distmoe.moe.schedule import Schedule
+from distmoe.planner.collective_time import Transfer
 from distmoe.planner.cost_model import predict
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
-from distmoe.planner.pass_simulation import PassTime
-from distmoe.planner.row_volumes import FloatArray, RankLayout, RowVolumes
+from distmoe.planner.pass_time import PassTime
+from distmoe.planner.row_volumes import RankLayout
 
 
 @dataclass(frozen=True)
-class PassTimes:
-    """One pass of every layer on every rank. ``seconds_LP`` with what a rank waits for its
-    messages; ``busy_LP`` without. ``link_s``: a link class is busy, at mean load."""
+class ExpertPass:
+    """One pass of a layer. ``busy_s`` of the mean rank, and ``mean_s`` with its waits for messages;
+    ``busiest_s`` of the busiest; ``sent``: one way, of the mean rank."""
 
-    seconds_LP: FloatArray
-    busy_LP: FloatArray
-    link_s: Mapping[str, float]
-
-    @cached_property
-    def slowest_L(self) -> list[float]:
-        """Seconds of the busiest rank."""
-        return [float(seconds) for seconds in self.seconds_LP.max(1)]
-
-    @cached_property
-    def mean_L(self) -> list[float]:
-        """Seconds of the mean rank."""
-        return [float(seconds) for seconds in self.seconds_LP.mean(1)]
-
-    @cached_property
-    def mean_busy_L(self) -> list[float]:
-        """Without its waits for messages."""
-        return [float(seconds) for seconds in self.busy_LP.mean(1)]
+    busy_s: float
+    mean_s: float
+    busiest_s: float
+    sent: Transfer = Transfer()
 
 
 @dataclass(frozen=True)
 class ExpertTimes:
-    """``backward`` includes the weight gradients, of which nobody has to wait for another's."""
+    """``backward`` includes the weight gradients."""
 
-    forward: PassTimes
-    backward: PassTimes
+    forward: ExpertPass
+    backward: ExpertPass
+
+    def passes(self, recomputed: bool) -> tuple[Sequence[ExpertPass], Sequence[ExpertPass]]:
+        """What the forward of a step runs, and what its backward."""
+        return [self.forward], [self.forward, self.backward] if recomputed else [self.backward]
 
 
 def expert_times(
@@ -59,45 +47,21 @@ def expert_times(
     layout: RankLayout,
     profile: Profile,
     schedule: Schedule,
-    load_LP: FloatArray,
     *,
+    mean_load: float,
+    busiest_load: float,
     overlap: bool,
 ) -> ExpertTimes:
-    """By interpolation between the lightest and the busiest rank."""
-    lightest, busiest = float(load_LP.min()), float(load_LP.max())
-    volumes = RowVolumes.expected(
-        layout, num_tokens=shape.num_tokens, num_experts=shape.num_experts, top_k=shape.top_k
-    )
-    low, high = (
-        predict(shape, layout, profile, schedule, volumes=_scaled(volumes, load))
-        for load in (lightest, busiest)
-    )
-    share_LP = (load_LP - lightest) / max(busiest - lightest, 1e-9)
-    return ExpertTimes(
-        forward=_between(low.forward, high.forward, share_LP, overlap=overlap),
-        backward=_between(low.backward, high.backward, share_LP, overlap=overlap),
+    """Loads: pairs of a rank over the mean of all ranks under top-k."""
+    mean, busiest = (
+        predict(shape, layout, profile, schedule, load=load) for load in (mean_load, busiest_load)
     )
 
-
-def _scaled(volumes: RowVolumes, load: float) -> RowVolumes:
-    return replace(
-        volumes,
-        pairs_NG=volumes.pairs_NG * load,
-        rows_NG=volumes.rows_NG * load,
-        node_rows_N=volumes.node_rows_N * load,
-    )
-
-
-def _between(low: PassTime, high: PassTime, share_LP: FloatArray, *, overlap: bool) -> PassTimes:
     def seconds(one: PassTime) -> float:
         return one.overlapped_s if overlap else one.serial_s
 
-    mean = float(share_LP.mean())
-    return PassTimes(
-        seconds_LP=np.asarray(seconds(low) + share_LP * (seconds(high) - seconds(low))),
-        busy_LP=np.asarray(low.busy_s + share_LP * (high.busy_s - low.busy_s)),
-        link_s={
-            link: low.link_s[link] + mean * (high.link_s[link] - low.link_s[link])
-            for link in low.link_s
-        },
+    forward, backward = (
+        ExpertPass(even.busy_s, seconds(even), seconds(most), even.sent)
+        for even, most in ((mean.forward, busiest.forward), (mean.backward, busiest.backward))
     )
+    return ExpertTimes(forward, backward)

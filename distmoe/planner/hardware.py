@@ -13,7 +13,6 @@ from pathlib import Path
 from distmoe.config import Config, ConfigError
 from distmoe.config.keys import with_values
 from distmoe.metrics.flops import peak_flops
-from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import (
     B200,
     H100,
@@ -23,16 +22,12 @@ from distmoe.planner.machine_profile import (
     ProfileError,
     load_profile,
 )
-from distmoe.planner.roofline import DeviceSpeed, LayerSize, layer_floor_s, layer_flops
-from distmoe.planner.row_volumes import groups_touched
+from distmoe.planner.row_volumes import RankLayout
 
 KNOWN = {"h100": H100, "h200": H200, "b200": B200}
 """What --hardware may be, beside a file -> the device's name."""
 
 # Assumed of known machines; a measured profile has its own rates.
-EXPERT_EFFICIENCY = 0.69
-"""Of the roofline's floor: SonicMoE's kernels, forward and backward, reach 0.63 to 0.76 of it over
-the 12 layers of its figure 14 (arXiv 2512.14080), 0.69 in the mean."""
 DENSE_EFFICIENCY = 0.85
 """Products of a block, of the rate of large ones. No source."""
 ATTENTION_SHARE = 0.35
@@ -41,15 +36,13 @@ ATTENTION_SHARE = 0.35
 
 @dataclass(frozen=True)
 class Hardware:
-    """``speed``: of a known machine, for rooflines; None for a measured profile, whose rates are
-    taken as they are. ``memory_bytes`` of a rank's device; ``peak_flops``: dense bf16, None where
-    it is not known."""
+    """``memory_bytes`` of a rank's device; ``peak_flops``: dense bf16, None where it is not
+    known."""
 
     name: str
     profile: Profile
     memory_bytes: int
     ranks_per_node: int
-    speed: DeviceSpeed | None
     peak_flops: float | None
 
     @property
@@ -59,36 +52,21 @@ class Hardware:
 
     def missing_link(self, world: int) -> str:
         """The first link class that ``world`` ranks use and the profile lacks, or ""."""
-        per_node = min(self.ranks_per_node, world)
-        used = {"node": per_node > 1, "remote": world > per_node}
-        return next((name for name in used if used[name] and name not in self.profile.links), "")
+        used = RankLayout.of_group(world, self.ranks_per_node).link_classes
+        return next((name for name in used if name not in self.profile.links), "")
 
     def dense_flops(self, dtype: str) -> float:
         """FLOP/s of the products of a block; where a profile lacks them, of the experts'."""
-        flops = self.profile.dense_flops.get(dtype, self.profile.gemm_flops[dtype])
-        return flops * DENSE_EFFICIENCY if self.speed else flops
+        rates, measured = self.profile.dense_flops, self.profile.gemm_flops
+        if not measured:
+            return DENSE_EFFICIENCY * rates[dtype]
+        return rates[dtype] if dtype in rates else measured[dtype]
 
     def attention_flops(self, dtype: str) -> float:
         """FLOP/s of causal attention, of those that the mask leaves."""
         if dtype in self.profile.attention_flops:
             return self.profile.attention_flops[dtype]
         return ATTENTION_SHARE * self.peak_flops if self.peak_flops else self.dense_flops(dtype)
-
-    def expert_flops(self, shape: LayerShape, ep: int) -> float:
-        """FLOP/s of the expert products of ``shape``, forward and backward together."""
-        if self.speed is None:
-            return self.profile.gemm_flops[shape.dtype]
-        # Of each token one row comes to every rank that has one of its experts.
-        ranks_per_token = groups_touched(ep, num_experts=shape.num_experts, top_k=shape.top_k)
-        size = LayerSize(
-            rows=round(shape.num_tokens * ranks_per_token),
-            pairs=shape.num_tokens * shape.top_k,
-            experts=shape.num_experts // ep,
-            hidden=shape.hidden,
-            intermediate=shape.intermediate,
-        )
-        flops = layer_flops(size.pairs, size.hidden, size.intermediate)["both"]
-        return EXPERT_EFFICIENCY * flops / layer_floor_s(size, self.speed)
 
 
 def find_hardware(text: str, *, memory_gib: float = 0.0, ranks_per_node: int = 0) -> Hardware:
@@ -112,13 +90,11 @@ def find_hardware(text: str, *, memory_gib: float = 0.0, ranks_per_node: int = 0
     ):
         if missing:
             raise ConfigError(f"profile '{text}' has no {key}; add it, or give {option}")
-    own = profile.link("own")
     return Hardware(
         name=profile.origin.device or text,
         profile=profile,
         memory_bytes=memory,
         ranks_per_node=per_node,
-        speed=DeviceSpeed(profile.dense_flops["bf16"], 2 * own.bytes_per_s) if name else None,
         peak_flops=peak_flops(profile.origin.device),
     )
 
@@ -135,7 +111,7 @@ def on_hardware(config: Config, hardware: Hardware) -> Config:
 def dtype_on(config: Config, hardware: Hardware) -> str:
     """What the run computes in: auto is the dtype that the profile has a rate for. ConfigError if
     it has none for the one that the config asks for."""
-    rates = hardware.profile.gemm_flops
+    rates = hardware.profile.dtypes
     dtype = next(iter(rates), "") if config.train.dtype == "auto" else config.train.dtype
     if dtype not in rates:
         raise ConfigError(

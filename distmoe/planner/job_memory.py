@@ -15,6 +15,7 @@ from distmoe.config import Config
 from distmoe.planner.block_activations import BlockActivations, block_activations
 from distmoe.planner.engine_costs import EngineCosts, Job
 from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
+from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.loss_activations import LossActivations, loss_activations
 from distmoe.planner.parameter_shapes import model_units
 from distmoe.planner.step_moments import Moment, Stage
@@ -99,7 +100,7 @@ def _itemsize(config: Config) -> int:
     name = config.train.dtype
     if name == "auto":
         name = "fp32" if config.run.device == "cpu" else "bf16"
-    return {"bf16": 2, "fp32": 4}[name]
+    return ITEMSIZE[name]
 
 
 def _moments(job: Job) -> Iterator[Moment]:

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distmoe.config import Config
-from distmoe.metrics.flops import parameter_counts
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
 from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
-from distmoe.planner.pipeline_simulation import Stage
+from distmoe.planner.parameter_shapes import elements, model_units
+from distmoe.planner.pipeline_time import Stage
 from distmoe.planner.step_parts import StepPart
 from distmoe.registry import ENGINE_COSTS
 
@@ -68,16 +68,17 @@ class _Builder:
         self._parts: dict[StepPart, float] = {}
 
     def build(self) -> JobStages:
-        model, passes = self._config.model, model_passes(self._config, self._itemsize)
-        edges, dense_block, moe_block = self._parameters()
-        num_moe = model.n_layers - model.n_dense_layers
-        dense = self._stage(passes.dense_block, dense_block, count=model.n_dense_layers)
-        moe = self._stage(passes.moe_block, moe_block, count=num_moe)
+        passes = model_passes(self._config, self._itemsize)
+        units = model_units(self._config)
+        edges, dense_block = (_Parameters(elements(u)) for u in (units.root, units.dense_block))
+        moe_block = _Parameters(elements(units.moe_block), elements(units.experts))
+        num_dense, num_moe = units.num_dense, units.num_moe
+        dense = self._stage(passes.dense_block, dense_block, count=num_dense)
+        moe = self._stage(passes.moe_block, moe_block, count=num_moe, has_experts=True)
         # Embedding and head are one unit: gathered first, reduced last.
         root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
-        blocks = [dense] * model.n_dense_layers
-        blocks += [_with_layer(moe, layer) for layer in range(num_moe)]
-        every = [edges] + [dense_block] * model.n_dense_layers + [moe_block] * num_moe
+        blocks = [dense] * num_dense + [moe] * num_moe
+        every = [edges] + [dense_block] * num_dense + [moe_block] * num_moe
         return JobStages(
             stages=(root, *blocks, head),
             parts_s=self._parts,
@@ -86,21 +87,14 @@ class _Builder:
             update_s=UPDATE_BYTES * sum(map(self._held, every)) / self._rates.bytes_per_s,
         )
 
-    def _parameters(self) -> tuple[_Parameters, _Parameters, _Parameters]:
-        """Of embedding, last norm and head; of a block with a dense MLP; of one with experts."""
-        model, moe = self._config.model, self._config.moe
-        counts = parameter_counts(model, moe)
-        num_moe = max(1, model.n_layers - model.n_dense_layers)
-        block = counts.attention // model.n_layers + 2 * model.hidden_size
-        routed = block + (counts.routers + counts.shared_experts) // num_moe
-        experts = counts.experts // num_moe // self._config.parallel.ep
-        return (
-            _Parameters(counts.embedding + counts.head + model.hidden_size),
-            _Parameters(block + counts.dense_mlps // max(1, model.n_dense_layers)),
-            _Parameters(routed, experts),
-        )
-
-    def _stage(self, passes: Passes | None, size: _Parameters, *, count: int = 1) -> Stage:
+    def _stage(
+        self,
+        passes: Passes | None,
+        size: _Parameters,
+        *,
+        count: int = 1,
+        has_experts: bool = False,
+    ) -> Stage:
         """``count`` stages alike, whose work is added to the parts."""
         traffic, elements = self._traffic, size.dense + size.experts
         gather = self._gather(size)
@@ -116,6 +110,7 @@ class _Builder:
         return Stage(
             forward_s=self._seconds(forward, count),
             backward_s=self._seconds(backward, count),
+            has_experts=has_experts,
             gather=gather if traffic.gathers_forward else Transfer(),
             gather_again=gather if traffic.gathers_backward and passes else Transfer(),
             reduce=self._reduce(size) if traffic.reduces_every_backward else Transfer(),
@@ -150,14 +145,3 @@ class _Builder:
         if self._traffic.gathers_update:
             seconds += sum(self._gather(size).seconds for size in every)
         return seconds
-
-
-def _with_layer(stage: Stage, layer: int) -> Stage:
-    return Stage(
-        stage.forward_s,
-        stage.backward_s,
-        layer,
-        stage.gather,
-        stage.gather_again,
-        stage.reduce,
-    )

@@ -1,8 +1,8 @@
 """Seconds of one optimizer step of a job, and its throughput, from its config alone.
 
 Layers as `layer_time` counts them, experts and their exchange by `cost_model`, collectives of
-parameters and gradients by `collective_time`, put together by `pipeline_simulation`; then the
-optimizer. What is left out is listed in docs/planning.md.
+parameters and gradients by `collective_time`, put together by `pipeline_time`; then the optimizer.
+What is left out is listed in docs/planning.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token
 from distmoe.planner.expert_time import ExpertTimes
 from distmoe.planner.job_stages import JobStages
-from distmoe.planner.pipeline_simulation import simulate
+from distmoe.planner.pipeline_time import micro_batch_s
 from distmoe.planner.step_parts import WAITS, StepPart
 
 SECONDS_PER_DAY = 86400
@@ -57,12 +57,6 @@ class StepTime:
         return sum(self.parts_s[name] for name in WAITS) / self.seconds
 
 
-def least_seconds(config: Config, world: int, stages: JobStages) -> float:
-    """A bound from below: no experts, no waits."""
-    computed = sum(stages.parts_s.values())
-    return _micro_batches(config, world) * computed + stages.once_s + stages.update_s
-
-
 def step_time(
     config: Config,
     world: int,
@@ -72,19 +66,22 @@ def step_time(
     peak_flops: float | None,
 ) -> StepTime:
     """Of a resolved config on ``world`` ranks; ``experts``: None for a model without."""
-    pipeline = simulate(
+    recomputes = config.train.activation_checkpoint == "full"
+    n = config.train.global_batch_size // (world * config.train.micro_batch_size)
+    micro_s = micro_batch_s(
         stages.stages,
         experts,
-        recomputes_experts=config.train.activation_checkpoint == "full",
+        recomputes_experts=recomputes,
         hides_reductions=stages.hides_reductions,
     )
-    n = _micro_batches(config, world)
     parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
-    parts[StepPart.EXPERTS] = n * pipeline.busy_s
-    parts[StepPart.EXCHANGE] = n * pipeline.exposed_s
-    parts[StepPart.SLOWER_RANKS] = n * pipeline.straggler_s
+    passes = [one for both in experts.passes(recomputes) for one in both] if experts else []
+    runs = n * sum(stage.has_experts for stage in stages.stages)
+    parts[StepPart.EXPERTS] = runs * sum(one.busy_s for one in passes)
+    parts[StepPart.EXCHANGE] = runs * sum(one.mean_s - one.busy_s for one in passes)
+    parts[StepPart.SLOWER_RANKS] = runs * sum(one.busiest_s - one.mean_s for one in passes)
     parts[StepPart.OPTIMIZER] = stages.update_s
-    seconds = n * pipeline.seconds + stages.once_s + stages.update_s
+    seconds = n * micro_s + stages.once_s + stages.update_s
     # All that is left: nothing but collectives of parameters and gradients makes ranks wait.
     parts[StepPart.PARAMETERS] = max(0.0, seconds - sum(parts.values()))
     return StepTime(
@@ -95,7 +92,3 @@ def step_time(
         model_flops=flops_per_token(config).model,
         peak_flops=peak_flops,
     )
-
-
-def _micro_batches(config: Config, world: int) -> int:
-    return config.train.global_batch_size // (world * config.train.micro_batch_size)

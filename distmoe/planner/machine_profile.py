@@ -15,6 +15,21 @@ from distmoe.planner.roofline import DEVICE_SPEEDS, DeviceSpeed
 LINKS = ("own", "node", "remote")
 DTYPES = ("bf16", "fp32")
 COLLECTIVES = ("gather", "reduce")
+RATES = {
+    "gemm_flops": DTYPES,
+    "dense_flops": DTYPES,
+    "attention_flops": DTYPES,
+    "collective_share": COLLECTIVES,
+}
+"""Tables of a file -> the names that they may have."""
+OPTIONAL: dict[str, Any] = {
+    "origin": {},
+    "dense_flops": {},
+    "attention_flops": {},
+    "collective_share": {},
+    "memory_bytes": 0,
+    "ranks_per_node": 0,
+}
 H100, H200, B200 = "NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA B200"
 
 
@@ -58,7 +73,8 @@ class Origin:
 class Profile:
     """``links`` by class: "own", a copy inside a rank's device (bytes copied, not read + written),
     "node", ranks of one node, "remote", ranks of two nodes. ``gemm_flops``: FLOP/s of the expert
-    products by dtype. ``host_latency_s``: seconds of a launch.
+    products by dtype; empty for a known machine, whose are assumed (`expert_rate`), and whose
+    ``dense_flops`` are those of large products. ``host_latency_s``: seconds of a launch.
 
     What only `distmoe plan` needs, and older files do not have: FLOP/s of the products of a block
     (``dense_flops``) and of causal attention (``attention_flops``) by dtype, what "gather" and
@@ -76,6 +92,11 @@ class Profile:
     memory_bytes: int = 0
     ranks_per_node: int = 0
 
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those with a rate of the expert products, measured or assumed."""
+        return tuple(self.gemm_flops or self.dense_flops)
+
     def link(self, name: str) -> Link:
         """The link class; ValueError if it was not measured."""
         if name not in self.links:
@@ -85,19 +106,15 @@ class Profile:
 
 # By the data sheets NVLink 4 has 450 GB/s in each direction, NVLink 5 900, and the NIC 400 Gbit/s;
 # that collectives reach 0.8 and 0.85 of it, with 0.5 and 1.5 us for every peer, is assumed. Copies:
-# half of the bytes that a large one reads and writes. Expert products: SonicMoE reports 535 TFLOP/s
-# forward and 480 backward on an H100, and above 1,100 on a B300 (arXiv 2512.14080). Memory is what
-# torch reports.
-def _preset(
-    device: str, speed: DeviceSpeed, *, nvlink: float, expert_flops: float, memory_gib: float
-) -> Profile:
+# half of the bytes that a large one reads and writes. Memory is what torch reports.
+def _preset(device: str, speed: DeviceSpeed, *, nvlink: float, memory_gib: float) -> Profile:
     return Profile(
         links={
             "own": Link(5e-6, speed.bytes_per_s / 2),
             "node": Link(0.5e-6, 0.8 * nvlink),
             "remote": Link(1.5e-6, 0.85 * 50e9),
         },
-        gemm_flops={"bf16": expert_flops},
+        gemm_flops={},
         host_latency_s=25e-6,
         origin=Origin(device=device, note="assumed: NVLink in the node, a 400 Gbit/s NIC per GPU"),
         dense_flops={"bf16": speed.flops},
@@ -111,12 +128,9 @@ def _preset(
 _B200 = DeviceSpeed(flops=0.8 * 2250e12, bytes_per_s=0.9 * 7.67e12)
 
 PRESETS = {
-    name: _preset(name, speed, nvlink=nvlink, expert_flops=expert_flops, memory_gib=memory_gib)
-    for name, speed, nvlink, expert_flops, memory_gib in (
-        (H100, DEVICE_SPEEDS[H100], 450e9, 500e12, 79.1),
-        (H200, DEVICE_SPEEDS[H200], 450e9, 500e12, 139.8),
-        (B200, _B200, 900e9, 1000e12, 178.3),
-    )
+    H100: _preset(H100, DEVICE_SPEEDS[H100], nvlink=450e9, memory_gib=79.1),
+    H200: _preset(H200, DEVICE_SPEEDS[H200], nvlink=450e9, memory_gib=139.8),
+    B200: _preset(B200, _B200, nvlink=900e9, memory_gib=178.3),
 }
 """By the name that the driver gives."""
 
@@ -140,7 +154,12 @@ def load_profile(path: str | Path) -> Profile:
         tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ProfileError(f"profile '{path}' cannot be read: {error}") from error
-    return _Reader(str(path)).profile(tables)
+    return profile_of(tables, str(path))
+
+
+def profile_of(tables: Mapping[str, Any], source: str) -> Profile:
+    """From what `dataclasses.asdict` made of one; ProfileError names the ``source``."""
+    return _Reader(source).profile(tables)
 
 
 class _Reader:
@@ -151,26 +170,19 @@ class _Reader:
 
     def profile(self, tables: Mapping[str, Any]) -> Profile:
         self._check_keys("", tables, tuple(field.name for field in dataclasses.fields(Profile)))
+        tables = OPTIONAL | dict(tables)
         links = self._table("links", tables)
         self._check_keys("links", links, LINKS)
         if "own" not in links:
             raise self._wrong("links.own", "missing", "be there")
+        rates = {name: self._rates(name, tables, known) for name, known in RATES.items()}
         return Profile(
             links={name: self._link(name, links) for name in links},
-            gemm_flops=self._rates("gemm_flops", tables, DTYPES),
             host_latency_s=self._not_negative("host_latency_s", tables),
             origin=self._origin(tables),
-            dense_flops=self._rates("dense_flops", {"dense_flops": {}, **tables}, DTYPES),
-            attention_flops=self._rates(
-                "attention_flops", {"attention_flops": {}, **tables}, DTYPES
-            ),
-            collective_share=self._rates(
-                "collective_share", {"collective_share": {}, **tables}, COLLECTIVES
-            ),
-            memory_bytes=int(self._not_negative("memory_bytes", {"memory_bytes": 0, **tables})),
-            ranks_per_node=int(
-                self._not_negative("ranks_per_node", {"ranks_per_node": 0, **tables})
-            ),
+            memory_bytes=int(self._not_negative("memory_bytes", tables)),
+            ranks_per_node=int(self._not_negative("ranks_per_node", tables)),
+            **rates,
         )
 
     def _rates(
@@ -195,8 +207,6 @@ class _Reader:
         )
 
     def _origin(self, tables: Mapping[str, Any]) -> Origin:
-        if "origin" not in tables:
-            return Origin()
         table = self._table("origin", tables)
         self._check_keys("origin", table, ("device", "date", "note", "versions"))
         versions = self._table("origin.versions", table) if "versions" in table else {}

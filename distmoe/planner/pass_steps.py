@@ -1,139 +1,67 @@
-"""What a pass moves and runs, step by step, before anybody says how fast.
-
-A step's rows arrive together; its block is the pairs that can run then. Of an expert's pairs that
-are here, (M - 1) / 2 are expected to wait for the rest of their tile, and a block is finished with
-the first later block that brings M - 1 more (the worst expert), or with the last one.
-"""
+"""What a pass moves and runs, step by step, before anybody says how fast."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from distmoe.moe.schedule import Schedule, cut
-from distmoe.planner.row_volumes import FloatArray, RowVolumes
+from distmoe.planner.row_volumes import RankLayout, RowVolumes
 
 
 @dataclass(frozen=True)
 class Parcel:
     """What a step sends over one link class."""
 
-    link: str
-    messages: int
-    rows: float
-
-
-Way = tuple[Parcel, ...]
-"""Hop after hop: rows of another node may come by a rank of this one."""
+    messages: int = 0
+    rows: float = 0.0
 
 
 @dataclass(frozen=True)
 class ModelStep:
-    """Rows that arrive together, with their ``pairs``, over all ``ways`` at the same time."""
+    """Rows that arrive together, with their ``pairs``: those of the own node and those of others at
+    the same time. ``relayed``: what comes from another node is then sent on inside the own one."""
 
     pairs: float
-    ways: tuple[Way, ...]
+    node: Parcel
+    remote: Parcel
+    relayed: bool = False
+
+    @property
+    def sent_rows(self) -> float:
+        """That the rank gathers from its own tokens."""
+        return self.remote.rows + (0.0 if self.relayed else self.node.rows)
 
 
-def steps_of(volumes: RowVolumes, schedule: Schedule) -> list[ModelStep]:
-    """The steps of a schedule in their order; none for one rank."""
-    near, far = _peers(volumes, schedule.level)
+def steps_of(layout: RankLayout, volumes: RowVolumes, schedule: Schedule) -> list[ModelStep]:
+    """The steps of a schedule in their order, nearer ranks first; none for one rank."""
+    near, n = layout.per_node - 1, schedule.steps
     if schedule.level == "node":
-        return [
-            *near,
-            *(_part_of(node, schedule.steps) for node in far for _ in range(schedule.steps)),
-        ]
-    by_source = [*near, *far]
-    if not by_source:
+        by_rank = [_from_ranks(volumes, "node", 1, 0)] * near
+        return by_rank + [_from_node(layout, volumes, n)] * (n * (layout.num_nodes - 1))
+    peers = list(range(layout.num_ranks - 1))
+    if not peers:
         return []
     if schedule.order == "tokens":
-        return [_part_of(_together(by_source), schedule.steps)] * schedule.steps
-    groups = min(schedule.steps, len(by_source))
-    numbers = cut(list(range(len(by_source))), groups)
-    return [_together([by_source[i] for i in some]) for some in numbers]
+        return [_from_ranks(volumes, schedule.level, near, len(peers) - near, share=1 / n)] * n
+    groups = [(sum(i < near for i in some), len(some)) for some in cut(peers, min(n, len(peers)))]
+    return [_from_ranks(volumes, schedule.level, a, size - a) for a, size in groups]
 
 
-def _peers(volumes: RowVolumes, level: str) -> tuple[list[ModelStep], list[ModelStep]]:
-    """What each rank of the own node sends, and each rank of the others, nearest first; at level
-    node, each of the other nodes."""
-    num_nodes, per_node = volumes.pairs_NG.shape
-    rows_NG = volumes.pairs_NG if level == "copies" else volumes.rows_NG
-
-    def step(n: int, l: int) -> ModelStep:
-        parcel = Parcel("remote" if n else "node", 1, float(rows_NG[n, l]))
-        return ModelStep(float(volumes.pairs_NG[n, l]), ((parcel,),))
-
-    near = [step(0, l) for l in range(1, per_node)]
-    nodes = range(1, num_nodes)
-    if level == "node":
-        return near, [_relayed(volumes, n) for n in nodes]
-    return near, [step(n, l) for n in nodes for l in range(per_node)]
+def _from_ranks(
+    volumes: RowVolumes, level: str, near: int, far: int, *, share: float = 1.0
+) -> ModelStep:
+    """``share`` of what ``near`` ranks of the own node and ``far`` others have."""
+    rows = share * volumes.sent_rows(level)
+    pairs = share * (near + far) * volumes.pairs
+    return ModelStep(pairs, Parcel(near, near * rows), Parcel(far, far * rows))
 
 
-def _relayed(volumes: RowVolumes, n: int) -> ModelStep:
-    """Rows of node ``n``: along the rail, and from there to the others of this node."""
-    others = volumes.rows_NG.shape[1] - 1
-    rail = Parcel("remote", 1, float(volumes.node_rows_N[n]))
-    fan_out = Parcel("node", others, float(volumes.rows_NG[n, 1:].sum()))
-    return ModelStep(float(volumes.pairs_NG[n].sum()), ((rail, fan_out) if others else (rail,),))
-
-
-def _together(steps: Sequence[ModelStep]) -> ModelStep:
-    """Several sources as one step: what goes the same way goes in one transfer."""
-    ways: dict[tuple[str, ...], list[Way]] = {}
-    for way in (way for step in steps for way in step.ways):
-        ways.setdefault(tuple(parcel.link for parcel in way), []).append(way)
+def _from_node(layout: RankLayout, volumes: RowVolumes, runs: int) -> ModelStep:
+    """One of ``runs`` of another node's rows: along the rail, and from there to the others."""
+    others = layout.per_node - 1
     return ModelStep(
-        sum(step.pairs for step in steps),
-        tuple(
-            tuple(
-                Parcel(hop[0].link, sum(p.messages for p in hop), sum(p.rows for p in hop))
-                for hop in zip(*same_way, strict=True)
-            )
-            for same_way in ways.values()
-        ),
+        pairs=layout.per_node * volumes.pairs / runs,
+        node=Parcel(others, others * volumes.rows / runs),
+        remote=Parcel(1, volumes.node_rows / runs),
+        relayed=True,
     )
-
-
-def _part_of(step: ModelStep, parts: int) -> ModelStep:
-    return ModelStep(
-        step.pairs / parts,
-        tuple(tuple(Parcel(p.link, p.messages, p.rows / parts) for p in way) for way in step.ways),
-    )
-
-
-@dataclass(frozen=True)
-class ModelBlock:
-    """A step's rows with the ``pairs`` that run once they are here, and the blocks whose rows are
-    all computed then."""
-
-    ways: tuple[Way, ...]
-    pairs: float
-    ready: tuple[int, ...]
-
-
-def carried(arrived: FloatArray, tile: int) -> FloatArray:
-    """How many of an expert's ``arrived`` pairs are expected to wait for the rest of their tile."""
-    return np.minimum(arrived, (tile - 1) / 2)
-
-
-def blocks_of(steps: Sequence[ModelStep], *, tile: int, local_experts: int) -> list[ModelBlock]:
-    arrived = np.cumsum([step.pairs for step in steps]) / local_experts
-    done = arrived - carried(arrived, tile)
-    done[-1] = arrived[-1]
-    last = len(steps) - 1
-    finished_by = [
-        next((b for b in range(j, last) if arrived[b] >= arrived[j] + tile - 1), last)
-        for j in range(len(steps))
-    ]
-    runs = np.diff(done, prepend=0.0) * local_experts
-    return [
-        ModelBlock(
-            step.ways,
-            float(runs[b]),
-            tuple(j for j, finish in enumerate(finished_by) if finish == b),
-        )
-        for b, step in enumerate(steps)
-    ]

@@ -12,40 +12,37 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distmoe.config import MoEConfig, RoundingConfig
-from distmoe.planner.row_volumes import FloatArray
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.rounding.capacity import capacity
+
+FloatArray = NDArray[np.float64]
 
 HALVINGS = 40
 WIDEST = 8.0
 DRAWN_LAYERS = 8
 
 
-def rank_loads(
-    moe: MoEConfig, *, tokens: int, ep: int, num_layers: int, skew: float, seed: int = 0
-) -> FloatArray:
-    """[num_layers, ep]: pairs that a rank runs, padding of tiles among them, over the mean pairs
+def rank_loads(moe: MoEConfig, *, tokens: int, ep: int, skew: float, seed: int = 0) -> FloatArray:
+    """[DRAWN_LAYERS, ep]: pairs that a rank runs, padding of tiles among them, over the mean pairs
     of a rank under top-k. ``tokens`` of each rank; ``skew``: the busiest expert over the mean, in
     the mean over layers, at least 1. A forced `balanced` router has even experts."""
-    # Layers beyond these repeat them.
-    drawn = min(num_layers, DRAWN_LAYERS)
     rng = np.random.default_rng(seed)
     forced = moe.router == "balanced"
-    popularity_LE = _popularity(drawn, moe.num_experts, 1.0 if forced else skew, seed)
+    popularity_LE = _popularity(moe.num_experts, 1.0 if forced else skew, seed)
     pairs, share_LE = tokens * ep * moe.top_k, popularity_LE / moe.num_experts
     pairs_LE = pairs * share_LE if forced else rng.multinomial(pairs, share_LE)
     pairs_LE = np.minimum(pairs_LE.round(), tokens * ep).astype(np.float64)
     run_LE = np.stack([_run(freq_E, moe.rounding, tokens, ep) for freq_E in pairs_LE])
-    load_LP = run_LE.reshape(drawn, ep, -1).sum(2) / (tokens * moe.top_k)
-    return np.resize(load_LP, (num_layers, ep))
+    return np.asarray(run_LE.reshape(DRAWN_LAYERS, ep, -1).sum(2) / (tokens * moe.top_k))
 
 
 @cache
-def _popularity(num_layers: int, num_experts: int, skew: float, seed: int) -> FloatArray:
+def _popularity(num_experts: int, skew: float, seed: int) -> FloatArray:
     """[L, E], mean 1 in every layer."""
-    taste_LE = np.random.default_rng(seed + 1).standard_normal((num_layers, num_experts))
+    taste_LE = np.random.default_rng(seed + 1).standard_normal((DRAWN_LAYERS, num_experts))
     low, high = 0.0, WIDEST
     # exp(width * taste) has no width for a given maximum in closed form.
     for _ in range(HALVINGS):

@@ -1,4 +1,4 @@
-"""Rows that one rank sends in one direction: expected under uniform routing, or counted.
+"""Rows that one rank sends in one direction, expected under uniform routing.
 
 With D(g) = g (1 - C(E - E/g, K) / C(E, K)), the number of distinct groups out of g equal groups of
 experts that a token's K experts touch, a token has K / P pairs for each rank, crosses to each rank
@@ -10,11 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import comb
-
-import numpy as np
-from numpy.typing import NDArray
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -31,9 +26,27 @@ class RankLayout:
                 f"({self.num_ranks})"
             )
 
+    @staticmethod
+    def of_group(size: int, ranks_per_node: int) -> RankLayout:
+        """As the layer sees an ep group of ``size``: where it does not fit the nodes, it sends as
+        in one."""
+        fits = 0 < ranks_per_node < size and size % ranks_per_node == 0
+        return RankLayout(size, ranks_per_node if fits else size)
+
     @property
     def num_nodes(self) -> int:
         return self.num_ranks // self.per_node
+
+    @property
+    def link_classes(self) -> list[str]:
+        """Over which these ranks send."""
+        used = {"node": self.per_node > 1, "remote": self.num_nodes > 1}
+        return [name for name in used if used[name]]
+
+    @property
+    def far_ranks(self) -> int:
+        """On other nodes."""
+        return self.num_ranks - self.per_node
 
 
 def groups_touched(num_groups: int, *, num_experts: int, top_k: int) -> float:
@@ -44,16 +57,13 @@ def groups_touched(num_groups: int, *, num_experts: int, top_k: int) -> float:
 
 @dataclass(frozen=True)
 class RowVolumes:
-    """What one rank's tokens have for every rank and node, itself included.
+    """What one rank's tokens have for every single rank or node, its own among them: ``pairs``,
+    (token, expert) pairs of a rank; ``rows``, (token, rank) pairs of a rank; ``node_rows``,
+    (token, node) pairs of a node."""
 
-    ``pairs_NG``: (token, expert) pairs, ``rows_NG``: (token, rank) pairs. Row n is the node at
-    distance n, column l the rank whose place in its node is l further: [0, 0] is the rank itself
-    and column 0 its rail. ``node_rows_N``: (token, node) pairs.
-    """
-
-    pairs_NG: FloatArray
-    rows_NG: FloatArray
-    node_rows_N: FloatArray
+    pairs: float
+    rows: float
+    node_rows: float
 
     @staticmethod
     def expected(
@@ -64,26 +74,21 @@ class RowVolumes:
             raise ValueError(
                 f"num_experts is {num_experts}; the {layout.num_ranks} ranks must divide it"
             )
-        shape = (layout.num_nodes, layout.per_node)
-        per_rank = groups_touched(layout.num_ranks, num_experts=num_experts, top_k=top_k)
-        per_node = groups_touched(layout.num_nodes, num_experts=num_experts, top_k=top_k)
+
+        def rows(groups: int) -> float:
+            touched = groups_touched(groups, num_experts=num_experts, top_k=top_k)
+            return num_tokens * touched / groups
+
         return RowVolumes(
-            pairs_NG=np.full(shape, num_tokens * top_k / layout.num_ranks),
-            rows_NG=np.full(shape, num_tokens * per_rank / layout.num_ranks),
-            node_rows_N=np.full(layout.num_nodes, num_tokens * per_node / layout.num_nodes),
+            pairs=num_tokens * top_k / layout.num_ranks,
+            rows=rows(layout.num_ranks),
+            node_rows=rows(layout.num_nodes),
         )
 
-    @staticmethod
-    def counted(selected_TE: NDArray[np.bool_], layout: RankLayout, *, rank: int) -> RowVolumes:
-        """From the experts that each token of ``rank`` was given; expert i belongs to rank
-        i // (E / P)."""
-        num_tokens, num_experts = selected_TE.shape
-        N, G = layout.num_nodes, layout.per_node
-        pairs_TNG = selected_TE.reshape(num_tokens, N, G, num_experts // (N * G)).sum(-1)
-        # Node n and place l as seen from the rank: its own node and place come first.
-        pairs_TNG = np.roll(pairs_TNG, (-(rank // G), -(rank % G)), axis=(1, 2))
-        return RowVolumes(
-            pairs_NG=pairs_TNG.sum(0).astype(np.float64),
-            rows_NG=(pairs_TNG > 0).sum(0).astype(np.float64),
-            node_rows_N=(pairs_TNG > 0).any(2).sum(0).astype(np.float64),
-        )
+    def sent_rows(self, level: str) -> float:
+        """For another rank, where no rank relays."""
+        return self.pairs if level == "copies" else self.rows
+
+    def times(self, load: float) -> RowVolumes:
+        """Of a rank with ``load`` times as much of everything."""
+        return RowVolumes(load * self.pairs, load * self.rows, load * self.node_rows)

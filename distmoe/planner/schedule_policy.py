@@ -10,14 +10,8 @@ from typing import NamedTuple
 
 from distmoe.config import Config, resolve
 from distmoe.kernels.moe_mlp.activations import activation_called
-from distmoe.moe.schedule import MOST_RUNS, auto_schedule
-from distmoe.planner.cost_model import (
-    LEVELS,
-    ORDERS,
-    Prediction,
-    best_schedule,
-    most_steps,
-)
+from distmoe.moe.schedule import MOST_RUNS, ORDERS, auto_schedule
+from distmoe.planner.cost_model import LEVELS, Prediction, best_schedule, most_steps
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.row_volumes import RankLayout
@@ -51,16 +45,24 @@ def resolve_schedule(
     dispatch = config.moe.dispatch
     if config.parallel.ep == 1:
         return ResolvedSchedule("rank", "source", 1, "one rank: nothing travels")
-    # Where ep groups do not fit the nodes, the layer sends as in one node.
-    per_node = config.parallel.ep if config.parallel.ep % ranks_per_node else ranks_per_node
-    layout = RankLayout(config.parallel.ep, per_node)
+    layout = RankLayout.of_group(config.parallel.ep, ranks_per_node)
     if dispatch.level != "auto" and dispatch.order != "auto" and dispatch.steps:
         return ResolvedSchedule(dispatch.level, dispatch.order, dispatch.steps, "as configured")
     missing = "no profile of this machine" if profile is None else _missing(layout, profile, config)
     if missing or profile is None:
         return _without_profile(config, layout, missing, relays=relays)
+    found = ranked_schedules(config, layout, profile, relays=relays)
+    best = found[0].schedule
+    return ResolvedSchedule(best.level, best.order, best.steps, _reason(found, profile))
+
+
+def ranked_schedules(
+    config: Config, layout: RankLayout, profile: Profile, *, relays: bool
+) -> list[Prediction]:
+    """All that a resolved config leaves, the fastest first."""
+    dispatch = config.moe.dispatch
     levels = [level for level in LEVELS if relays or level != "node"]
-    found = best_schedule(
+    return best_schedule(
         layer_shape(config, dtype=_dtype(config, profile)),
         layout,
         profile,
@@ -68,8 +70,6 @@ def resolve_schedule(
         orders=ORDERS if dispatch.order == "auto" else (dispatch.order,),
         steps=dispatch.steps,
     )
-    best = found[0].schedule
-    return ResolvedSchedule(best.level, best.order, best.steps, _reason(found, profile))
 
 
 def layer_shape(config: Config, *, dtype: str) -> LayerShape:
@@ -91,14 +91,13 @@ def _dtype(config: Config, profile: Profile) -> str:
     """auto depends on the device, and a profile has the rate of its device's dtype."""
     if config.train.dtype != "auto":
         return config.train.dtype
-    return next(iter(profile.gemm_flops), "auto")
+    return next(iter(profile.dtypes), "auto")
 
 
 def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
     """What the profile lacks for these ranks; empty if nothing."""
-    used = {"node": layout.per_node > 1, "remote": layout.num_nodes > 1}
-    lacking = [f"link '{name}'" for name in used if used[name] and name not in profile.links]
-    if _dtype(config, profile) not in profile.gemm_flops:
+    lacking = [f"link '{name}'" for name in layout.link_classes if name not in profile.links]
+    if _dtype(config, profile) not in profile.dtypes:
         lacking.append(f"GEMM rate of {config.train.dtype}")
     return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
 

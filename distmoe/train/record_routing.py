@@ -11,14 +11,14 @@ import torch
 
 from distmoe.config import Config, RankInfo
 from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
-from distmoe.moe.layer import MoE
-from distmoe.planner.routing_trace import (
+from distmoe.metrics.routing_trace import (
     IntArray,
     RankTrace,
     TraceFacts,
     forget_traces,
     write_trace,
 )
+from distmoe.moe.layer import MoE
 from distmoe.routing.routers import Scores
 
 Recorded = list[tuple[IntArray, IntArray]]

@@ -7,9 +7,9 @@ import pytest
 
 from distmoe.config import Config, ConfigError, RunConfig, TrainConfig
 from distmoe.metrics.flops import peak_flops
+from distmoe.planner.expert_rate import EXPERT_EFFICIENCY, expert_flops
 from distmoe.planner.hardware import (
     DENSE_EFFICIENCY,
-    EXPERT_EFFICIENCY,
     KNOWN,
     dtype_on,
     find_hardware,
@@ -17,7 +17,7 @@ from distmoe.planner.hardware import (
 )
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import PRESETS, Link, Origin, Profile, save_profile
-from distmoe.planner.roofline import LayerSize, layer_floor_s
+from distmoe.planner.roofline import DEVICE_SPEEDS, LayerSize, layer_floor_s
 
 MEASURED = Profile(
     links={"own": Link(1e-6, 1e9), "remote": Link(1e-4, 1e7)},
@@ -45,7 +45,7 @@ def test_known_machines_have_all_that_a_plan_needs(name: str) -> None:
     for flops in (
         hardware.dense_flops("bf16"),
         hardware.attention_flops("bf16"),
-        hardware.expert_flops(SHAPE, 1),
+        expert_flops(hardware.profile, SHAPE, 1),
     ):
         assert 0.2 * peak < flops < 0.8 * peak
 
@@ -55,21 +55,21 @@ def test_experts_of_a_known_machine_run_at_a_share_of_the_roofline() -> None:
     flops = 18 * 24576 * 8 * 1536 * 256
     expected = EXPERT_EFFICIENCY * flops / (0.882e-3 + 1.422e-3)
     hardware = find_hardware("h100")
-    assert hardware.expert_flops(SHAPE, 1) == pytest.approx(expected, rel=2e-3)
+    assert expert_flops(hardware.profile, SHAPE, 1) == pytest.approx(expected, rel=2e-3)
     # Few rows an expert: their weights are read for little.
-    assert hardware.expert_flops(replace(SHAPE, num_tokens=256), 1) < 0.5 * expected
+    assert expert_flops(hardware.profile, replace(SHAPE, num_tokens=256), 1) < 0.5 * expected
 
 
 def test_rows_of_spread_experts_are_those_that_tokens_have() -> None:
     """With one expert a token has one row, wherever it is; alone on its rank each of the eight has
     its own."""
     hardware, one = find_hardware("h100"), replace(SHAPE, top_k=1)
-    assert hardware.expert_flops(one, 16) > hardware.expert_flops(one, 1)
+    assert expert_flops(hardware.profile, one, 16) > expert_flops(hardware.profile, one, 1)
     pairs = 8 * 24576
     size = LayerSize(rows=pairs, pairs=pairs, experts=1, hidden=1536, intermediate=256)
-    assert hardware.speed is not None
-    expected = EXPERT_EFFICIENCY * 18 * pairs * 1536 * 256 / layer_floor_s(size, hardware.speed)
-    assert hardware.expert_flops(SHAPE, 128) == pytest.approx(expected)
+    floor_s = layer_floor_s(size, DEVICE_SPEEDS[KNOWN["h100"]])
+    expected = EXPERT_EFFICIENCY * 18 * pairs * 1536 * 256 / floor_s
+    assert expert_flops(hardware.profile, SHAPE, 128) == pytest.approx(expected)
 
 
 def test_rates_of_a_measured_profile_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_rates_of_a_measured_profile_are_taken_as_they_are(tmp_path: Path) -> No
     hardware = find_hardware(str(file))
     assert hardware.dense_flops("fp32") == 4e10
     assert hardware.attention_flops("fp32") == 1e10
-    assert hardware.expert_flops(replace(SHAPE, dtype="fp32"), 1) == 2e10
+    assert expert_flops(hardware.profile, replace(SHAPE, dtype="fp32"), 1) == 2e10
     assert hardware.bytes_per_s == 2e9
     assert hardware.peak_flops is None
     assert (hardware.memory_bytes, hardware.ranks_per_node) == (2**30, 1)

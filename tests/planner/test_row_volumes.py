@@ -4,20 +4,10 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from distmoe.planner.row_volumes import RankLayout, RowVolumes, groups_touched
 
 E, K = 8, 3
-
-
-def all_choices() -> NDArray[np.bool_]:
-    """Tokens that together choose every K of E experts once: uniform routing without chance."""
-    choices = list(combinations(range(E), K))
-    selected_TE = np.zeros((len(choices), E), dtype=bool)
-    for token, choice in enumerate(choices):
-        selected_TE[token, list(choice)] = True
-    return selected_TE
 
 
 @pytest.mark.parametrize("num_groups", [1, 2, 4, 8])
@@ -29,24 +19,16 @@ def test_groups_touched_is_the_mean_over_all_choices(num_groups: int) -> None:
 
 @pytest.mark.parametrize(("ranks", "per_node"), [(1, 1), (4, 4), (4, 2), (8, 2), (8, 1)])
 def test_expected_volumes_are_the_counts_of_all_choices(ranks: int, per_node: int) -> None:
-    selected_TE, layout = all_choices(), RankLayout(ranks, per_node)
-    expected = RowVolumes.expected(layout, num_tokens=len(selected_TE), num_experts=E, top_k=K)
-    for rank in range(ranks):
-        counted = RowVolumes.counted(selected_TE, layout, rank=rank)
-        np.testing.assert_allclose(counted.pairs_NG, expected.pairs_NG)
-        np.testing.assert_allclose(counted.rows_NG, expected.rows_NG)
-        np.testing.assert_allclose(counted.node_rows_N, expected.node_rows_N)
-
-
-def test_counts_are_placed_as_the_rank_sees_its_peers() -> None:
-    """A token with two experts of rank 0 and one of each of the ranks 2, 5 and 7, seen by rank 1 of
-    eight, four on a node."""
-    selected_TE = np.zeros((1, 16), dtype=bool)
-    selected_TE[0, [0, 1, 4, 10, 15]] = True
-    seen = RowVolumes.counted(selected_TE, RankLayout(8, 4), rank=1)
-    assert seen.pairs_NG.tolist() == [[0, 1, 0, 2], [1, 0, 1, 0]]
-    assert seen.rows_NG.tolist() == [[0, 1, 0, 1], [1, 0, 1, 0]]
-    assert seen.node_rows_N.tolist() == [1, 1]
+    """Tokens that together choose every K of E experts once: uniform routing without chance."""
+    choices, layout = list(combinations(range(E), K)), RankLayout(ranks, per_node)
+    size = E // ranks
+    touched = [{expert // size for expert in choice} for choice in choices]
+    nodes = [{rank // per_node for rank in some} for some in touched]
+    found = RowVolumes.expected(layout, num_tokens=len(choices), num_experts=E, top_k=K)
+    assert found.pairs == pytest.approx(sum(e < size for c in choices for e in c))
+    assert found.rows == pytest.approx(sum(0 in some for some in touched))
+    assert found.node_rows == pytest.approx(sum(0 in some for some in nodes))
+    assert found.times(0.5).rows == 0.5 * found.rows
 
 
 @pytest.mark.parametrize(
@@ -57,10 +39,11 @@ def test_rows_of_a_token_between_nodes_of_eight(
     ranks: int, copies: float, flat: float, node: float
 ) -> None:
     """E = 256, K = 8: the figures of docs/planning.md."""
-    volumes = RowVolumes.expected(RankLayout(ranks, 8), num_tokens=1, num_experts=256, top_k=8)
-    assert volumes.pairs_NG[1:].sum() == pytest.approx(copies, abs=0.005)
-    assert volumes.rows_NG[1:].sum() == pytest.approx(flat, abs=0.005)
-    assert volumes.node_rows_N[1:].sum() == pytest.approx(node, abs=0.005)
+    layout = RankLayout(ranks, 8)
+    volumes = RowVolumes.expected(layout, num_tokens=1, num_experts=256, top_k=8)
+    assert layout.far_ranks * volumes.sent_rows("copies") == pytest.approx(copies, abs=0.005)
+    assert layout.far_ranks * volumes.sent_rows("rank") == pytest.approx(flat, abs=0.005)
+    assert (layout.num_nodes - 1) * volumes.node_rows == pytest.approx(node, abs=0.005)
 
 
 def test_errors_name_the_value() -> None:

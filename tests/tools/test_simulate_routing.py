@@ -10,7 +10,7 @@ import simulate_routing
 from warm_python import run_python
 from wrong_arguments import refusal
 
-from distmoe.planner.routing_trace import RankTrace, TraceFacts, write_trace
+from distmoe.metrics.routing_trace import RankTrace, TraceFacts, write_trace
 
 TOOL = str(Path(__file__).parents[2] / "tools/simulate_routing.py")
 SMALL = ["--ranks", "2", "--experts", "8", "--top_k", "2", "--tokens", "64", "--tile", "8"]

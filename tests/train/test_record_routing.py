@@ -11,7 +11,7 @@ from training_runs import config_file, finish, start
 
 from distmoe.bench.routing_simulation import TOP_K, mean_outcomes, simulate, traced_scores
 from distmoe.config import Config, ConfigError, apply_overrides, check
-from distmoe.planner.routing_trace import read_rank_trace, read_traces
+from distmoe.metrics.routing_trace import read_rank_trace, read_traces
 
 # Two blocks with experts and two micro-batches, recomputed forwards and validations.
 OPTIONS = ["--model.n_layers", "3", "--moe.num_experts", "8", "--moe.router", "softmax_topk"]

@@ -20,8 +20,9 @@ from distmoe.kernels.moe_mlp import MoeMlp, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.moe.dispatch import plan_dispatch
 from distmoe.moe.plan import DispatchPlan
-from distmoe.moe.schedule import Schedule, auto_schedule
+from distmoe.moe.schedule import Schedule
 from distmoe.planner.layer_shape import LayerShape
+from distmoe.planner.row_volumes import RankLayout
 from distmoe.routing.round_tokens import round_tokens
 from distmoe.routing.routing import Routing
 
@@ -88,13 +89,7 @@ class Layer:
 
     def schedule(self, way: Way) -> Schedule:
         """What ``way`` is on these ranks."""
-        return auto_schedule(
-            way.level,
-            way.order,
-            way.steps,
-            num_ranks=self.exchange.size,
-            ranks_per_node=self.ranks_per_node,
-        )
+        return way.schedule(RankLayout(self.exchange.size, self.ranks_per_node))
 
     def links_for(self, schedule: Schedule) -> NodeLinks | None:
         return self.links if schedule.level == "node" else None

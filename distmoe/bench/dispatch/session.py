@@ -27,7 +27,7 @@ from distmoe.bench.dispatch.wire import (
 )
 from distmoe.comm import make_exchange
 from distmoe.config import MoEConfig
-from distmoe.planner.cost_model import Prediction, predict
+from distmoe.planner.cost_model import predict
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.machine_profile import Profile
 from distmoe.planner.measure_device import measure_copy, measure_gemm, measure_launch
@@ -75,7 +75,7 @@ class RankResult:
 def measure_rank(settings: Settings, group: dist.ProcessGroup) -> RankResult:
     """Everything; collective over all ranks of the run."""
     profile = _profile(settings, group)
-    shape, layout = settings.shape, settings.layout
+    layout = settings.layout
     layer = _layer(settings, group, settings.device)
     errors, missing = _check_peers(settings, group)
     subjects: list[Subject] = [OwnWay(layer, way) for way in settings.ways]
@@ -83,13 +83,12 @@ def measure_rank(settings: Settings, group: dist.ProcessGroup) -> RankResult:
     subjects += [load_peer(name, layer) for name in right]
     interface = Interface(settings.interface) if settings.interface else None
     timings = measure(layer, subjects, rounds=settings.rounds, interface=interface)
-    predictions = [predict(shape, layout, profile, layer.schedule(way)) for way in settings.ways]
     pairs_PTP = gather_pairs(layer)
     levels = {subject.level for subject in subjects if subject.level}
     return RankResult(
         profile=asdict(profile),
         timings=timings,
-        predicted_s=[_seconds(p, way) for p, way in zip(predictions, settings.ways, strict=True)],
+        predicted_s=predicted_s(settings, profile),
         errors=errors,
         missing=missing,
         routing_rows={
@@ -152,9 +151,15 @@ def _profile(settings: Settings, group: dist.ProcessGroup) -> Profile:
     )
 
 
-def _seconds(prediction: Prediction, way: Way) -> float:
-    passes = (prediction.forward, prediction.backward)
-    return sum(p.overlapped_s if way.overlap else p.serial_s for p in passes)
+def predicted_s(settings: Settings, profile: Profile) -> list[float]:
+    """Of forward and backward in every way."""
+    found = []
+    for way in settings.ways:
+        schedule = way.schedule(settings.layout)
+        one = predict(settings.shape, settings.layout, profile, schedule)
+        passes = (one.forward, one.backward)
+        found.append(sum(p.overlapped_s if way.overlap else p.serial_s for p in passes))
+    return found
 
 
 def lines(settings: Settings, ranks: Sequence[RankResult]) -> list[Line]:

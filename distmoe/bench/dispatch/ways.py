@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from distmoe.moe.schedule import Schedule, auto_schedule
+from distmoe.planner.row_volumes import RankLayout
+
 
 @dataclass(frozen=True)
 class Way:
@@ -20,6 +23,16 @@ class Way:
         if not self.overlap:
             return f"{self.level}, waiting"
         return f"{self.level}, by {self.order}, {self.steps or 'auto'} steps"
+
+    def schedule(self, layout: RankLayout) -> Schedule:
+        """What it is on these ranks."""
+        return auto_schedule(
+            self.level,
+            self.order,
+            self.steps,
+            num_ranks=layout.num_ranks,
+            ranks_per_node=layout.per_node,
+        )
 
 
 def default_ways(layer_ranks: int, ranks_per_node: int, steps: list[int]) -> list[Way]:

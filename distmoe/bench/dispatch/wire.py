@@ -42,11 +42,11 @@ def expected_rows(layout: RankLayout, level: str, *, shape: LayerShape) -> float
         layout, num_tokens=shape.num_tokens, num_experts=shape.num_experts, top_k=shape.top_k
     )
     remote = {
-        "copies": volumes.pairs_NG[1:].sum(),
-        "rank": volumes.rows_NG[1:].sum(),
-        "node": volumes.node_rows_N[1:].sum(),
+        "copies": layout.far_ranks * volumes.pairs,
+        "rank": layout.far_ranks * volumes.rows,
+        "node": (layout.num_nodes - 1) * volumes.node_rows,
     }
-    return 2 * PASSES * float(remote[level])
+    return 2 * PASSES * remote[level]
 
 
 def gather_pairs(layer: Layer) -> IntArray:

@@ -33,7 +33,7 @@ from distmoe.config import (
 )
 from distmoe.kernels.round_select import NOTHING
 from distmoe.kernels.router_topk.torch_backend import integer_keys
-from distmoe.planner.routing_trace import (
+from distmoe.metrics.routing_trace import (
     RankTrace,
     TraceError,
     TraceFacts,

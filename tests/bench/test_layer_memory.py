@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from distmoe import MoE, MoEConfig
+from distmoe.bench.layer_memory import Measured, measure
 from distmoe.config import RoundingConfig
-from distmoe.planner.activation_memory import ActivationShape, Measured, keeps, measure, transient
+from distmoe.planner.activation_memory import ActivationShape, keeps, transient
 from distmoe.registry import ROUNDING_RULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,72 @@
+"""Bytes that a real MoE layer keeps for its backward, and holds at the most: what autograd and the
+allocations say. `planner.activation_memory` has the formula."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distmoe.bench.live_storages import LiveStorages
+from distmoe.moe.layer import MoE
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of one forward and backward of a layer; parameters and the layer's input are apart.
+
+    ``saved``: what autograd holds for the backward, by (dtype, shape). ``kept``: all that lives
+    after the forward, but for its result. ``forward``, ``backward``: what a pass added to that at
+    the most.
+    """
+
+    saved: dict[tuple[str, tuple[int, ...]], int]
+    kept: int
+    forward: int
+    backward: int
+
+
+def measure(layer: MoE, x_TH: Tensor, dout_TH: Tensor) -> Measured:
+    """Runs ``layer`` once. Interpreted kernels allocate what compiled ones do."""
+    saved = SavedTensors(layer)
+    storages = LiveStorages(collects=True)
+    storages.ignore(*layer.parameters(), x_TH, dout_TH)
+    storages.phase = "forward"
+    with storages:
+        with saved.hooks():
+            out_TH, losses = layer(x_TH)
+        gc.collect()
+        by_kind, result = saved.by_kind(), out_TH.untyped_storage().nbytes()
+        kept = storages.read() - result
+        storages.phase = "backward"
+        torch.autograd.backward([out_TH, losses.load_balance + losses.z], [dout_TH, None])
+    forward, backward = storages.peak["forward"], storages.peak["backward"]
+    return Measured(by_kind, kept, forward - kept, backward - kept - result)
+
+
+class SavedTensors:
+    """What autograd is given to keep during a forward, each storage once, without parameters."""
+
+    def __init__(self, layer: MoE) -> None:
+        self._parameters = {p.untyped_storage()._cdata for p in layer.parameters()}
+        self._tensors: dict[int, Tensor] = {}
+
+    def hooks(self) -> torch.autograd.graph.saved_tensors_hooks:
+        return torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in self._parameters:
+            self._tensors[storage] = tensor
+        return tensor
+
+    def by_kind(self) -> dict[tuple[str, tuple[int, ...]], int]:
+        """Bytes by (dtype, shape), the largest first; lets the tensors go."""
+        kinds: dict[tuple[str, tuple[int, ...]], int] = {}
+        for tensor in self._tensors.values():
+            kind = (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            kinds[kind] = kinds.get(kind, 0) + tensor.untyped_storage().nbytes()
+        self._tensors.clear()
+        return dict(sorted(kinds.items(), key=lambda item: -item[1]))
