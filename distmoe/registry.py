@@ -34,6 +34,13 @@ class Registry:
         return getattr(importlib.import_module(module), attribute)
 
 
+ATTENTIONS = Registry(
+    "attention",
+    {
+        "gqa": "distmoe.model.gqa:GroupedQueryAttention",
+        "mla": "distmoe.model.mla:LatentAttention",
+    },
+)
 ROUTERS = Registry(
     "router",
     {
