@@ -172,5 +172,7 @@ ARCHITECTURES = Registry(
         "qwen3_moe": "distmoe.convert.qwen3_moe:ARCHITECTURE",
         "olmoe": "distmoe.convert.olmoe:ARCHITECTURE",
         "mixtral": "distmoe.convert.mixtral:ARCHITECTURE",
+        "deepseek_v2": "distmoe.convert.deepseek_v2:ARCHITECTURE",
+        "deepseek_v3": "distmoe.convert.deepseek_v3:ARCHITECTURE",
     },
 )

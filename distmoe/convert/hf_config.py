@@ -10,8 +10,9 @@ from distmoe.config.keys import value_of
 from distmoe.convert.architecture import REQUIRED, Architecture, architecture_called
 from distmoe.registry import ARCHITECTURES
 
-# Transformers 5 keeps RoPE in a table, 4 has rope_theta and rope_scaling.
+# Transformers 5 keeps RoPE in a table, 4 has rope_scaling and, beside it, these keys.
 ROPE = "rope_parameters"
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
 def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,10 +24,11 @@ def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     settings = {key: values[0] for key, values in architecture.fixed.items()}
+    settings |= architecture.initial
     for field in architecture.fields:
         value = field.read(flat)
         try:
-            settings[field.setting] = field.to_setting(value)
+            settings[field.setting] = field.to_setting(value, flat)
         except (ValueError, TypeError) as error:
             problems.append(f"{field.name_in(flat)} is {value!r}; it must {error}")
     if problems:
@@ -51,11 +53,17 @@ def hf_config_of(
         hf, flat = dict(source), _flat(source)
     else:
         hf, flat = _new(architecture, config), {}
+    values = {
+        field.key: field.to_key(value_of(config, field.setting), config)
+        for field in architecture.fields
+    }
     for field in architecture.fields:
-        value = field.to_key(value_of(config, field.setting))
-        if not _says(field.to_setting, field.read(flat), value):
-            _put(hf, field.name_in(flat), value)
-    return hf
+        old, new = field.read(flat), values[field.key]
+        # What it says otherwise may say the same.
+        said = old is not REQUIRED and field.to_setting(old, flat)
+        if old is REQUIRED or said != field.to_setting(new, {**flat, **values}):
+            _put(hf, field.name_in(flat), new)
+    return hf | dict(architecture.written)
 
 
 def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
@@ -64,9 +72,14 @@ def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
         if (value := value_of(config, key)) not in values:
             allowed = " or ".join(map(repr, values))
             yield f"{key} is {value!r}; {architecture.model_type} has {allowed}"
+    for field in architecture.fields:
+        value = value_of(config, field.setting)
+        try:
+            field.to_key(value, config)
+        except ValueError as error:
+            yield f"{field.setting} is {value!r}; for {architecture.model_type} it must {error}"
     model = config.model
-    by_size = any(field.setting == "model.head_dim" for field in architecture.fields)
-    if not by_size and model.head_dim * model.n_heads != model.hidden_size:
+    if architecture.derives_head_dim and model.head_dim * model.n_heads != model.hidden_size:
         yield (
             f"model.head_dim is {model.head_dim}; {architecture.model_type} has model.hidden_size "
             f"({model.hidden_size}) / model.n_heads ({model.n_heads})"
@@ -94,11 +107,10 @@ def _new(architecture: Architecture, config: Config) -> dict[str, Any]:
 
 
 def _flat(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with what follows from other keys: rope_theta, head_dim."""
+    """config.json with what stands in a table of it, or follows from other keys."""
     rope, heads = hf.get(ROPE) or {}, hf.get("num_attention_heads")
     flat = dict(hf)
-    if "rope_theta" in rope:
-        flat["rope_theta"] = rope["rope_theta"]
+    flat |= {key: rope[key] for key in ROPE_KEYS if key in rope}
     if flat.get("head_dim") is None and heads and hf.get("hidden_size"):
         flat["head_dim"] = hf["hidden_size"] // heads
     return flat
@@ -114,9 +126,8 @@ def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
             yield f"{key}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
-    by_size = any(field.key == "head_dim" for field in architecture.fields)
     size, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
-    if not by_size and size and heads and hf["head_dim"] * heads != size:
+    if architecture.derives_head_dim and size and heads and hf["head_dim"] * heads != size:
         yield (
             f"head_dim is {hf['head_dim']}; it must be hidden_size ({size}) / num_attention_heads "
             f"({heads})"
@@ -129,13 +140,8 @@ def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]
             yield f"{field.key} is not in config.json; it must be there"
 
 
-def _says(to_setting: Any, old: Any, new: Any) -> bool:
-    """Whether the old value of a key already says what the new one does."""
-    return old is not REQUIRED and bool(to_setting(old) == to_setting(new))
-
-
 def _put(hf: dict[str, Any], key: str, value: Any) -> None:
-    if key == "rope_theta" and isinstance(hf.get(ROPE), dict):
+    if key in ROPE_KEYS and isinstance(hf.get(ROPE), dict):
         hf[ROPE] = {**hf[ROPE], key: value}
     else:
         hf[key] = value
