@@ -11,16 +11,16 @@ from distmoe.convert.llama_like import COMMON_FIELDS, LAYER, ONLY
 SELF = f"{LAYER}.self_attn"
 
 
-def _every_head(count: int | None, hf: Mapping[str, Any]) -> int:
+def _every_head(count: int, hf: Mapping[str, Any]) -> int:
     heads = int(hf["num_attention_heads"])
-    if count not in (None, heads):
+    if count != heads:
         raise ValueError(f"be num_attention_heads ({heads}): every head has keys of its own")
     return heads
 
 
 MLA_FIELDS = (
     *COMMON_FIELDS,
-    Field("num_key_value_heads", "model.n_heads", None, _every_head),
+    Field("num_key_value_heads", "model.n_heads", to_setting=_every_head),
     Field(
         "q_lora_rank",
         "model.mla.q_lora_rank",

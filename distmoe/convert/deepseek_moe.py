@@ -13,8 +13,8 @@ from distmoe.convert.llama_like import DENSE_MLP, FIXED, LAYER, ONLY
 SHARED = f"{LAYER}.mlp.shared_experts"
 
 
-def _shared_width(count: int | None, hf: Mapping[str, Any]) -> int:
-    return (count or 0) * int(hf["moe_intermediate_size"])
+def _shared_width(count: int, hf: Mapping[str, Any]) -> int:
+    return count * int(hf["moe_intermediate_size"])
 
 
 def _shared_count(width: int, config: Config) -> int:
@@ -24,8 +24,8 @@ def _shared_count(width: int, config: Config) -> int:
     return width // one
 
 
-def _groups(count: int | None, hf: Mapping[str, Any]) -> int:
-    return count if count and count > 1 else 0
+def _groups(count: int, hf: Mapping[str, Any]) -> int:
+    return count if count > 1 else 0
 
 
 def _group_count(groups: int, config: Config) -> int:
@@ -34,27 +34,31 @@ def _group_count(groups: int, config: Config) -> int:
     return max(groups, 1)
 
 
-def _groups_per_token(count: int | None, hf: Mapping[str, Any]) -> int:
-    return (count or 0) if _groups(hf.get("n_group"), hf) else 0
+def _groups_per_token(count: int, hf: Mapping[str, Any]) -> int:
+    return count if hf["n_group"] > 1 else 0
 
 
 WIDTHS = (
     Field("moe_intermediate_size", "moe.intermediate_size"),
     Field("intermediate_size", "model.intermediate_size"),
     Field("n_routed_experts", "moe.num_experts", alias="num_local_experts"),
-    Field("n_shared_experts", "moe.shared_intermediate_size", 1, _shared_width, _shared_count),
+    Field(
+        "n_shared_experts",
+        "moe.shared_intermediate_size",
+        to_setting=_shared_width,
+        to_key=_shared_count,
+    ),
     Field("first_k_dense_replace", "model.n_dense_layers"),
     Field("routed_scaling_factor", "moe.score_scale", to_setting=number),
 )
 
 # DeepSeek-V3 counts a group as its two best experts.
 GROUPS = (
-    Field("n_group", "moe.expert_groups", 1, _groups, _group_count),
+    Field("n_group", "moe.expert_groups", to_setting=_groups, to_key=_group_count),
     Field(
         "topk_group",
         "moe.groups_per_token",
-        1,
-        _groups_per_token,
+        to_setting=_groups_per_token,
         to_key=lambda count, config: count or 1,
     ),
 )

@@ -47,14 +47,14 @@ ARCHITECTURE = Architecture(
         Field(
             "n_group",
             "moe.expert_groups",
-            1,
+            None,
             lambda count, hf: count if _has_groups(hf) else 0,
             _group_count,
         ),
         Field(
             "topk_group",
             "moe.groups_per_token",
-            1,
+            None,
             lambda count, hf: count if _has_groups(hf) else 0,
             to_key=lambda count, config: count or 1,
         ),

@@ -60,8 +60,9 @@ def hf_config_of(
     for field in architecture.fields:
         old, new = field.read(flat), values[field.key]
         # What it says otherwise may say the same.
-        said = old is not REQUIRED and field.to_setting(old, flat)
-        if old is REQUIRED or said != field.to_setting(new, {**flat, **values}):
+        if old is REQUIRED or field.to_setting(old, {**values, **flat}) != field.to_setting(
+            new, {**flat, **values}
+        ):
             _put(hf, field.name_in(flat), new)
     return hf | dict(architecture.written)
 

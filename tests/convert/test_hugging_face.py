@@ -14,13 +14,15 @@ from torch import Tensor
 from distmoe.checkpoint.layouts import run_config
 from distmoe.checkpoint.load_model import load_model
 from distmoe.checkpoint.manifest import damage, read_manifest
+from distmoe.checkpoint.store import CheckpointStore
 from distmoe.checkpoint.tensors import read_tensors, saved_tensors
-from distmoe.config import Config, resolve
+from distmoe.config import Config, resolve, to_toml
 from distmoe.config.keys import with_values
 from distmoe.convert.from_hf import import_model
 from distmoe.convert.to_hf import export_model
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.generate import generate
+from distmoe.model.init import initialize
 from distmoe.model.transformer import Transformer
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +81,19 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3": (
         "DeepseekV3Config",
         dict(**LATENT, q_lora_rank=20, first_k_dense_replace=1, num_mtp_layers=0),
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        dict(
+            head_dim=12,
+            intermediate_size=40,
+            moe_intermediate_size=24,
+            n_routed_experts=8,
+            attention_bias=True,
+            use_qk_norm=True,
+            routed_scaling_factor=1.5,
+            num_mtp_layers=0,
+        ),
     ),
 }
 # Stays in float32, whatever the weights are.
@@ -196,3 +211,44 @@ def test_bfloat16_comes_back_as_it_was(model_dir: Path, tmp_path: Path) -> None:
     after = weights_of(tmp_path / "out")
     assert all(torch.equal(weights[name], after[name]) for name in weights)
     assert all(tensor.dtype == torch.bfloat16 for name, tensor in after.items() if BIAS not in name)
+
+
+@pytest.mark.parametrize("model_dir", ["deepseek_v3"], indirect=True)
+def test_layers_that_predict_further_tokens_are_left_out(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "further"
+    folder.mkdir()
+    weights = weights_of(model_dir)
+    further = {"model.layers.3.enorm.weight": torch.ones(32), "model.layers.3.x": torch.ones(1)}
+    save_file(weights | further, folder / "model.safetensors")
+    hf = json.loads((model_dir / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**hf, "num_nextn_predict_layers": 1}))
+    export_model(import_model(folder, tmp_path / "in"), tmp_path / "out")
+    assert "left out: 2 tensors of layers that predict further tokens" in capsys.readouterr().out
+    assert weights_of(tmp_path / "out").keys() == weights.keys()
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == hf
+
+
+def test_a_model_without_biases_gets_some_of_zero(transformers: Any, tmp_path: Path) -> None:
+    settings = {
+        "model.attention": "mla",
+        "model.vocab_size": 64,
+        "model.hidden_size": 32,
+        "moe.router": "sigmoid_topk",
+        "data.seq_len": 20,
+    }
+    config = resolve(with_values(Config(), settings), 1)
+    with torch.device("meta"):
+        model = Transformer(config)
+    initialize(model.to_empty(device="cpu"), seed=1)
+    about = {"distmoe": "0", "world": 1, "engine": "single", "ep": 1, "config": to_toml(config)}
+    store = CheckpointStore(tmp_path / "run", keep_last=1, asynchronous=False, about=about)
+    store.save(0, {"model": dict(model.named_parameters())})
+    export_model(tmp_path / "run" / "step-00000000", tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", dtype=torch.float32
+    )
+    assert theirs.config.model_type == "deepseek_v3"
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(TOKENS_BS), theirs(TOKENS_BS).logits)
