@@ -24,6 +24,7 @@ from distmoe.config.schema import (
     RoundingConfig,
     RunConfig,
     TrainConfig,
+    YarnConfig,
 )
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "RoundingConfig",
     "RunConfig",
     "TrainConfig",
+    "YarnConfig",
     "apply_overrides",
     "check",
     "corpora",

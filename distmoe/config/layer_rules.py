@@ -62,6 +62,14 @@ def _partial_rotary_factor(config: Config, world: int) -> Iterator[str]:
         yield wrong(config, "model.partial_rotary_factor", allowed)
 
 
+@rule("model.yarn.beta_fast", "model.yarn.beta_slow")
+def _yarn(config: Config, world: int) -> Iterator[str]:
+    yarn = config.model.yarn
+    if yarn.beta_slow >= yarn.beta_fast:
+        fast = f"model.yarn.beta_fast ({yarn.beta_fast:g})"
+        yield wrong(config, "model.yarn.beta_slow", f"be less than {fast}")
+
+
 @rule("model.n_heads", "model.n_kv_heads")
 def _kv_heads(config: Config, world: int) -> Iterator[str]:
     if config.model.attention == "gqa" and config.model.n_heads % config.model.n_kv_heads:

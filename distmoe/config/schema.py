@@ -52,6 +52,24 @@ class MlaConfig:
 
 
 @dataclass(frozen=True)
+class YarnConfig:
+    """RoPE for more positions than a model was trained with first (YaRN, arXiv 2309.00071)."""
+
+    factor: float = 1.0
+    """How many times as many positions. 1: RoPE as it is."""
+    original_positions: int = 4096
+    """Positions of the first training."""
+    beta_fast: float = 32.0
+    """Frequencies that turn more often over the original positions stay."""
+    beta_slow: float = 1.0
+    """Those that turn less often are divided by the factor."""
+    mscale: float = 1.0
+    """cos and sin are multiplied by m(mscale) / m(mscale_all_dim), m(s) = 1 + 0.1 s ln factor."""
+    mscale_all_dim: float = 0.0
+    """Scores are multiplied by the square of m(mscale_all_dim) (DeepSeek-V3: as mscale, 1)."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer; `moe` describes its experts."""
 
@@ -94,6 +112,7 @@ class ModelConfig:
     init_std: float = 0.02
     """Standard deviation of initial weights; residual outputs: divided by sqrt(2 n_layers)."""
     mla: MlaConfig = field(default_factory=MlaConfig)
+    yarn: YarnConfig = field(default_factory=YarnConfig)
 
 
 @dataclass(frozen=True)

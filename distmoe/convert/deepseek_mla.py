@@ -7,6 +7,7 @@ from typing import Any
 
 from distmoe.convert.architecture import Field, Only
 from distmoe.convert.llama_like import COMMON_FIELDS, LAYER, ONLY
+from distmoe.convert.yarn import YARN
 
 SELF = f"{LAYER}.self_attn"
 
@@ -32,6 +33,7 @@ MLA_FIELDS = (
     Field("qk_nope_head_dim", "model.mla.qk_nope_head_dim"),
     Field("qk_rope_head_dim", "model.mla.qk_rope_head_dim"),
     Field("v_head_dim", "model.mla.v_head_dim"),
+    YARN,
 )
 
 MLA_FIXED: dict[str, tuple[Any, ...]] = {"model.attention": ("mla",)}

@@ -28,7 +28,7 @@ ARCHITECTURE = Architecture(
         Field("use_qk_norm", "model.qk_norm", False),
     ),
     fixed={
-        **{key: FIXED[key] for key in ("model.attention", "model.clip_qkv")},
+        **{key: FIXED[key] for key in ("model.attention", "model.yarn.factor", "model.clip_qkv")},
         **MOE_FIXED,
         "model.qk_norm_scope": ("head",),
     },

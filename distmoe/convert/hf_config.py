@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from distmoe.config import Config, ConfigError
@@ -11,7 +12,7 @@ from distmoe.convert.architecture import REQUIRED, Architecture, architecture_ca
 from distmoe.registry import ARCHITECTURES
 
 # Transformers 5 keeps RoPE in a table, 4 has rope_scaling and, beside it, these keys.
-ROPE = "rope_parameters"
+ROPE, SCALING = "rope_parameters", "rope_scaling"
 ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
@@ -28,7 +29,7 @@ def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
     for field in architecture.fields:
         value = field.read(flat)
         try:
-            settings[field.setting] = field.to_setting(value, flat)
+            settings |= _leaves(field.setting, field.to_setting(value, flat))
         except (ValueError, TypeError) as error:
             problems.append(f"{field.name_in(flat)} is {value!r}; it must {error}")
     if problems:
@@ -112,6 +113,8 @@ def _flat(hf: Mapping[str, Any]) -> dict[str, Any]:
     rope, heads = hf.get(ROPE) or {}, hf.get("num_attention_heads")
     flat = dict(hf)
     flat |= {key: rope[key] for key in ROPE_KEYS if key in rope}
+    scaling = hf.get(SCALING) or rope
+    flat[SCALING] = scaling if _kind(scaling) != "default" else None
     if flat.get("head_dim") is None and heads and hf.get("hidden_size"):
         flat["head_dim"] = hf["hidden_size"] // heads
     return flat
@@ -122,11 +125,10 @@ def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
     for key, only in architecture.only.items():
         if (value := hf.get(key, only.value)) != only.value:
             yield f"{key} is {value!r}; it must be {only.value!r}: {only.reason}"
-    for key in ("rope_scaling", ROPE):
-        scaling = hf.get(key) or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default":
-            yield f"{key}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
+    scales = any(field.key == SCALING for field in architecture.fields)
+    if not scales and hf[SCALING] is not None:
+        kind = _kind(hf[SCALING])
+        yield f"{SCALING}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
     size, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
     if architecture.derives_head_dim and size and heads and hf["head_dim"] * heads != size:
         yield (
@@ -141,8 +143,22 @@ def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]
             yield f"{field.key} is not in config.json; it must be there"
 
 
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
+def _leaves(setting: str, value: Any) -> dict[str, Any]:
+    """A value by its dotted key; of a whole section, each of its values."""
+    if not is_dataclass(value):
+        return {setting: value}
+    return {f"{setting}.{field.name}": getattr(value, field.name) for field in fields(value)}
+
+
 def _put(hf: dict[str, Any], key: str, value: Any) -> None:
-    if key in ROPE_KEYS and isinstance(hf.get(ROPE), dict):
+    if key == SCALING and isinstance(hf.get(ROPE), dict):
+        kept = {name: hf[ROPE][name] for name in ROPE_KEYS if name in hf[ROPE]}
+        hf[ROPE] = kept | (value or {"rope_type": "default"})
+    elif key in ROPE_KEYS and isinstance(hf.get(ROPE), dict):
         hf[ROPE] = {**hf[ROPE], key: value}
     else:
         hf[key] = value

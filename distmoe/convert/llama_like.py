@@ -31,6 +31,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "model.attention": ("gqa",),
     "model.partial_rotary_factor": (1.0,),
     "model.qkv_bias": (False,),
+    "model.yarn.factor": (1.0,),
     "model.clip_qkv": (0.0,),
     "moe.router": ("softmax_topk", "topk_softmax"),
     "moe.shared_intermediate_size": (0,),

@@ -9,6 +9,7 @@ from distmoe.model.attention import AttentionSizes
 from distmoe.model.causal_attention import AttentionMask, attend
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rotate
+from distmoe.model.yarn import score_scale
 
 
 class GroupedQueryAttention(nn.Module):
@@ -20,6 +21,7 @@ class GroupedQueryAttention(nn.Module):
         self.head_dim = config.head_dim
         self.norms_heads = config.qk_norm_scope == "head"
         self.clip = config.clip_qkv
+        self.score_scale = score_scale(config.yarn)
         heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, heads, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=config.qkv_bias)
@@ -60,7 +62,8 @@ class GroupedQueryAttention(nn.Module):
         q_BASD = self._heads(self.q_proj(x_BSH), self.q_norm)
         k_BASD = self._heads(self.k_proj(x_BSH), self.k_norm)
         v_BASD = self._heads(self.v_proj(x_BSH), None)
-        y_BASD = attend(rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin), v_BASD, mask)
+        q_BASD, k_BASD = rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin)
+        y_BASD = attend(q_BASD, k_BASD, v_BASD, mask, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
         return out_BSH
 

@@ -19,6 +19,7 @@ from distmoe.model.attention import AttentionSizes
 from distmoe.model.causal_attention import AttentionMask, attend
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rotate_neighbours
+from distmoe.model.yarn import score_scale
 
 # Of the latents, in DeepSeek's code and in transformers, whatever rms_norm_eps is.
 LATENT_NORM_EPS = 1e-6
@@ -32,6 +33,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         mla, H, A = config.mla, config.hidden_size, config.n_heads
         self.n_heads, self.q_lora_rank = A, mla.q_lora_rank
+        self.score_scale = score_scale(config.yarn)
         self.q_parts = [mla.qk_nope_head_dim, mla.qk_rope_head_dim]
         self.kv_a_parts = [mla.kv_lora_rank, mla.qk_rope_head_dim]
         self.kv_b_parts = [mla.qk_nope_head_dim, mla.v_head_dim]
@@ -79,7 +81,7 @@ class LatentAttention(nn.Module):
         k_rope_B1SX = rotate_neighbours(k_rope_BSX[:, None], cos, sin)
         q_BASD = torch.cat([q_nope_BASX, rotate_neighbours(q_rope_BASX, cos, sin)], dim=-1)
         k_BASD = torch.cat([k_nope_BASX, k_rope_B1SX.expand(-1, self.n_heads, -1, -1)], dim=-1)
-        y_BASX = attend(q_BASD, k_BASD, v_BASX, mask)
+        y_BASX = attend(q_BASD, k_BASD, v_BASX, mask, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASX.transpose(1, 2).flatten(2))
         return out_BSH
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from distmoe.config import ModelConfig
+from distmoe.model.yarn import scaled_frequencies, table_scale
+
 
 def rope_tables(
-    num_positions: int, rotary_dim: int, *, theta: float, device: torch.device
+    num_positions: int, rotary_dim: int, *, model: ModelConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """cos and sin, each [S, rotary_dim / 2] in fp32. Computed, not stored: a buffer would not
     survive meta."""
     exponent = torch.arange(0, rotary_dim, 2, device=device, dtype=torch.float32) / rotary_dim
     position = torch.arange(num_positions, device=device, dtype=torch.float32)
-    angle = torch.outer(position, theta**-exponent)
-    return angle.cos(), angle.sin()
+    freq_R = scaled_frequencies(
+        model.rope_theta**-exponent, theta=model.rope_theta, yarn=model.yarn
+    )
+    angle, scale = torch.outer(position, freq_R), table_scale(model.yarn)
+    return angle.cos() * scale, angle.sin() * scale
 
 
 def rotate(x_BASD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

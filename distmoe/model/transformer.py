@@ -98,7 +98,7 @@ class Transformer(nn.Module):
         model = self.config.model
         x_BSH = self.embedding(tokens_BS)
         cos, sin = rope_tables(
-            tokens_BS.shape[1], self.rotary_dim, theta=model.rope_theta, device=x_BSH.device
+            tokens_BS.shape[1], self.rotary_dim, model=model, device=x_BSH.device
         )
         mask = document_mask(start_BS)
         layers = []

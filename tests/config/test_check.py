@@ -70,6 +70,11 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "model.head_dim is 64; it must be 0 or model.mla.qk_nope_head_dim + model.mla.qk_rope",
         ),
         (
+            "--model.yarn.beta_slow=32",
+            1,
+            "model.yarn.beta_slow is 32.0; it must be less than model.yarn.beta_fast (32)",
+        ),
+        (
             "--model.n_dense_layers=5",
             1,
             "model.n_dense_layers is 5; it must be in 0..model.n_layers (4)",

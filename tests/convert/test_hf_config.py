@@ -87,6 +87,35 @@ def test_scaled_positions_are_refused(rope: dict[str, Any]) -> None:
         settings_of({**HF, **rope})
 
 
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "linear"}, "it must be null or have rope_type 'yarn'"),
+        ({"attention_factor": 1.2}, "it must be without attention_factor"),
+        ({"mscale_all_dim": 1.0}, "it must have mscale with mscale_all_dim"),
+    ],
+)
+def test_yarn_that_is_not_deepseeks_is_refused(change: dict[str, Any], message: str) -> None:
+    assert settings_of({**V3, "rope_scaling": YARN})["model.yarn.factor"] == 40.0
+    with pytest.raises(ConfigError, match=f"rope_scaling is {{.*}}; {message}"):
+        settings_of({**V3, "rope_scaling": {**YARN, **change}})
+
+
+def test_yarn_is_read_and_written() -> None:
+    yarn = {"model.yarn.factor": 8.0, "model.yarn.mscale": 0.5, "model.yarn.mscale_all_dim": 0.5}
+    longer = resolve(with_values(Config(), {**settings_of(V3), **yarn}), 1)
+    new = {**V3, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    for source in (V3, new, None):
+        hf = hf_config_of(longer, source=source, model_type="deepseek_v3")
+        assert resolve(with_values(Config(), settings_of(hf)), 1).model.yarn == longer.model.yarn
+    assert hf_config_of(longer, source=new)["rope_parameters"]["rope_theta"] == 10000.0
+    with pytest.raises(ConfigError, match="model.yarn is .*; for deepseek_v3 it must have mscale"):
+        hf_config_of(with_values(longer, {"model.yarn.mscale": 0.0}), model_type="deepseek_v3")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [

@@ -76,11 +76,27 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
             topk_method="group_limited_greedy",
             routed_scaling_factor=1.5,
             first_k_dense_replace=0,
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=20.0,
+                factor=4.0,
+                original_max_position_embeddings=64,
+                beta_fast=4.0,
+                mscale=1.5,
+                mscale_all_dim=0.7,
+            ),
         ),
     ),
     "deepseek_v3": (
         "DeepseekV3Config",
-        dict(**LATENT, q_lora_rank=20, first_k_dense_replace=1, num_mtp_layers=0),
+        dict(
+            **LATENT,
+            q_lora_rank=20,
+            # Not that of the latents.
+            rms_norm_eps=1e-2,
+            first_k_dense_replace=1,
+            num_mtp_layers=0,
+        ),
     ),
     "glm4_moe": (
         "Glm4MoeConfig",

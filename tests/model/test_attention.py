@@ -81,7 +81,7 @@ def x_BSH() -> Tensor:
 
 
 def tables(rotary_dim: int = ROPE) -> tuple[Tensor, Tensor]:
-    return rope_tables(S, rotary_dim, theta=10000.0, device=torch.device("cpu"))
+    return rope_tables(S, rotary_dim, model=ModelConfig(), device=torch.device("cpu"))
 
 
 def outcomes(
