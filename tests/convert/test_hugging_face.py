@@ -266,5 +266,8 @@ def test_a_model_without_biases_gets_some_of_zero(transformers: Any, tmp_path: P
         tmp_path / "out", dtype=torch.float32
     )
     assert theirs.config.model_type == "deepseek_v3"
+    biases = [tensor for name, tensor in weights_of(tmp_path / "out").items() if BIAS in name]
+    assert len(biases) == 3
+    assert not torch.cat(biases).any()
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(TOKENS_BS), theirs(TOKENS_BS).logits)

@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distmoe.config import Config, MlaConfig, ModelConfig, resolve
+from distmoe.engines.adamw import decays
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.attention import attention_sizes, make_attention
 from distmoe.model.causal_attention import attend, dense_mask
+from distmoe.model.init import initialize
 from distmoe.model.mla import LATENT_NORM_EPS, LatentAttention
 from distmoe.model.rope import rope_tables, rotate
+from distmoe.model.transformer import Transformer
 
 B, S, H, A = 2, 7, 16, 2
 NOPE, ROPE, V, RANK = 6, 4, 8, 12
@@ -120,6 +123,17 @@ def test_a_part_of_a_head_is_turned() -> None:
     model = resolve(Config(model=ModelConfig(partial_rotary_factor=0.25)), 1).model
     assert attention_sizes(model).rotary_dim == model.head_dim // 4
     assert attention_sizes(replace(model, partial_rotary_factor=1.0)).rotary_dim == model.head_dim
+
+
+def test_biases_begin_at_zero_and_do_not_decay() -> None:
+    config = resolve(Config(model=ModelConfig(vocab_size=8, n_layers=1, qkv_bias=True)), 1)
+    model = Transformer(config)
+    initialize(model, seed=1)
+    biases = {name: p for name, p in model.named_parameters() if name.endswith(".bias")}
+    assert [name.split(".")[-2] for name in biases] == ["q_proj", "k_proj", "v_proj"]
+    assert not any(bias.any() for bias in biases.values())
+    assert not any(map(decays, biases))
+    assert decays("blocks.0.attention.q_proj.weight")
 
 
 @pytest.mark.gpu

@@ -218,6 +218,7 @@ SMALL: dict[str, Any] = {
 
 MLA: dict[str, Any] = {
     "model__attention": "mla",
+    "model__n_heads": 8,
     "model__mla__q_lora_rank": 48,
     "model__mla__kv_lora_rank": 64,
     "model__mla__qk_nope_head_dim": 32,
@@ -228,7 +229,7 @@ MLA: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("dtype", "recomputed", "layers", "attention"),
-    [("fp32", "none", 2, {}), ("bf16", "full", 1, {}), ("bf16", "none", 1, MLA)],
+    [("fp32", "none", 2, {}), ("bf16", "full", 1, {}), ("bf16", "none", 2, MLA)],
 )
 def test_a_real_step_holds_what_is_predicted(
     dtype: str, recomputed: str, layers: int, attention: dict[str, Any]
