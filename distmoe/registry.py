@@ -34,6 +34,13 @@ class Registry:
         return getattr(importlib.import_module(module), attribute)
 
 
+ATTENTIONS = Registry(
+    "attention",
+    {
+        "gqa": "distmoe.model.gqa:GroupedQueryAttention",
+        "mla": "distmoe.model.mla:LatentAttention",
+    },
+)
 ROUTERS = Registry(
     "router",
     {
@@ -165,5 +172,8 @@ ARCHITECTURES = Registry(
         "qwen3_moe": "distmoe.convert.qwen3_moe:ARCHITECTURE",
         "olmoe": "distmoe.convert.olmoe:ARCHITECTURE",
         "mixtral": "distmoe.convert.mixtral:ARCHITECTURE",
+        "deepseek_v2": "distmoe.convert.deepseek_v2:ARCHITECTURE",
+        "deepseek_v3": "distmoe.convert.deepseek_v3:ARCHITECTURE",
+        "glm4_moe": "distmoe.convert.glm4_moe:ARCHITECTURE",
     },
 )

@@ -15,6 +15,7 @@ from distmoe.config.schema import (
     DispatchConfig,
     LaunchConfig,
     MetricsConfig,
+    MlaConfig,
     ModelConfig,
     MoEConfig,
     OptimConfig,
@@ -23,6 +24,7 @@ from distmoe.config.schema import (
     RoundingConfig,
     RunConfig,
     TrainConfig,
+    YarnConfig,
 )
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "ExpertGroups",
     "LaunchConfig",
     "MetricsConfig",
+    "MlaConfig",
     "MoEConfig",
     "ModelConfig",
     "OptimConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "RoundingConfig",
     "RunConfig",
     "TrainConfig",
+    "YarnConfig",
     "apply_overrides",
     "check",
     "corpora",

@@ -12,6 +12,7 @@ from distmoe.config.ranges import out_of_range
 from distmoe.config.resolve import resolve
 from distmoe.config.schema import Config
 from distmoe.registry import (
+    ATTENTIONS,
     ENGINES,
     EXCHANGES,
     MOE_MLP_BACKENDS,
@@ -26,6 +27,7 @@ from distmoe.registry import (
 RULES = (*layer_rules.RULES, *run_rules.RULES, *file_rules.RULES)
 
 NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
+    "model.attention": (ATTENTIONS, ()),
     "moe.router": (ROUTERS, ()),
     "moe.rounding.rule": (ROUNDING_RULES, ()),
     "moe.rounding.selection": (SELECTIONS, ()),

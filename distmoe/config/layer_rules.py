@@ -24,16 +24,55 @@ def _heads(config: Config, world: int) -> Iterator[str]:
     if config.model.head_dim == 0:
         hidden = f"model.hidden_size ({config.model.hidden_size})"
         yield wrong(config, "model.n_heads", f"divide {hidden}, unless model.head_dim is set")
-    elif config.model.head_dim % 2:
+    elif config.model.attention == "gqa" and config.model.head_dim % 2:
         yield wrong(config, "model.head_dim", "be even, as RoPE turns pairs")
-    elif config.model.head_dim < 16 and config.data.document_mask and config.run.device == "cuda":
-        # FlexAttention, which masks documents on a GPU, has no smaller one.
-        yield wrong(config, "model.head_dim", "be at least 16 with data.document_mask on a GPU")
+
+
+@rule("model.head_dim", "model.mla.v_head_dim")
+def _masked_heads(config: Config, world: int) -> Iterator[str]:
+    """FlexAttention, which masks documents on a GPU, has no smaller heads."""
+    sizes = {"model.head_dim": config.model.head_dim}
+    if config.model.attention == "mla":
+        sizes["model.mla.v_head_dim"] = config.model.mla.v_head_dim
+    for key, size in sizes.items():
+        if 0 < size < 16 and config.data.document_mask and config.run.device == "cuda":
+            yield wrong(config, key, "be at least 16 with data.document_mask on a GPU")
+
+
+@rule("model.head_dim", "model.mla.qk_nope_head_dim", "model.mla.qk_rope_head_dim")
+def _latent_heads(config: Config, world: int) -> Iterator[str]:
+    model, mla = config.model, config.model.mla
+    if model.attention != "mla":
+        return
+    parts = mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    if mla.qk_rope_head_dim % 2:
+        yield wrong(config, "model.mla.qk_rope_head_dim", "be even, as RoPE turns pairs")
+    if model.head_dim != parts:
+        sizes = f"model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim ({parts})"
+        yield wrong(config, "model.head_dim", f"be 0 or {sizes}")
+
+
+@rule("model.head_dim", "model.partial_rotary_factor")
+def _partial_rotary_factor(config: Config, world: int) -> Iterator[str]:
+    model = config.model
+    turned = model.head_dim * model.partial_rotary_factor
+    # An odd head is the complaint of another rule.
+    if model.attention == "gqa" and model.head_dim % 2 == 0 and turned % 2:
+        allowed = f"give an even part of model.head_dim ({model.head_dim}), and gives {turned:g}"
+        yield wrong(config, "model.partial_rotary_factor", allowed)
+
+
+@rule("model.yarn.beta_fast", "model.yarn.beta_slow")
+def _yarn(config: Config, world: int) -> Iterator[str]:
+    yarn = config.model.yarn
+    if yarn.beta_slow >= yarn.beta_fast:
+        fast = f"model.yarn.beta_fast ({yarn.beta_fast:g})"
+        yield wrong(config, "model.yarn.beta_slow", f"be less than {fast}")
 
 
 @rule("model.n_heads", "model.n_kv_heads")
 def _kv_heads(config: Config, world: int) -> Iterator[str]:
-    if config.model.n_heads % config.model.n_kv_heads:
+    if config.model.attention == "gqa" and config.model.n_heads % config.model.n_kv_heads:
         heads = f"model.n_heads ({config.model.n_heads})"
         yield wrong(config, "model.n_kv_heads", f"divide {heads}")
 

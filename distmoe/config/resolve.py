@@ -9,7 +9,7 @@ from distmoe.config.corpora import corpora
 from distmoe.config.data_sizes import read_data_sizes
 from distmoe.config.errors import ConfigError
 from distmoe.config.keys import value_of, with_values
-from distmoe.config.schema import Config
+from distmoe.config.schema import Config, ModelConfig
 
 _UNSET = (0, "auto")
 
@@ -34,12 +34,18 @@ def resolve(config: Config, world: int | None = None, *, local_world: int | None
 
 def _derived(config: Config, world: int, local_world: int) -> Iterator[tuple[str, Any]]:
     yield "moe.hidden_size", config.model.hidden_size
-    yield "model.head_dim", _quotient(config.model.hidden_size, config.model.n_heads)
+    yield "model.head_dim", _head_dim(config.model)
     yield "model.vocab_size", _vocab_size(config)
     yield "parallel.dp_shard", _quotient(world, config.parallel.dp_replicate)
     yield "parallel.ranks_per_node", local_world
     yield "parallel.engine", "single" if world == 1 else "fsdp2"
     yield "train.micro_batch_size", _quotient(config.train.global_batch_size, world)
+
+
+def _head_dim(model: ModelConfig) -> int:
+    if model.attention == "mla":
+        return model.mla.qk_nope_head_dim + model.mla.qk_rope_head_dim
+    return _quotient(model.hidden_size, model.n_heads)
 
 
 def _quotient(total: int, parts: int) -> int:

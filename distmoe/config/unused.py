@@ -7,9 +7,20 @@ from collections.abc import Iterator
 from distmoe.config.keys import key_types, value_of
 from distmoe.config.schema import Config
 
+GQA_KEYS = (
+    "model.n_kv_heads",
+    "model.partial_rotary_factor",
+    "model.qkv_bias",
+    "model.qk_norm",
+    "model.qk_norm_scope",
+    "model.clip_qkv",
+)
+
 # Keys, or sections, that only one value of another key makes a difference to. A key that configs
 # carry along while another is tried, such as the tile without a rule, is not in it.
 ONLY_WITH = {
+    "model.mla": ("model.attention", "mla"),
+    **dict.fromkeys(GQA_KEYS, ("model.attention", "gqa")),
     "deepspeed": ("parallel.engine", "deepspeed"),
     "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
     "optim.decay_steps": ("optim.schedule", "wsd"),

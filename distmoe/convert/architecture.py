@@ -6,30 +6,35 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from distmoe.config import ConfigError
+from distmoe.config import Config, ConfigError
 from distmoe.registry import ARCHITECTURES
 
 REQUIRED = object()
 
 
-def same(value: Any) -> Any:
+def same(value: Any, others: Any) -> Any:
     return value
+
+
+def number(value: Any, others: Any) -> float:
+    return float(value)
 
 
 @dataclass(frozen=True)
 class Field:
     """A key of config.json that says what one of our settings says.
 
-    ``default``: of transformers, where config.json leaves the key out. ``to_setting`` raises
-    ValueError, what the value must be, for one that our model cannot compute. ``alias``: another
-    name that some versions of transformers write.
+    ``default``: of transformers, where config.json leaves the key out. ``to_setting`` is given all
+    of config.json, too, and ``to_key`` all settings; each raises ValueError, what the value must
+    be, for one that has no counterpart. ``alias``: another name that some versions of transformers
+    write.
     """
 
     key: str
     setting: str
     default: Any = REQUIRED
-    to_setting: Callable[[Any], Any] = same
-    to_key: Callable[[Any], Any] = same
+    to_setting: Callable[[Any, Mapping[str, Any]], Any] = same
+    to_key: Callable[[Any, Config], Any] = same
     alias: str = ""
 
     def name_in(self, hf: Mapping[str, Any]) -> str:
@@ -54,8 +59,10 @@ class Architecture:
     """``model_type`` and ``class_name`` are those of config.json.
 
     ``fixed``: our settings that the architecture decides, first the value that an import sets, then
-    others that compute the same. ``names``: our parameters -> the tensors of Hugging Face that are
-    joined along the first dim; ``{layer}`` and ``{expert}`` are numbers, and experts are stacked.
+    others that compute the same. ``initial``: those that an import sets and that an export may find
+    otherwise. ``written``: keys of config.json that an export always writes. ``derives_head_dim``:
+    config.json has none. ``names``: our tensors -> those of Hugging Face that are joined along the
+    first dim; ``{layer}`` and ``{expert}`` are numbers, and experts are stacked.
     """
 
     model_type: str
@@ -64,6 +71,9 @@ class Architecture:
     fixed: Mapping[str, tuple[Any, ...]]
     only: Mapping[str, Only]
     names: Mapping[str, tuple[str, ...]] = field(repr=False)
+    initial: Mapping[str, Any] = field(default_factory=dict)
+    written: Mapping[str, Any] = field(default_factory=dict)
+    derives_head_dim: bool = False
 
 
 def architecture_called(model_type: Any) -> Architecture:

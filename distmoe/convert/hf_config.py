@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from distmoe.config import Config, ConfigError
@@ -10,8 +11,9 @@ from distmoe.config.keys import value_of
 from distmoe.convert.architecture import REQUIRED, Architecture, architecture_called
 from distmoe.registry import ARCHITECTURES
 
-# Transformers 5 keeps RoPE in a table, 4 has rope_theta and rope_scaling.
-ROPE = "rope_parameters"
+# Transformers 5 keeps RoPE in a table, 4 has rope_scaling and, beside it, these keys.
+ROPE, SCALING = "rope_parameters", "rope_scaling"
+ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
 
 
 def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,10 +25,11 @@ def settings_of(hf: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     settings = {key: values[0] for key, values in architecture.fixed.items()}
+    settings |= architecture.initial
     for field in architecture.fields:
         value = field.read(flat)
         try:
-            settings[field.setting] = field.to_setting(value)
+            settings |= _leaves(field.setting, field.to_setting(value, flat))
         except (ValueError, TypeError) as error:
             problems.append(f"{field.name_in(flat)} is {value!r}; it must {error}")
     if problems:
@@ -51,11 +54,18 @@ def hf_config_of(
         hf, flat = dict(source), _flat(source)
     else:
         hf, flat = _new(architecture, config), {}
+    values = {
+        field.key: field.to_key(value_of(config, field.setting), config)
+        for field in architecture.fields
+    }
     for field in architecture.fields:
-        value = field.to_key(value_of(config, field.setting))
-        if not _says(field.to_setting, field.read(flat), value):
-            _put(hf, field.name_in(flat), value)
-    return hf
+        old, new = field.read(flat), values[field.key]
+        # What it says otherwise may say the same.
+        if old is REQUIRED or field.to_setting(old, {**values, **flat}) != field.to_setting(
+            new, {**flat, **values}
+        ):
+            _put(hf, field.name_in(flat), new)
+    return hf | dict(architecture.written)
 
 
 def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
@@ -64,9 +74,14 @@ def inexpressible(architecture: Architecture, config: Config) -> Iterator[str]:
         if (value := value_of(config, key)) not in values:
             allowed = " or ".join(map(repr, values))
             yield f"{key} is {value!r}; {architecture.model_type} has {allowed}"
+    for field in architecture.fields:
+        value = value_of(config, field.setting)
+        try:
+            field.to_key(value, config)
+        except ValueError as error:
+            yield f"{field.setting} is {value!r}; for {architecture.model_type} it must {error}"
     model = config.model
-    by_size = any(field.setting == "model.head_dim" for field in architecture.fields)
-    if not by_size and model.head_dim * model.n_heads != model.hidden_size:
+    if architecture.derives_head_dim and model.head_dim * model.n_heads != model.hidden_size:
         yield (
             f"model.head_dim is {model.head_dim}; {architecture.model_type} has model.hidden_size "
             f"({model.hidden_size}) / model.n_heads ({model.n_heads})"
@@ -94,11 +109,12 @@ def _new(architecture: Architecture, config: Config) -> dict[str, Any]:
 
 
 def _flat(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with what follows from other keys: rope_theta, head_dim."""
+    """config.json with what stands in a table of it, or follows from other keys."""
     rope, heads = hf.get(ROPE) or {}, hf.get("num_attention_heads")
     flat = dict(hf)
-    if "rope_theta" in rope:
-        flat["rope_theta"] = rope["rope_theta"]
+    flat |= {key: rope[key] for key in ROPE_KEYS if key in rope}
+    scaling = hf.get(SCALING) or rope
+    flat[SCALING] = scaling if _kind(scaling) != "default" else None
     if flat.get("head_dim") is None and heads and hf.get("hidden_size"):
         flat["head_dim"] = hf["hidden_size"] // heads
     return flat
@@ -109,14 +125,12 @@ def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
     for key, only in architecture.only.items():
         if (value := hf.get(key, only.value)) != only.value:
             yield f"{key} is {value!r}; it must be {only.value!r}: {only.reason}"
-    for key in ("rope_scaling", ROPE):
-        scaling = hf.get(key) or {}
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind != "default":
-            yield f"{key}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
-    by_size = any(field.key == "head_dim" for field in architecture.fields)
+    scales = any(field.key == SCALING for field in architecture.fields)
+    if not scales and hf[SCALING] is not None:
+        kind = _kind(hf[SCALING])
+        yield f"{SCALING}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
     size, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
-    if not by_size and size and heads and hf["head_dim"] * heads != size:
+    if architecture.derives_head_dim and size and heads and hf["head_dim"] * heads != size:
         yield (
             f"head_dim is {hf['head_dim']}; it must be hidden_size ({size}) / num_attention_heads "
             f"({heads})"
@@ -129,13 +143,22 @@ def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]
             yield f"{field.key} is not in config.json; it must be there"
 
 
-def _says(to_setting: Any, old: Any, new: Any) -> bool:
-    """Whether the old value of a key already says what the new one does."""
-    return old is not REQUIRED and bool(to_setting(old) == to_setting(new))
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
+def _leaves(setting: str, value: Any) -> dict[str, Any]:
+    """A value by its dotted key; of a whole section, each of its values."""
+    if not is_dataclass(value):
+        return {setting: value}
+    return {f"{setting}.{field.name}": getattr(value, field.name) for field in fields(value)}
 
 
 def _put(hf: dict[str, Any], key: str, value: Any) -> None:
-    if key == "rope_theta" and isinstance(hf.get(ROPE), dict):
+    if key == SCALING and isinstance(hf.get(ROPE), dict):
+        kept = {name: hf[ROPE][name] for name in ROPE_KEYS if name in hf[ROPE]}
+        hf[ROPE] = kept | (value or {"rope_type": "default"})
+    elif key in ROPE_KEYS and isinstance(hf.get(ROPE), dict):
         hf[ROPE] = {**hf[ROPE], key: value}
     else:
         hf[key] = value

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from distmoe.convert.architecture import Field, Only
+from distmoe.convert.architecture import Field, Only, number
 
 LAYER = "model.layers.{layer}"
 
-FIELDS = (
+COMMON_FIELDS = (
     Field("vocab_size", "model.vocab_size"),
     Field("hidden_size", "model.hidden_size"),
     Field("num_hidden_layers", "model.n_layers"),
     Field("num_attention_heads", "model.n_heads"),
-    Field("num_key_value_heads", "model.n_kv_heads"),
-    Field("head_dim", "model.head_dim"),
-    Field("rope_theta", "model.rope_theta", to_setting=float),
-    Field("rms_norm_eps", "model.norm_eps", to_setting=float),
-    Field("initializer_range", "model.init_std", 0.02, to_setting=float),
+    Field("rope_theta", "model.rope_theta", to_setting=number),
+    Field("rms_norm_eps", "model.norm_eps", to_setting=number),
+    Field("initializer_range", "model.init_std", 0.02, to_setting=number),
     Field("tie_word_embeddings", "model.tie_embeddings", False),
     Field("num_experts_per_tok", "moe.top_k"),
 )
 
+FIELDS = (
+    *COMMON_FIELDS,
+    Field("num_key_value_heads", "model.n_kv_heads"),
+    Field("head_dim", "model.head_dim"),
+)
+
 # One value each, or several that compute the same when nothing is rounded.
 FIXED: dict[str, tuple[Any, ...]] = {
+    "model.attention": ("gqa",),
+    "model.partial_rotary_factor": (1.0,),
+    "model.qkv_bias": (False,),
+    "model.yarn.factor": (1.0,),
     "model.clip_qkv": (0.0,),
     "moe.router": ("softmax_topk", "topk_softmax"),
     "moe.shared_intermediate_size": (0,),
@@ -62,15 +70,23 @@ NAMES = {
     "blocks.{layer}.mlp.experts.w_out_eHI": (f"{LAYER}.mlp.experts.{{expert}}.down_proj.weight",),
 }
 
+DENSE_MLP = {
+    "blocks.{layer}.mlp.in_proj.weight": (
+        f"{LAYER}.mlp.gate_proj.weight",
+        f"{LAYER}.mlp.up_proj.weight",
+    ),
+    "blocks.{layer}.mlp.out_proj.weight": (f"{LAYER}.mlp.down_proj.weight",),
+}
+
 RENORMALIZE = {True: "topk", False: "none"}
 
 
-def norm_topk_prob() -> Field:
+def norm_topk_prob(*, default: bool = False) -> Field:
     """Whether the weights of a token's experts sum to 1."""
     return Field(
         "norm_topk_prob",
         "moe.renormalize",
-        False,
-        to_setting=lambda value: RENORMALIZE[bool(value)],
-        to_key=lambda name: name != "none",
+        default,
+        to_setting=lambda value, hf: RENORMALIZE[bool(value)],
+        to_key=lambda name, config: name != "none",
     )

@@ -18,8 +18,8 @@ ARCHITECTURE = Architecture(
             "clip_qkv",
             "model.clip_qkv",
             None,
-            to_setting=lambda limit: float(limit or 0),
-            to_key=lambda limit: limit or None,
+            to_setting=lambda limit, hf: float(limit or 0),
+            to_key=lambda limit, config: limit or None,
         ),
     ),
     fixed={
@@ -30,4 +30,5 @@ ARCHITECTURE = Architecture(
     },
     only=ONLY,
     names=NAMES,
+    derives_head_dim=True,
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from distmoe.convert.architecture import Architecture, Field, Only
-from distmoe.convert.llama_like import FIELDS, FIXED, LAYER, NAMES, ONLY, norm_topk_prob
+from distmoe.convert.llama_like import DENSE_MLP, FIELDS, FIXED, NAMES, ONLY, norm_topk_prob
 
 
-def _first_layers(layers: list[int] | None) -> int:
+def _first_layers(layers: list[int] | None, hf: Any) -> int:
     """How many layers are dense. ValueError if they are not the first ones."""
     dense = sorted(layers or [])
     if dense != list(range(len(dense))):
@@ -16,7 +16,7 @@ def _first_layers(layers: list[int] | None) -> int:
     return len(dense)
 
 
-def _layers(count: Any) -> list[int]:
+def _layers(count: Any, config: Any) -> list[int]:
     return list(range(count))
 
 
@@ -37,12 +37,5 @@ ARCHITECTURE = Architecture(
         "use_sliding_window": Only(False, ONLY["sliding_window"].reason),
         "decoder_sparse_step": Only(1, "every layer after the dense ones has experts"),
     },
-    names={
-        **NAMES,
-        "blocks.{layer}.mlp.in_proj.weight": (
-            f"{LAYER}.mlp.gate_proj.weight",
-            f"{LAYER}.mlp.up_proj.weight",
-        ),
-        "blocks.{layer}.mlp.out_proj.weight": (f"{LAYER}.mlp.down_proj.weight",),
-    },
+    names={**NAMES, **DENSE_MLP},
 )

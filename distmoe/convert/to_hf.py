@@ -16,7 +16,7 @@ from distmoe.checkpoint.load import MODEL
 from distmoe.checkpoint.manifest import damage, read_manifest
 from distmoe.checkpoint.tensors import in_parts, read_tensors, saved_tensors
 from distmoe.config import Config
-from distmoe.convert.architecture import architecture_called
+from distmoe.convert.architecture import Architecture, architecture_called
 from distmoe.convert.hf_config import hf_config_of
 from distmoe.convert.hf_folder import (
     COMPANIONS,
@@ -28,6 +28,7 @@ from distmoe.convert.hf_folder import (
     safetensors_room,
 )
 from distmoe.convert.names import sources_of
+from distmoe.convert.router_bias import bias_to_hf, is_bias
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,28 @@ def _write_weights(
             name = saved.name.removeprefix(f"{MODEL}.")
             sources = sources_of(name, architecture, num_experts=config.moe.num_experts)
             (whole,) = read_tensors(path, [saved]).values()
+            if is_bias(name):
+                whole = bias_to_hf(whole)
             for source, view in sources.parts(whole):
                 # safetensors wants memory that is not shared.
-                tensors[source] = view.to(dtype, copy=True)
-                size += tensors[source].nbytes
+                tensors[source] = view.to(whole.dtype if is_bias(name) else dtype, copy=True)
+        if number == 1:
+            tensors |= _biases_of_none(architecture, config)
+        size += sum(tensor.nbytes for tensor in tensors.values())
         save_file(tensors, out / file, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, file)
     if parts[1:]:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(files.items()))}
         (out / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _biases_of_none(architecture: Architecture, config: Config) -> dict[str, torch.Tensor]:
+    """Zeros, where the architecture has biases and the model has none."""
+    templates = architecture.names.get("blocks.{layer}.mlp.bias_E", ())
+    if config.moe.bias_update_rate > 0:
+        return {}
+    return {
+        template.format(layer=layer): torch.zeros(config.moe.num_experts)
+        for layer in range(config.model.n_dense_layers, config.model.n_layers)
+        for template in templates
+    }

@@ -12,8 +12,8 @@ from distmoe.config import OptimConfig
 
 
 def decays(name: str) -> bool:
-    """Matrices decay; norms and embeddings do not."""
-    return not (name.endswith("norm.weight") or name.startswith("embedding."))
+    """Matrices decay; norms, biases and embeddings do not."""
+    return not (name.endswith(("norm.weight", ".bias")) or name.startswith("embedding."))
 
 
 def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torch.optim.AdamW:

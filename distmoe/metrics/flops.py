@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from distmoe.config import Config, ModelConfig, MoEConfig
 from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.model.attention import attention_sizes
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,11 @@ class ParameterCounts:
 
 
 def parameter_counts(model: ModelConfig, moe: MoEConfig) -> ParameterCounts:
-    """Counts of a resolved config: with H hidden, A heads of size D, I and F the widths of an
-    expert and of a dense MLP, attention has 2 H (A + kv) D (with qk_norm also 2 D, or (A + kv) D
-    where it is over the projections), a gated MLP
+    """Counts of a resolved config: with H hidden, attention has what its kind says, a gated MLP
     3 H width, another 2 H width, a router E H, a block two RMSNorms of H, the model a last one."""
-    H, D = model.hidden_size, model.head_dim
+    H = model.hidden_size
     n_moe = model.n_layers - model.n_dense_layers
-    heads = model.n_heads + model.n_kv_heads
-    normed = 2 if model.qk_norm_scope == "head" else heads
-    attention = 2 * H * heads * D + (normed * D if model.qk_norm else 0)
+    attention = sum(map(prod, attention_sizes(model).shapes))
     width = activation_called(moe.activation).width(moe.intermediate_size)
     expert = H * (width + moe.intermediate_size)
     embedding = model.vocab_size * H
@@ -77,18 +75,20 @@ class FlopsPerToken:
 
 
 def flops_per_token(config: Config, *, document_tokens: float | None = None) -> FlopsPerToken:
-    """6 * active parameters, without the embedding look-up, + attention: 12 * n_layers * A D S for
-    the full square of scores and values, half of it for the causal part.
+    """6 * active parameters, without the embedding look-up, + attention:
+    6 * n_layers * A (D of queries + D of values) * S for the full square of scores and values,
+    half of it for the causal part.
 
     ``document_tokens``: where attention ends with documents, the sum of n^2 over the sum of n, for
-    documents of n tokens in a sequence. The causal part is then half of 12 * n_layers * A D times
-    that; the full square stays the sequence's.
+    documents of n tokens in a sequence. The causal part is then half of the same with that in the
+    place of S; the full square stays the sequence's.
     """
     model = config.model
     counts = parameter_counts(model, config.moe)
     look_up = 0 if model.tie_embeddings else counts.embedding
     matmuls = 6 * (counts.active - look_up)
-    per_position = 12 * model.n_layers * model.n_heads * model.head_dim
+    sizes = attention_sizes(model)
+    per_position = 6 * model.n_layers * (sizes.q + sizes.y)
     square = per_position * config.data.seq_len
     attended = square if document_tokens is None else round(per_position * document_tokens)
     return FlopsPerToken(model=matmuls + attended // 2, palm=matmuls + square)

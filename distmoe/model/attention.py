@@ -1,53 +1,83 @@
-"""Causal grouped-query attention."""
+"""The contract of a kind of attention, and its sizes, from which figures and plans are made."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from distmoe.config import ModelConfig
-from distmoe.model.causal_attention import AttentionMask, attend
-from distmoe.model.norm import RMSNorm
-from distmoe.model.rope import rotate
+from distmoe.model.causal_attention import AttentionMask
+from distmoe.registry import ATTENTIONS
 
 
-class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and, optionally, normed queries and keys, whose
-    values, and those of v, are then clipped."""
+@dataclass(frozen=True)
+class AttentionSizes:
+    """Of one layer. ``matrices``: [out, in] of every projection; ``vectors``: norms and biases.
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.head_dim = config.head_dim
-        self.norms_heads = config.qk_norm_scope == "head"
-        self.clip = config.clip_qkv
-        heads, kv_heads = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, heads, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_heads, bias=False)
-        self.o_proj = nn.Linear(heads, config.hidden_size, bias=False)
-        self.q_norm: nn.Module = nn.Identity()
-        self.k_norm: nn.Module = nn.Identity()
-        if config.qk_norm:
-            q_size, k_size = (config.head_dim,) * 2 if self.norms_heads else (heads, kv_heads)
-            self.q_norm = RMSNorm(q_size, eps=config.norm_eps)
-            self.k_norm = RMSNorm(k_size, eps=config.norm_eps)
+    ``heads`` queries have ``qk_dim`` values each, ``kv_heads`` keys as many, and values ``v_dim``.
+    RoPE turns ``rotary_dim`` of a head's.
 
-    def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
-        """[B, S, H] -> [B, S, H]; cos and sin are [S, D/2]."""
-        B, S, _ = x_BSH.shape
-        q_BASD = self._heads(self.q_proj(x_BSH), self.q_norm)
-        k_BASD = self._heads(self.k_proj(x_BSH), self.k_norm)
-        v_BASD = self._heads(self.v_proj(x_BSH), None)
-        y_BASD = attend(rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin), v_BASD, mask)
-        out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
-        return out_BSH
+    Of a token, over all heads: ``normed`` values pass an RMSNorm, of which ``latent`` are then the
+    input of a projection; ``turned`` pass RoPE; ``joined`` are copied to lie side by side after
+    that; queries, keys and values hold ``held`` in memory, with all that they are views of.
+    """
 
-    def _heads(self, x_BSX: Tensor, norm: nn.Module | None) -> Tensor:
-        """[B, S, heads * D] -> [B, heads, S, D], normed and clipped."""
-        if norm is not None and not self.norms_heads:
-            x_BSX = norm(x_BSX)
-        x_BSAD = x_BSX.view(*x_BSX.shape[:2], -1, self.head_dim)
-        if norm is not None and self.norms_heads:
-            x_BSAD = norm(x_BSAD)
-        if self.clip:
-            x_BSAD = x_BSAD.clamp(-self.clip, self.clip)
-        return x_BSAD.transpose(1, 2)
+    matrices: tuple[tuple[int, int], ...]
+    vectors: tuple[int, ...]
+    heads: int
+    kv_heads: int
+    qk_dim: int
+    v_dim: int
+    rotary_dim: int
+    normed: int
+    latent: int
+    turned: int
+    joined: int
+    held: int
+
+    @property
+    def q(self) -> int:
+        """Values of a token's queries."""
+        return self.heads * self.qk_dim
+
+    @property
+    def y(self) -> int:
+        """Values of a token's result, before the output projection."""
+        return self.heads * self.v_dim
+
+    @property
+    def multiplied(self) -> int:
+        """Parameters that are matrices."""
+        return sum(map(prod, self.matrices))
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of all parameters."""
+        return (*self.matrices, *((length,) for length in self.vectors))
+
+
+class Attention(Protocol):
+    """A module, made with a resolved model: [B, S, H] -> [B, S, H]; cos and sin are
+    [S, rotary_dim / 2]."""
+
+    def __init__(self, config: ModelConfig) -> None: ...
+
+    @staticmethod
+    def sizes(model: ModelConfig) -> AttentionSizes: ...
+
+    def __call__(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor: ...
+
+
+def attention_sizes(model: ModelConfig) -> AttentionSizes:
+    """Of the kind that a resolved model has."""
+    kind: type[Attention] = ATTENTIONS.load(model.attention)
+    return kind.sizes(model)
+
+
+def make_attention(model: ModelConfig) -> nn.Module:
+    """A layer of the kind that a resolved model has."""
+    module: nn.Module = ATTENTIONS.load(model.attention)(model)
+    return module

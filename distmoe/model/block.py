@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distmoe.comm.node_links import NodeGroups
 from distmoe.config import Config
-from distmoe.model.attention import Attention
+from distmoe.model.attention import make_attention
 from distmoe.model.causal_attention import AttentionMask
 from distmoe.model.norm import RMSNorm
 from distmoe.moe.layer import MoE, MoELosses
@@ -36,7 +36,7 @@ class Block(nn.Module):
         model = config.model
         self.name = f"layer {layer}"
         self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
-        self.attention = Attention(model)
+        self.attention = make_attention(model)
         self.mlp_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
         self.mlp: MoE | SwiGluMlp
         if layer < model.n_dense_layers:

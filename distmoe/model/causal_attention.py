@@ -78,14 +78,34 @@ def _block_lists(mask_BNN: Tensor) -> tuple[Tensor, Tensor]:
     return mask_BNN.sum(-1, dtype=torch.int32)[:, None], order_BNN.int()[:, None]
 
 
-def attend(q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor, mask: AttentionMask) -> Tensor:
-    """q [B, A, S, D], k and v [B, A / any factor, S, D] -> y [B, A, S, D]."""
+def attend(
+    q_BASD: Tensor, k_BASD: Tensor, v_BASD: Tensor, mask: AttentionMask, *, scale: float = 1.0
+) -> Tensor:
+    """q [B, A, S, D], k [B, A / any factor, S, D], v as k but with another D, if wanted -> y
+    [B, A, S, D of v]. ``scale``: on the scores, beside 1 / sqrt(D).
+
+    For values of another size torch has fused kernels on CUDA: cuDNN's on Hopper and newer for 192
+    and 128, the sizes of DeepSeek, where torch prefers cuDNN, and else the memory-efficient one. On
+    a CPU it has none, and would form all scores; there v is padded.
+    """
+    scale /= q_BASD.shape[-1] ** 0.5
     if mask is None or isinstance(mask, Tensor):
+        size = v_BASD.shape[-1]
+        if size < q_BASD.shape[-1] and not q_BASD.is_cuda:
+            v_BASD = F.pad(v_BASD, (0, q_BASD.shape[-1] - size))
         return F.scaled_dot_product_attention(
-            q_BASD, k_BASD, v_BASD, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+            q_BASD,
+            k_BASD,
+            v_BASD,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=True,
+        )[..., :size]
     flex_attention = _flex_attention(compiled=q_BASD.is_cuda and not torch.compiler.is_compiling())
-    y_BASD: Tensor = flex_attention(q_BASD, k_BASD, v_BASD, block_mask=mask, enable_gqa=True)
+    y_BASD: Tensor = flex_attention(
+        q_BASD, k_BASD, v_BASD, block_mask=mask, scale=scale, enable_gqa=True
+    )
     return y_BASD
 
 

@@ -21,8 +21,9 @@ RESIDUAL_OUTPUTS = ("o_proj.weight", "out_proj.weight", "w_out_eHI")
 
 @torch.no_grad()
 def initialize(model: Transformer, *, seed: int, first_expert: int = 0) -> None:
-    """Fill every parameter in place: norms with 1, matrices with N(0, init_std^2), the outputs of
-    residual branches with that over sqrt(2 n_layers). Buffers, the experts' biases, with 0.
+    """Fill every parameter in place: norms with 1, biases with 0, matrices with N(0, init_std^2),
+    the outputs of residual branches with that over sqrt(2 n_layers). Buffers, the experts' biases,
+    with 0.
 
     Parameters may be plain tensors or DTensors sharded by FSDP; each rank draws the logical
     tensor and keeps its part. ``first_expert``: logical id of the first expert of this rank.
@@ -34,6 +35,8 @@ def initialize(model: Transformer, *, seed: int, first_expert: int = 0) -> None:
         std = residual_std if name.endswith(RESIDUAL_OUTPUTS) else config.init_std
         if name.endswith("norm.weight"):
             full = torch.ones(parameter.shape)
+        elif name.endswith("proj.bias"):
+            full = torch.zeros(parameter.shape)
         elif name in expert_names:
             full = _draw_experts(name, parameter, std=std, seed=seed, first=first_expert)
         else:

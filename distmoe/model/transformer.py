@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from distmoe.config import Config
+from distmoe.model.attention import attention_sizes
 from distmoe.model.block import Block
 from distmoe.model.causal_attention import document_mask
 from distmoe.model.norm import RMSNorm
@@ -51,6 +52,7 @@ class Transformer(nn.Module):
         super().__init__()
         model = config.model
         self.config = config
+        self.rotary_dim = attention_sizes(model).rotary_dim
         self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
         # One set for all layers.
         node_groups = node_groups_for(
@@ -96,7 +98,7 @@ class Transformer(nn.Module):
         model = self.config.model
         x_BSH = self.embedding(tokens_BS)
         cos, sin = rope_tables(
-            tokens_BS.shape[1], model.head_dim, theta=model.rope_theta, device=x_BSH.device
+            tokens_BS.shape[1], self.rotary_dim, model=model, device=x_BSH.device
         )
         mask = document_mask(start_BS)
         layers = []

@@ -1,8 +1,8 @@
 """Bytes of activations of one block, kept for the backward and held in between, by part.
 
-T tokens, H, Q = A D and KV (width of queries, and of keys or values), F the width of the dense MLP,
-b bytes of an activation. Norms and rotary positions are computed in fp32. Terms below T bytes are
-left out. The expert layer's are in `activation_memory` and `exchange_rows`.
+T tokens, H, b bytes of an activation; attention has its own sizes. Norms and rotary positions are
+computed in fp32. Terms below T bytes are left out. The expert layer's are in `activation_memory`
+and `exchange_rows`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from distmoe.config import Config
 from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.model.attention import attention_sizes
 from distmoe.planner.activation_memory import ActivationShape, keeps
 from distmoe.planner.exchange_rows import ExchangeRows, exchange_rows
 from distmoe.planner.step_moments import Stage
@@ -67,9 +68,6 @@ class _Sizes:
 
     T: int
     H: int
-    Q: int
-    KV: int
-    A: int
     b: int
     ep: int
     fused: bool
@@ -81,9 +79,6 @@ def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str
     sizes = _Sizes(
         T=T,
         H=model.hidden_size,
-        Q=model.n_heads * model.head_dim,
-        KV=model.n_kv_heads * model.head_dim,
-        A=model.n_heads,
         b=itemsize,
         ep=config.parallel.ep,
         fused=config.run.device != "cpu",
@@ -121,19 +116,21 @@ def _norm(s: _Sizes, width: int) -> int:
 
 
 def _attention(s: _Sizes, config: Config) -> Part:
-    """Norm, its result, normed queries and keys, what the attention kernel keeps (q, k, v, its
-    result, which lies head by head, and a sum for every row of scores), and the result again, token
-    by token, for the output projection."""
-    rows = s.b * s.T
-    kept = _norm(s, s.H) + rows * s.H
-    if config.model.qk_norm:
-        kept += _norm(s, s.Q + s.KV)
+    """Norm, its result, what is normed again (queries and keys, or latents, with their results),
+    what the attention kernel keeps (q, k, v, its result, which lies head by head, and a sum for
+    every row of scores), and the result again, token by token, for the output projection."""
+    sizes, rows = attention_sizes(config.model), s.b * s.T
+    kept = _norm(s, s.H) + rows * s.H + _norm(s, sizes.normed) + rows * sizes.latent
     if config.model.clip_qkv:
-        kept += rows * (s.Q + 2 * s.KV)
-    kept += rows * (3 * s.Q + 2 * s.KV) + FP32 * s.T * s.A
+        kept += rows * sizes.held
+    held, result = sizes.held, sizes.y
+    if sizes.v_dim < sizes.qk_dim and not s.fused:
+        # Values are padded to the size of queries, and so is the kernel's result.
+        held, result = 3 * sizes.q, sizes.q
+    kept += rows * (held + result + sizes.y) + FP32 * s.T * sizes.heads
     # Gradients of q, k and v; or, when what the kernel kept is gone, q's in fp32 and its two turns.
-    gradients = rows * (s.Q + 2 * s.KV)
-    turned = 3 * FP32 * s.T * s.Q - rows * 2 * s.Q
+    gradients = rows * held
+    turned = 3 * FP32 * s.T * sizes.q - rows * 2 * sizes.q
     return Part(kept, max(gradients, turned))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config, ModelConfig, MoEConfig
+from distmoe.model.attention import attention_sizes
 from distmoe.planner.step_parts import StepPart
 
 # FlashAttention-2 computes the scores again in its backward: five products for the two of the
@@ -106,20 +107,18 @@ def model_passes(config: Config, itemsize: int) -> ModelPasses:
 
 def _attention(model: ModelConfig, tokens: int, seq_len: int, s: int) -> Passes:
     """Norm, projections, rotary positions, causal attention, residual."""
-    H, q = model.hidden_size, model.n_heads * model.head_dim
-    kv = model.n_kv_heads * model.head_dim
-    flops = 2 * tokens * H * 2 * (q + kv)
-    causal = 2 * tokens * seq_len * q
-    turned = tokens * (q + kv)
-    moved = turned * ((_norm_bytes(s) if model.qk_norm else 0) + _rope_bytes(s))
-    # The heads of the output are laid side by side.
-    moved += tokens * q * 2 * s
-    moved += tokens * (q + 2 * kv) * 2 * s if model.clip_qkv else 0
+    sizes = attention_sizes(model)
+    flops = 2 * tokens * sizes.multiplied
+    causal = tokens * seq_len * (sizes.q + sizes.y)
+    moved = tokens * (sizes.normed * _norm_bytes(s) + sizes.turned * _rope_bytes(s))
+    # The heads of the output are laid side by side, too.
+    copied = sizes.joined + sizes.y + (sizes.held if model.clip_qkv else 0)
+    moved += tokens * copied * 2 * s
     passes = Passes(
         Work(flops, causal, moved, ATTENTION_OPS),
         Work(2 * flops, ATTENTION_BACKWARD * causal, moved, 2 * ATTENTION_OPS),
     )
-    return passes + _norm_and_residual(H, tokens, s)
+    return passes + _norm_and_residual(model.hidden_size, tokens, s)
 
 
 def _mlp(hidden: int, width: int, tokens: int, s: int) -> Passes:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.config import ModelConfig, MoEConfig
 from distmoe.kernels.moe_mlp import MoeMlp, PairIndex, Runs, backend_for, load_backend
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.kernels.moe_mlp.find_tiles import find_tiles
+from distmoe.model.attention import attention_sizes
+from distmoe.model.causal_attention import attend
 from distmoe.planner.machine_profile import Link
 from distmoe.planner.timing import median_seconds, wait_for
 
@@ -82,16 +83,18 @@ def measure_attention(
     that no model can have."""
     if not model.head_dim or model.n_heads % model.n_kv_heads:
         return 0.0
-    flops = 2 * seq_len * seq_len * model.n_heads * model.head_dim
-    q_BASD = torch.randn(1, model.n_heads, seq_len, model.head_dim, device=device, dtype=dtype)
-    k_BASD = q_BASD[:, : model.n_kv_heads].contiguous()
+    sizes = attention_sizes(model)
+    flops = seq_len * seq_len * (sizes.q + sizes.y)
 
-    def attend() -> Tensor:
-        return F.scaled_dot_product_attention(
-            q_BASD, k_BASD, k_BASD, is_causal=True, enable_gqa=True
-        )
+    def drawn(heads: int, dim: int) -> Tensor:
+        return torch.randn(1, heads, seq_len, dim, device=device, dtype=dtype)
 
-    return flops / median_seconds(attend, device, budget_s=BUDGET_S)
+    q_BASD, k_BASD = (drawn(heads, sizes.qk_dim) for heads in (sizes.heads, sizes.kv_heads))
+    v_BASD = drawn(sizes.kv_heads, sizes.v_dim)
+    seconds = median_seconds(
+        lambda: attend(q_BASD, k_BASD, v_BASD, None), device, budget_s=BUDGET_S
+    )
+    return flops / seconds
 
 
 def device_memory(device: torch.device, *, ranks_per_node: int) -> int:

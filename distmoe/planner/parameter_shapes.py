@@ -11,6 +11,7 @@ from math import prod
 
 from distmoe.config import Config
 from distmoe.kernels.moe_mlp.activations import activation_called
+from distmoe.model.attention import attention_sizes
 
 Shape = tuple[int, ...]
 
@@ -55,7 +56,7 @@ def model_units(config: Config) -> ModelUnits:
     """Of a resolved config."""
     model, moe = config.model, config.moe
     H, V = model.hidden_size, model.vocab_size
-    attention = _attention(config)
+    attention = attention_sizes(model).shapes
     norms: tuple[Shape, ...] = ((H,), (H,))
     head: tuple[Shape, ...] = () if model.tie_embeddings else ((V, H),)
     num_moe = model.n_layers - model.n_dense_layers
@@ -76,18 +77,6 @@ def model_units(config: Config) -> ModelUnits:
         num_moe=num_moe,
         plain=V * H + H + model.n_layers * in_norms,
     )
-
-
-def _attention(config: Config) -> tuple[Shape, ...]:
-    """q, k, v and o projections, and the norms of queries and keys."""
-    model = config.model
-    H, D = model.hidden_size, model.head_dim
-    q, kv = model.n_heads * D, model.n_kv_heads * D
-    per_head = model.qk_norm_scope == "head"
-    norms: tuple[Shape, ...] = ()
-    if model.qk_norm:
-        norms = ((D,), (D,)) if per_head else ((q,), (kv,))
-    return ((q, H), (kv, H), (kv, H), (H, q), *norms)
 
 
 def _swiglu(hidden: int, width: int) -> tuple[Shape, ...]:

@@ -53,6 +53,27 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             1,
             "model.n_kv_heads is 3; it must divide model.n_heads (4)",
         ),
+        ("--model.attention=mha", 1, "model.attention is 'mha'; it must be one of gqa, mla"),
+        (
+            "--model.partial_rotary_factor=0.3",
+            1,
+            "model.partial_rotary_factor is 0.3; it must give an even part of model.head_dim (64)",
+        ),
+        (
+            "--model.attention=mla --model.mla.qk_rope_head_dim=7",
+            1,
+            "model.mla.qk_rope_head_dim is 7; it must be even, as RoPE turns pairs",
+        ),
+        (
+            "--model.attention=mla --model.head_dim=64",
+            1,
+            "model.head_dim is 64; it must be 0 or model.mla.qk_nope_head_dim + model.mla.qk_rope",
+        ),
+        (
+            "--model.yarn.beta_slow=32",
+            1,
+            "model.yarn.beta_slow is 32.0; it must be less than model.yarn.beta_fast (32)",
+        ),
         (
             "--model.n_dense_layers=5",
             1,

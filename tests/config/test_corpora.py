@@ -126,3 +126,6 @@ def test_a_mask_on_a_gpu_needs_heads_that_its_attention_has(
     expected = "model.head_dim is 8; it must be at least 16 with data.document_mask on a GPU"
     assert expected in problems(*options, "--data.document_mask", "--train.steps", "0")
     assert expected not in problems(*options, "--train.steps", "0")
+    mla = ["--model.attention", "mla", "--model.mla.v_head_dim", "8", "--model.head_dim", "192"]
+    expected = "model.mla.v_head_dim is 8; it must be at least 16 with data.document_mask on a GPU"
+    assert expected in problems(*options, *mla, "--data.document_mask")

@@ -30,10 +30,28 @@ HF: dict[str, Any] = {
     "intermediate_size": 16,
     "norm_topk_prob": True,
 }
+# Keys that both have, and keys of one that are nothing to the other.
+DEEPSEEK = {
+    **HF,
+    "num_key_value_heads": 4,
+    "q_lora_rank": None,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+    "n_group": 1,
+    "topk_group": 1,
+}
+V3 = {**DEEPSEEK, "model_type": "deepseek_v3"}
+V2 = {**DEEPSEEK, "model_type": "deepseek_v2", "norm_topk_prob": False}
 OLMOE = {**HF, "model_type": "olmoe"}
 MIXTRAL = {**HF, "model_type": "mixtral", "num_local_experts": 4}
 NOT_OURS = [
-    (HF, "model_type", "llama", "'llama'; it must be one of qwen3_moe, olmoe, mixtral"),
+    (HF, "model_type", "llama", "'llama'; it must be one of qwen3_moe, olmoe, mixtral, deepseek"),
     (HF, "attention_bias", True, "True; it must be False: projections have no bias"),
     (HF, "hidden_act", "gelu", "'gelu'; it must be 'silu': experts are SwiGLU"),
     (HF, "decoder_sparse_step", 2, "2; it must be 1: every layer after"),
@@ -44,6 +62,12 @@ NOT_OURS = [
     (OLMOE, "head_dim", 16, r"16; it must be hidden_size \(32\) / num_attention_heads \(4\)"),
     (MIXTRAL, "sliding_window", 4096, "4096; it must be None: attention sees all"),
     (MIXTRAL, "router_jitter_noise", 0.1, "0.1; it must be 0.0: the router adds no noise"),
+    (V3, "num_key_value_heads", 2, r"2; it must be num_attention_heads \(4\): every head has"),
+    (V3, "rope_interleave", False, "False; it must be True: RoPE turns neighbours"),
+    (V3, "topk_method", "greedy", "'greedy'; it must be 'noaux_tc': a group counts as its two"),
+    (V3, "quantization_config", {"quant_method": "fp8"}, "{.*}; it must be None: .*fp8_cast_bf16"),
+    (V2, "topk_method", "noaux_tc", "'noaux_tc'; it must be one of greedy, group_limited_greedy"),
+    (V2, "norm_topk_prob", True, "True; it must be False: a pair's weight is its score"),
 ]
 
 
@@ -63,12 +87,41 @@ def test_scaled_positions_are_refused(rope: dict[str, Any]) -> None:
         settings_of({**HF, **rope})
 
 
+YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"type": "linear"}, "it must be null or have rope_type 'yarn'"),
+        ({"attention_factor": 1.2}, "it must be without attention_factor"),
+        ({"mscale_all_dim": 1.0}, "it must have mscale with mscale_all_dim"),
+    ],
+)
+def test_yarn_that_is_not_deepseeks_is_refused(change: dict[str, Any], message: str) -> None:
+    assert settings_of({**V3, "rope_scaling": YARN})["model.yarn.factor"] == 40.0
+    with pytest.raises(ConfigError, match=f"rope_scaling is {{.*}}; {message}"):
+        settings_of({**V3, "rope_scaling": {**YARN, **change}})
+
+
+def test_yarn_is_read_and_written() -> None:
+    yarn = {"model.yarn.factor": 8.0, "model.yarn.mscale": 0.5, "model.yarn.mscale_all_dim": 0.5}
+    longer = resolve(with_values(Config(), {**settings_of(V3), **yarn}), 1)
+    new = {**V3, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    for source in (V3, new, None):
+        hf = hf_config_of(longer, source=source, model_type="deepseek_v3")
+        assert resolve(with_values(Config(), settings_of(hf)), 1).model.yarn == longer.model.yarn
+    assert hf_config_of(longer, source=new)["rope_parameters"]["rope_theta"] == 10000.0
+    with pytest.raises(ConfigError, match="model.yarn is .*; for deepseek_v3 it must have mscale"):
+        hf_config_of(with_values(longer, {"model.yarn.mscale": 0.0}), model_type="deepseek_v3")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("moe.shared_intermediate_size", 8, "moe.shared_intermediate_size is 8; qwen3_moe has 0"),
         ("moe.bias_update_rate", 0.1, "moe.bias_update_rate is 0.1; qwen3_moe has 0.0"),
-        ("moe.router", "sigmoid_topk", "moe.router is 'sigmoid_topk'; mixtral has"),
+        ("moe.router", "hash", "moe.router is 'hash'; mixtral has"),
         ("model.clip_qkv", 1.0, "model.clip_qkv is 1.0; qwen3_moe has 0.0"),
     ],
 )
@@ -78,12 +131,53 @@ def test_export_refuses(key: str, value: Any, message: str) -> None:
         hf_config_of(config)
 
 
+def test_export_needs_whole_shared_experts_and_the_groups_of_deepseek() -> None:
+    settings = {**settings_of(V3), "moe.expert_groups": 2, "moe.groups_per_token": 1}
+    config = resolve(with_values(Config(), settings), 1)
+    assert hf_config_of(config)["n_group"] == 2
+    wrong = {"moe.shared_intermediate_size": 12, "moe.group_score": "max"}
+    with pytest.raises(ConfigError) as error:
+        hf_config_of(with_values(config, wrong), model_type="deepseek_v3")
+    shared, groups = error.value.problems
+    assert shared.endswith("12; for deepseek_v3 it must be a multiple of moe.intermediate_size (8)")
+    assert "moe.expert_groups is 2; for deepseek_v3 it must be 0 with moe.group_score" in groups
+
+
+def test_groups_are_read_and_written() -> None:
+    def read(hf: dict[str, Any], groups: int | None, per_token: int | None) -> tuple[int, int]:
+        found = settings_of({**hf, "n_group": groups, "topk_group": per_token})
+        return found["moe.expert_groups"], found["moe.groups_per_token"]
+
+    limited = {**V2, "topk_method": "group_limited_greedy"}
+    assert read(V3, 4, 1) == read(limited, 4, 1) == (4, 1)
+    assert read(V3, 1, 1) == read(V2, 4, 1) == read(V2, None, None) == (0, 0)
+    settings = {**settings_of(V3), "moe.expert_groups": 4, "moe.groups_per_token": 1}
+    written = hf_config_of(resolve(with_values(Config(), settings), 1), source=V3)
+    assert (written["n_group"], written["topk_group"]) == (4, 1)
+    assert written["num_nextn_predict_layers"] == 0
+
+
+SIGMOID = {
+    "moe.router": "sigmoid_topk",
+    "moe.bias_update_rate": 0.001,
+    "moe.group_score": "top2",
+    "moe.shared_intermediate_size": 256,
+}
+LATENT = {"model.attention": "mla", "model.mla.q_lora_rank": 16}
+
+
 @pytest.mark.parametrize(
     ("settings", "model_type"),
     [
         ({}, "qwen3_moe"),
         ({"model.n_dense_layers": 0, "model.qk_norm_scope": "projection"}, "olmoe"),
         ({"model.n_dense_layers": 0, "model.qk_norm": False}, "mixtral"),
+        ({**LATENT, "moe.renormalize": "none", "moe.group_score": "max"}, "deepseek_v2"),
+        ({**LATENT, **SIGMOID, "moe.score_scale": 2.5}, "deepseek_v3"),
+        (
+            {**SIGMOID, "model.qkv_bias": True, "model.partial_rotary_factor": 0.25},
+            "glm4_moe",
+        ),
     ],
 )
 def test_architecture_is_the_one_that_fits(settings: dict[str, Any], model_type: str) -> None:

@@ -14,7 +14,8 @@ from test_parity import CPU, LAW, assert_equal_runs, config_for, own_batches, tr
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
-from distmoe.config import Config, ConfigError
+from distmoe.config import Config, ConfigError, MlaConfig
+from distmoe.config.keys import with_values
 from distmoe.engines import make_engine
 from distmoe.train.step import train_step
 
@@ -71,6 +72,18 @@ def test_parity_law_of_graphs(
         assert_equal_runs(result, oracle)
     # All blocks of a rank share them.
     assert ALL_GRAPHS <= counters["stats"]["unique_graphs"] <= 2 * ALL_GRAPHS
+
+
+def test_latent_attention_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part that is compiled is one graph, or compiling it fails."""
+    monkeypatch.setattr(
+        "distmoe.model.compile_dense.torch.compile", partial(torch.compile, backend="eager")
+    )
+    latent = {"model.attention": "mla", "model.head_dim": 10, "model.mla": MlaConfig(12, 20, 6, 4)}
+    config = with_values(SMALL, latent)
+    (oracle,), (result,) = (run_ranks(train, 1, c, 1, 1) for c in (config, compiled(config)))
+    assert_equal_runs(result, oracle)
+    assert counters["stats"]["unique_graphs"] == FEW_GRAPHS
 
 
 def test_state_moves_between_compiled_and_not() -> None:

@@ -22,6 +22,7 @@ from distmoe.config import (
     Config,
     DataConfig,
     DeepSpeedConfig,
+    MlaConfig,
     ModelConfig,
     MoEConfig,
     OptimConfig,
@@ -317,6 +318,21 @@ def test_activation_checkpoint_changes_nothing(
 ) -> None:
     results = run(world, ep, LAW[world, ep], activation_checkpoint=mode)
     assert_equal_runs(results[0], oracle)
+
+
+LATENT = {
+    "settings": {
+        "model.attention": "mla",
+        "model.mla": MlaConfig(12, 20, 6, 4, 8),
+        "model.head_dim": 10,
+    }
+}
+
+
+def test_parity_law_of_latent_attention() -> None:
+    want = run(1, 1, LAW[1, 1], engine="single", steps=1, **LATENT)[0]
+    for result in run(2, 2, LAW[2, 2], steps=1, **LATENT):
+        assert_equal_runs(result, want)
 
 
 def test_parity_law_inside_of_documents(oracle: dict[str, Any]) -> None:

@@ -105,9 +105,7 @@ def _forward(
     tokens_BS, labels_BS = batch.tokens_BS, batch.labels_BS
     sizes = config.model
     x_BSH = F.embedding(tokens_BS, model.embedding.weight)
-    tables = rope_tables(
-        tokens_BS.shape[1], sizes.head_dim, theta=sizes.rope_theta, device=x_BSH.device
-    )
+    tables = rope_tables(tokens_BS.shape[1], sizes.head_dim, model=sizes, device=x_BSH.device)
     balances, zs = [], []
     for block in model.blocks:
         x_BSH = x_BSH + block.attention(block.attention_norm(x_BSH), *tables, None)

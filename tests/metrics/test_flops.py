@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distmoe.config import Config, RoundingConfig
+from distmoe.config import Config, MlaConfig, RoundingConfig
 from distmoe.engines.single import SingleEngine
 from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
 from distmoe.model.transformer import Transformer
@@ -51,6 +51,35 @@ def test_total_is_that_of_the_model(
     assert parameter_counts(config.model, config.moe).total == total
 
 
+MLA = MlaConfig(kv_lora_rank=6, qk_nope_head_dim=2, qk_rope_head_dim=2, v_head_dim=4)
+
+
+@pytest.mark.parametrize("q_lora_rank", [0, 5])
+def test_latent_attention_is_counted(config: Config, q_lora_rank: int) -> None:
+    mla = replace(MLA, q_lora_rank=q_lora_rank)
+    model = replace(config.model, attention="mla", mla=mla)
+    config = replace(config, model=model, moe=replace(config.moe, rounding=RoundingConfig("none")))
+    with torch.device("meta"):
+        built = Transformer(config)
+    counts = parameter_counts(config.model, config.moe)
+    assert counts.total == sum(p.numel() for p in built.parameters())
+    # Two heads of 4 by 8; latents of 6 and 2 by 8; keys and values of two heads by 6; output.
+    queries = 5 * 8 + 8 * 5 + 5 if q_lora_rank else 8 * 8
+    assert counts.attention == 3 * (queries + 8 * 8 + 6 + 2 * 6 * 6 + 8 * 8)
+    assert_torch_counts_the_same(config, norms=counts.norms + 3 * (q_lora_rank + 6))
+    # Values of half the size: half of their products.
+    half = replace(config, model=replace(model, mla=replace(mla, v_head_dim=2)))
+    fewer = 6 * (counts.total - parameter_counts(half.model, half.moe).total)
+    attended = 3 * (3 * 2 * 2 * 16 * 8) // 4
+    assert flops_per_token(config).palm - flops_per_token(half).palm == fewer + attended
+
+
+def test_biases_of_queries_keys_and_values_are_counted(config: Config) -> None:
+    biased = replace(config.model, qkv_bias=True)
+    plain, more = (parameter_counts(model, config.moe) for model in (config.model, biased))
+    assert more.total - plain.total == 3 * (8 + 4 + 4)
+
+
 def test_flops_by_hand(config: Config) -> None:
     flops = flops_per_token(config)
     # 3056 active parameters, of which the look-up of 400 multiplies nothing.
@@ -73,14 +102,18 @@ def test_flops_inside_of_documents_by_hand(config: Config) -> None:
 def test_flops_are_what_torch_counts(config: Config) -> None:
     """Every product of a forward and a backward; the rest of 6 per parameter is the norms', which
     multiply no matrices."""
-    moe = replace(config.moe, rounding=RoundingConfig("none"))
-    config = replace(config, moe=moe, train=replace(config.train, dtype="fp32"))
+    config = replace(config, moe=replace(config.moe, rounding=RoundingConfig("none")))
+    counts = parameter_counts(config.model, config.moe)
+    norms = counts.norms + (2 * 4 * config.model.n_layers if config.model.qk_norm else 0)
+    assert_torch_counts_the_same(config, norms=norms)
+
+
+def assert_torch_counts_the_same(config: Config, *, norms: int) -> None:
+    config = replace(config, train=replace(config.train, dtype="fp32"))
     engine = SingleEngine(config, None, torch.device("cpu"))
     tokens_BS = torch.randint(50, (2, config.data.seq_len))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         engine.backward(engine.model(tokens_BS, tokens_BS).token_loss)
-    counts = parameter_counts(config.model, config.moe)
-    norms = counts.norms + (2 * 4 * config.model.n_layers if config.model.qk_norm else 0)
     flops = flops_per_token(config)
     assert counter.get_total_flops() == tokens_BS.numel() * (flops.palm - 6 * norms)
 

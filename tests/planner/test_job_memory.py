@@ -216,12 +216,27 @@ SMALL: dict[str, Any] = {
 }
 
 
+MLA: dict[str, Any] = {
+    "model__attention": "mla",
+    "model__n_heads": 8,
+    "model__mla__q_lora_rank": 48,
+    "model__mla__kv_lora_rank": 64,
+    "model__mla__qk_nope_head_dim": 32,
+    "model__mla__qk_rope_head_dim": 16,
+    "model__mla__v_head_dim": 32,
+}
+
+
 @pytest.mark.parametrize(
-    ("dtype", "recomputed", "layers"), [("fp32", "none", 2), ("bf16", "full", 1)]
+    ("dtype", "recomputed", "layers", "attention"),
+    [("fp32", "none", 2, {}), ("bf16", "full", 1, {}), ("bf16", "none", 2, MLA)],
 )
-def test_a_real_step_holds_what_is_predicted(dtype: str, recomputed: str, layers: int) -> None:
+def test_a_real_step_holds_what_is_predicted(
+    dtype: str, recomputed: str, layers: int, attention: dict[str, Any]
+) -> None:
     settings = {
         **SMALL,
+        **attention,
         "model__n_layers": layers,
         "train__dtype": dtype,
         "train__activation_checkpoint": recomputed,

@@ -32,14 +32,17 @@ def total(config: Config) -> tuple[Work, Work]:
     return sum((p.forward for p in every), Work()), sum((p.backward for p in every), Work())
 
 
-def test_products_are_the_flops_of_the_model() -> None:
+@pytest.mark.parametrize("kind", ["gqa", "mla"])
+def test_products_are_the_flops_of_the_model(kind: str) -> None:
     """6 a parameter and token, but for the look-up, norms, and routed experts."""
-    counts = parameter_counts(CONFIG.model, CONFIG.moe)
+    config = replace(CONFIG, model=replace(CONFIG.model, attention=kind))
+    counts = parameter_counts(config.model, config.moe)
     dense = counts.active - counts.embedding - counts.norms - counts.active_experts
-    forward, backward = total(CONFIG)
+    dense -= 3 * 512 if kind == "mla" else 0
+    forward, backward = total(config)
     assert forward.dense_flops == 2 * TOKENS * dense
     assert backward.dense_flops == 4 * TOKENS * dense
-    attention = TOKENS * (flops_per_token(CONFIG).model - 6 * (counts.active - counts.embedding))
+    attention = TOKENS * (flops_per_token(config).model - 6 * (counts.active - counts.embedding))
     assert forward.attention_flops == attention / 3
     # The scores once more.
     assert backward.attention_flops == 2.5 * attention / 3

@@ -1,0 +1,82 @@
+"""DeepSeek-V2 and V2-Lite: scores by a softmax over all experts, without a bias. A group, if there
+are any, counts as its best expert."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distmoe.config import Config
+from distmoe.convert.architecture import Architecture, Field, Only
+from distmoe.convert.deepseek_mla import MLA_FIELDS, MLA_FIXED, MLA_NAMES, MLA_ONLY
+from distmoe.convert.deepseek_moe import MOE_FIXED, MOE_NAMES, MOE_ONLY, WIDTHS
+from distmoe.convert.llama_like import NAMES
+
+METHODS = {False: "greedy", True: "group_limited_greedy"}
+
+
+def _has_groups(hf: Mapping[str, Any]) -> bool:
+    return bool(hf.get("topk_method", METHODS[False]) == METHODS[True])
+
+
+def _groups_of_method(method: str, hf: Mapping[str, Any]) -> int:
+    if method not in METHODS.values():
+        raise ValueError(f"be one of {', '.join(METHODS.values())}")
+    return int(hf["n_group"]) if _has_groups(hf) else 0
+
+
+def _group_count(groups: int, config: Config) -> int:
+    if groups > 1 and config.moe.group_score != "max":
+        raise ValueError(f"be 0 with moe.group_score '{config.moe.group_score}', which is not max")
+    return max(groups, 1)
+
+
+ARCHITECTURE = Architecture(
+    model_type="deepseek_v2",
+    class_name="DeepseekV2ForCausalLM",
+    fields=(
+        *MLA_FIELDS,
+        *WIDTHS,
+        Field(
+            "topk_method",
+            "moe.expert_groups",
+            METHODS[False],
+            _groups_of_method,
+            to_key=lambda groups, config: METHODS[groups > 1],
+        ),
+        Field(
+            "n_group",
+            "moe.expert_groups",
+            None,
+            lambda count, hf: count if _has_groups(hf) else 0,
+            _group_count,
+        ),
+        Field(
+            "topk_group",
+            "moe.groups_per_token",
+            None,
+            lambda count, hf: count if _has_groups(hf) else 0,
+            to_key=lambda count, config: count or 1,
+        ),
+    ),
+    fixed={
+        **MLA_FIXED,
+        **MOE_FIXED,
+        "moe.router": ("softmax_topk",),
+        "moe.renormalize": ("none",),
+        "moe.bias_update_rate": (0.0,),
+        "moe.group_score": ("max", "sum", "top2"),
+    },
+    only={
+        **MLA_ONLY,
+        **{key: only for key, only in MOE_ONLY.items() if key != "topk_method"},
+        "scoring_func": Only("softmax", "scores are a softmax"),
+        "norm_topk_prob": Only(False, "a pair's weight is its score"),
+        "mlp_bias": Only(False, "projections have no bias"),
+    },
+    names={
+        **NAMES,
+        **MLA_NAMES,
+        **{key: names for key, names in MOE_NAMES.items() if not key.endswith("bias_E")},
+    },
+)
