@@ -13,6 +13,9 @@ from torch import Tensor
 
 from distmoe.comm.transport import Transport
 
+# Its name before torch 2.13.
+all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """``group``, by default all ranks if a process group exists; None where it is one rank."""
@@ -60,9 +63,10 @@ class TorchGroup(Transport):
         self.group = group
 
     def _gather(self, x: Tensor) -> Tensor:
-        gathered = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(gathered, x.contiguous(), group=self.group)
-        return torch.stack(gathered)
+        # Of one tensor: NCCL would copy P parts, one by one.
+        gathered = x.new_empty(self.size * x.numel())
+        all_gather_single(gathered, x.reshape(-1), group=self.group)
+        return gathered.view(self.size, *x.shape)
 
     def _sum(self, x: Tensor) -> Tensor:
         summed = x.clone(memory_format=torch.contiguous_format)
