@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from distmoe.comm import Exchange, make_exchange
+from distmoe.comm.torch_p2p import PointToPointExchange
 
 
 def rows_for(source: int, target: int) -> torch.Tensor:
@@ -52,6 +53,9 @@ def gloo_rank(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=3)
     for name in ("p2p", "all_to_all", "auto"):
         exercise(make_exchange(dist.group.WORLD, name))
+    as_for_nccl = PointToPointExchange(dist.group.WORLD)
+    as_for_nccl._batched = True
+    exercise(as_for_nccl)
     (folder / f"ok-{rank}").touch()
     dist.barrier()
     dist.destroy_process_group()

@@ -21,6 +21,12 @@ def test_threads(num_ranks: int) -> None:
     run_ranks(lambda rank: exercise(make_exchange(dist.group.WORLD)), num_ranks)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_lists_of_buffers_as_for_nccl(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmoe.comm.torch_all_to_all.row_backend", lambda group: "nccl")
+    run_ranks(lambda rank: exercise(make_exchange(dist.group.WORLD, "all_to_all")), num_ranks)
+
+
 def test_two_exchanges_over_one_group_keep_apart() -> None:
     def both(rank: int) -> None:
         first, second = (make_exchange(dist.group.WORLD, "threaded") for _ in range(2))
