@@ -43,7 +43,8 @@ class Incoming:
         rows_PC[:, :runs] = head_PC2[..., 0]
         own = rows_PC[rank].sum()
         rows_PC[rank] = 0
-        rows_PC[rank, 0], rows_PC[rank, 1] = own - own // 2, own // 2
+        half = own // 2
+        rows_PC[rank, 0], rows_PC[rank, 1] = own - half, half
         source_expert = np.repeat(np.arange(num_ranks * num_local), from_Pe_host.reshape(-1))
         return Incoming(
             rows_PC=rows_PC,

@@ -79,6 +79,11 @@ class Dispatch:
         num_local = sizes.from_Pe_host.shape[1]
         self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
 
+    @property
+    def num_own_pairs(self) -> int:
+        """N, of this rank's tokens, after `exchange_pairs`."""
+        return len(self._pair_N2) if self._plan is None else self._plan.num_own_pairs
+
     def plan(self) -> DispatchPlan:
         """After `exchange_pairs`: wait for the rows that arrive; the same plan again for free."""
         if self._plan is None:

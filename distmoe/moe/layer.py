@@ -189,10 +189,11 @@ class MoE(nn.Module):
             scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
+        # While the sizes of what arrives are on their way.
+        routing = decision.routing.first(decision.dispatch.num_own_pairs)
+        score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
         with self._named("dispatch, plan"):
             plan = decision.dispatch.plan()
-        routing = decision.routing.first(plan.num_own_pairs)
-        score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
         ep = ExpertParallel(
             plan,
             self.exchange,
