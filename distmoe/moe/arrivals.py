@@ -28,14 +28,15 @@ class Incoming:
     source_expert_L: Tensor
 
     @staticmethod
-    def of(message_X2: Tensor, from_Pe_host: IntArray, *, rank: int, runs: int) -> Incoming:
+    def of(
+        message_X2: Tensor, from_Pe: Tensor, from_Pe_host: IntArray, *, rank: int, runs: int
+    ) -> Incoming:
         """``message_X2`` int32, source by source: a head with the rows of each of its C ``runs``
         for this rank (beside it the rows of the run that this rank shall pass on inside its node),
         then row and bits of the fp32 score of every pair, sorted by (expert, token). The head of a
         source that has nothing for this rank is zero. The own rows are cut into halves, not into
         ``runs``."""
-        num_ranks, num_local = from_Pe_host.shape
-        device = message_X2.device
+        num_ranks, device = len(from_Pe_host), message_X2.device
         lengths = [length for pairs in ints(from_Pe_host.sum(1)) for length in (runs, pairs)]
         parts = torch.split(message_X2, lengths)
         head_PC2, pair_L2 = torch.stack(parts[::2]).long(), torch.cat(parts[1::2])
@@ -45,13 +46,14 @@ class Incoming:
         rows_PC[rank] = 0
         half = own // 2
         rows_PC[rank, 0], rows_PC[rank, 1] = own - half, half
-        source_expert = np.repeat(np.arange(num_ranks * num_local), from_Pe_host.reshape(-1))
         return Incoming(
             rows_PC=rows_PC,
             relayed_PC=head_PC2[..., 1],
             row_L=pair_L2[:, 0].long(),
             score_L=pair_L2[:, 1].contiguous().view(torch.float32),
-            source_expert_L=to_device(source_expert, device),
+            source_expert_L=torch.repeat_interleave(
+                from_Pe.reshape(-1).long(), output_size=len(pair_L2)
+            ),
         )
 
 
