@@ -35,7 +35,7 @@ class Incoming:
         for this rank (beside it the rows of the run that this rank shall pass on inside its node),
         then row and bits of the fp32 score of every pair, sorted by (expert, token). The head of a
         source that has nothing for this rank is zero. The own rows are cut into halves, not into
-        ``runs``."""
+        ``runs``. ``from_Pe``: pairs by source and local expert, which the host has, too."""
         num_ranks, device = len(from_Pe_host), message_X2.device
         lengths = [length for pairs in ints(from_Pe_host.sum(1)) for length in (runs, pairs)]
         parts = torch.split(message_X2, lengths)
