@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from distmoe.comm.torch_group import new_row_group
+from distmoe.comm.torch_group import limit_waits, new_row_group
 from distmoe.config import ParallelConfig
 
 
@@ -62,7 +62,7 @@ def build_mesh(
     parallel: ParallelConfig, *, device_type: str, timeout_s: float | None = None
 ) -> Mesh:
     """Both views of the ranks of the default process group; collective. ``timeout_s``: how long
-    tokens may wait for a peer; by default as long as torch lets a new group wait."""
+    anything may wait for a peer; by default as long as torch lets a new group wait."""
     replicate, shard, ep = parallel.dp_replicate, parallel.dp_shard, parallel.ep
     dense = init_device_mesh(
         device_type, (replicate, shard), mesh_dim_names=("dp_replicate", "dp_shard")
@@ -70,6 +70,9 @@ def build_mesh(
     sparse = init_device_mesh(
         device_type, (replicate, shard // ep, ep), mesh_dim_names=("dp_replicate", "efsdp", "ep")
     )
+    if timeout_s is not None:
+        for group in (*dense.get_all_groups(), *sparse.get_all_groups()):
+            limit_waits(group, timeout_s)
     return Mesh(dense, sparse, _ep_group(sparse, timeout_s))
 
 

@@ -102,6 +102,14 @@ def _versions() -> dict[str, str]:
     return {"the version of distmoe": __version__, "the version of torch": str(torch.__version__)}
 
 
+def keep_all_objects() -> None:
+    """From here on Python's collector looks at new objects only. Over all that torch and its
+    compilers have made it takes some hundred milliseconds, in another step on every rank, and all
+    ranks wait for the one that collects."""
+    gc.collect()
+    gc.freeze()
+
+
 def default_store() -> Store:
     """The store through which the ranks of the process group have met."""
     store: Store = _get_default_store()
@@ -113,6 +121,7 @@ def stop(runtime: Runtime) -> None:
     aborts the process, so garbage goes first, then everybody meets, then the groups."""
     if runtime.group is None:
         return
+    gc.unfreeze()
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

@@ -23,6 +23,8 @@ OF_LAUNCHERS = (*OF_TORCHRUN, "SLURM_", "PMI", "OMPI_", "MPI_LOCAL", "HYDI_", "P
 """How names of variables begin that launchers set for their ranks."""
 FIRST_JOB_PORT = 20000
 JOB_PORTS = 20000
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Names of the settings of torch's allocator for GPUs, the newest first."""
 
 
 def rank_info(environ: Environment | None = None) -> RankInfo:
@@ -83,6 +85,16 @@ def hide_torch_warnings() -> None:
     A lost peer is an error in Python already; the libraries below would put a C++ stack before it.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def let_segments_grow() -> None:
+    """Unless the user has set torch's allocator; before torch is imported.
+
+    The rows of a layer are as many as routing makes them. In segments of a fixed size every other
+    number leaves other holes, and a run is out of memory while much of it is reserved.
+    """
+    if not any(name in os.environ for name in ALLOCATOR):
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def _torchrun(variables: Environment) -> RankInfo:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
-from distmoe.launch.env import export_local_rank, hide_torch_warnings
+from distmoe.launch.env import export_local_rank, hide_torch_warnings, let_segments_grow
 from distmoe.launch.local import STOPPED, WRONG_CONFIG, die_with
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
@@ -39,6 +39,7 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
         # An agent that is killed must not leave ranks behind, which would hold the devices.
         die_with(os.getppid())
     export_local_rank(ranks)
+    let_segments_grow()
     if not debug:
         hide_torch_warnings()
     try:

@@ -12,6 +12,9 @@
 #   compile    5 min   kernels of the bench's shapes, as many at a time as there are cores
 #   quick      4 min   bench of 7B-256: our kernels, grouped_mm and the bound
 #   train      6 min   300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
+#   ranks      9 min   where there are several GPUs: the transports over NCCL, the links, and a run
+#                      over all GPUs with and without overlap and by point-to-point, whose losses
+#                      must agree, with saves under way and a profile
 #   rounding   4 min   bench of TR, rounded and not
 #   bench      9 min   bench of all shapes, without peers
 #   tune       9 min   every tile configuration for 7B-256, README and configs/eight_gpu.toml,
@@ -28,8 +31,8 @@
 # network. Ends with 1 if a part failed, 2 for a wrong argument.
 set -uo pipefail
 
-PARTS=(doctor tests compile quick train rounding bench tune memory peers gluon)
-declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [rounding]=4 [bench]=9
+PARTS=(doctor tests compile quick train ranks rounding bench tune memory peers gluon)
+declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [ranks]=9 [rounding]=4 [bench]=9
     [tune]=9 [memory]=3 [peers]=9 [gluon]=9)
 ALL=1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B
 WORKERS=${WORKERS:-8}
@@ -96,6 +99,42 @@ part_train() {
     "$python" -m distmoe report "$runs"/{single,top-k,fsdp2,compiled} --json "$out/$name-train.json" \
         --markdown "$out/$name-train.md" || failed=1
     cp "$runs"/single/profile/*.operators.txt "$out/logs/" || failed=1
+    rm -rf "$runs"
+    return $failed
+}
+# All of a run's kinds of messages, streams and groups. Bits are equal with and without overlap; with
+# other transports they may differ in the order of FSDP's sums, so losses are compared to 1e-3.
+part_ranks() {
+    local gpus failed=0 way
+    gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+    [[ $gpus -gt 1 ]] || { echo "one GPU: nobody to exchange rows with" && return 0; }
+    "$python" -m pytest -m "gpu or not gpu" -k nccl --tb=short tests/comm/test_exchange.py || failed=1
+    "$python" -m distmoe doctor comm configs/check_gpu.toml --nproc "$gpus" --parallel.ep "$gpus" \
+        --json "$out/$name-links.json" || failed=1
+    runs=$(mktemp -d)
+    "$python" -m distmoe data prepare --builtin shakespeare --out "$runs/shakespeare" || return 1
+    for way in "defaults auto true" "waiting auto false" "p2p p2p true"; do
+        read -r label exchange overlap <<<"$way"
+        train "$label" --launch.nproc "$gpus" --parallel.engine fsdp2 --parallel.ep "$gpus" \
+            --train.micro_batch_size 1 --train.steps 60 --checkpoint.every 20 \
+            --train.profile 50-51 --train.trace_steps 55 \
+            --moe.dispatch.exchange "$exchange" --moe.dispatch.overlap "$overlap" || failed=1
+    done
+    "$python" - "$runs" <<'EOF' || failed=1
+import json, sys
+from pathlib import Path
+
+losses = {}
+for run in ("defaults", "waiting", "p2p"):
+    lines = map(json.loads, (Path(sys.argv[1]) / run / "metrics.jsonl").read_text().splitlines())
+    losses[run] = [line["loss"] for line in lines if "loss" in line]
+    print(run, losses[run][-1])
+own = losses["defaults"]
+sys.exit(any(abs(a - b) > 1e-3 * b for run in losses for a, b in zip(losses[run], own, strict=True)))
+EOF
+    cp "$runs"/defaults/profile/*.operators.txt "$out/logs/" || failed=1
+    "$python" -m distmoe report "$runs"/{defaults,waiting,p2p} --json "$out/$name-ranks.json" \
+        --markdown "$out/$name-ranks.md" || failed=1
     rm -rf "$runs"
     return $failed
 }

@@ -29,22 +29,25 @@ class StateCopy:
     def _copy(self, value: Any, key: tuple[str, ...]) -> Any:
         if isinstance(value, dict):
             return {name: self._copy(item, (*key, name)) for name, item in value.items()}
-        if isinstance(value, DTensor):
-            return DTensor.from_local(
-                self._copy(value.to_local(), key),
-                value.device_mesh,
-                value.placements,
-                run_check=False,
-                shape=value.shape,
-                stride=value.stride(),
-            )
         if isinstance(value, Tensor):
-            return self._place(key, value).copy_(value.detach(), non_blocking=True)
+            held = self._place(key, value)
+            _local(held).copy_(_local(value), non_blocking=True)
+            return held
         return value
 
     def _place(self, key: tuple[str, ...], like: Tensor) -> Tensor:
         held = self._memory.get(key)
         if held is None or held.shape != like.shape or held.dtype != like.dtype:
-            held = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+            # Not DTensor.from_local, which moves what it gets to the device of the mesh.
+            held = torch.empty_like(
+                like.detach(),
+                device="cpu",
+                pin_memory=like.is_cuda,
+                memory_format=torch.contiguous_format,
+            )
             self._memory[key] = held
         return held
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()

@@ -1,7 +1,9 @@
 """One variable-split all-to-all per transfer: the default on NCCL inside a node.
 
-NCCL takes a list of buffers, so nothing is packed. gloo has uneven splits only for one packed
-buffer; there it is a baseline and a test of the contract, not a fast path.
+NCCL takes a list of buffers, so nothing is packed; the group is asked itself, as
+`torch.distributed.all_to_all` looks at every one of them in Python, once a block and way. gloo has
+uneven splits only for one packed buffer; there it is a baseline and a test of the contract, not a
+fast path.
 """
 
 from __future__ import annotations
@@ -27,15 +29,15 @@ class AllToAllExchange(TorchGroup):
     def _send(self, transfer: Transfer) -> None:
         recv, send = transfer.recv, transfer.send
         nothing = self._empty_like([*send.values(), *recv.values()])
-        outputs = [recv.get(peer, nothing).view(-1) for peer in range(self.size)]
-        inputs = [send.get(peer, nothing).view(-1) for peer in range(self.size)]
+        outputs = [recv.get(peer, nothing) for peer in range(self.size)]
+        inputs = [send.get(peer, nothing) for peer in range(self.size)]
         if self._takes_lists:
-            work = dist.all_to_all(outputs, inputs, group=self.group, async_op=True)
+            work = self.group.alltoall(outputs, inputs, _options())
         else:
             transfer.staging = nothing.new_empty(sum(output.numel() for output in outputs))
             work = dist.all_to_all_single(
                 transfer.staging,
-                torch.cat(inputs),
+                torch.cat([rows.view(-1) for rows in inputs]),
                 [output.numel() for output in outputs],
                 [rows.numel() for rows in inputs],
                 group=self.group,
@@ -64,3 +66,10 @@ class AllToAllExchange(TorchGroup):
     def wait_send(self, transfer: Transfer) -> None:
         self.wait_recv(transfer)
         super().wait_send(transfer)
+
+
+def _options() -> dist.AllToAllOptions:
+    """Of a collective that runs on a stream of the group."""
+    options = dist.AllToAllOptions()
+    options.asyncOp = True
+    return options

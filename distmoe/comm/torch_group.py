@@ -10,8 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from distmoe.comm.transport import Transport
+
+# Its name before torch 2.13.
+all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
 def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
@@ -34,21 +38,32 @@ def new_row_group(ranks: Sequence[int], *, timeout_s: float | None = None) -> di
     """A communicator of its own for the rows among ``ranks``, which includes this one; collective
     over them (on NCCL, which splits the default communicator, over all ranks). ``timeout_s``: of a
     wait; a new group does not inherit that of the default one."""
+    timeout = None if timeout_s is None else timedelta(seconds=timeout_s)
     group: dist.ProcessGroup = dist.new_group(
         list(ranks),
-        timeout=None if timeout_s is None else timedelta(seconds=timeout_s),
-        pg_options=_before_gemms() if row_backend(None) == "nccl" else None,
+        timeout=timeout,
+        pg_options=_before_gemms(timeout) if row_backend(None) == "nccl" else None,
         use_local_synchronization=True,
     )
     return group
 
 
-def _before_gemms() -> Any:
+def limit_waits(group: dist.ProcessGroup, timeout_s: float) -> None:
+    """End a wait of ``group`` after ``timeout_s``: the groups of a mesh do not inherit that of the
+    default one either."""
+    if any(name in str(dist.get_backend_config(group)) for name in ("gloo", "nccl")):
+        _set_pg_timeout(timedelta(seconds=timeout_s), group)
+
+
+def _before_gemms(timeout: timedelta | None) -> Any:
     """Options of NCCL. Its blocks take the next place on an SM that a block of a GEMM leaves,
     before the GEMM's own blocks that still wait for one. Persistent GEMMs (`moe.kernel = "gluon"`)
     leave none before their end: they keep SMs free."""
     options = dist.ProcessGroupNCCL.Options()
     options.is_high_priority_stream = True
+    if timeout is not None:
+        # Or torch warns that the group's own is another one.
+        options._timeout = timeout
     return options
 
 
@@ -60,9 +75,10 @@ class TorchGroup(Transport):
         self.group = group
 
     def _gather(self, x: Tensor) -> Tensor:
-        gathered = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(gathered, x.contiguous(), group=self.group)
-        return torch.stack(gathered)
+        # Of one tensor: NCCL would copy P parts, one by one.
+        gathered = x.new_empty(self.size * x.numel())
+        all_gather_single(gathered, x.reshape(-1), group=self.group)
+        return gathered.view(self.size, *x.shape)
 
     def _sum(self, x: Tensor) -> Tensor:
         summed = x.clone(memory_format=torch.contiguous_format)

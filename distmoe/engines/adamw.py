@@ -20,7 +20,9 @@ def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torc
     """AdamW with decoupled decay. One group per (mesh, decay): a fused update of tensors from two
     meshes is refused by DTensor."""
     groups: dict[tuple[str, bool], list[Tensor]] = {}
+    on_gpu = False
     for name, parameter in named:
+        on_gpu = on_gpu or parameter.is_cuda
         mesh = str(parameter.device_mesh) if isinstance(parameter, DTensor) else ""
         groups.setdefault((mesh, decays(name)), []).append(parameter)
     return torch.optim.AdamW(
@@ -31,6 +33,9 @@ def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torc
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
+        # The default of a GPU, an operator after the other over all parameters, takes a copy of
+        # them all for what lies in between.
+        fused=on_gpu or None,
     )
 
 

@@ -17,10 +17,12 @@ def optimizer_state(
     """name -> {exp_avg, exp_avg_sq, step}. Before the first step the moments are made, as zeros,
     so that a checkpoint can be loaded into them."""
     state: dict[str, dict[str, Any]] = {}
+    # A fused update counts its steps on the device.
+    fused = any(group["fused"] for group in optimizer.param_groups)
     for name, parameter in named:
         own = optimizer.state[parameter]
         if not own:
-            own["step"] = torch.tensor(0.0)
+            own["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
             for moment in MOMENTS:
                 own[moment] = torch.zeros_like(parameter)
         state[name] = {key: own[key] for key in (*MOMENTS, "step")}

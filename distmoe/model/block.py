@@ -97,4 +97,11 @@ class Block(nn.Module):
 
 def _checkpoint(function: Any, *inputs: Any) -> Any:
     """Recompute ``function`` in the backward; routing decisions are replayed, not made again."""
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=RoutingTape().contexts)
+    return checkpoint(
+        function,
+        *inputs,
+        use_reentrant=False,
+        context_fn=RoutingTape().contexts,
+        # Nothing in a block is drawn at random.
+        preserve_rng_state=False,
+    )

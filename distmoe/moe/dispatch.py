@@ -59,6 +59,7 @@ class Dispatch:
         self._pair_N2 = torch.stack(
             [self._outgoing.row_N, routing.score_N.detach().float().view(torch.int32)], dim=1
         )
+        self._from_ranks_Pe = from_ranks_Pe
         self._copy = HostCopy(self._outgoing.sent_PC, self._outgoing.pairs_P, from_ranks_Pe)
 
     def exchange_pairs(self) -> None:
@@ -72,12 +73,21 @@ class Dispatch:
         exchange, schedule = self._exchange, self._schedule
         message_X2 = self._exchange_messages()
         incoming = Incoming.of(
-            message_X2, sizes.from_Pe_host, rank=exchange.rank, runs=schedule.runs()
+            message_X2,
+            self._from_ranks_Pe,
+            sizes.from_Pe_host,
+            rank=exchange.rank,
+            runs=schedule.runs(),
         )
         steps = schedule.blocks(exchange.rank, exchange.size)
         arrivals = [part for step in steps for part in step.receives]
         num_local = sizes.from_Pe_host.shape[1]
         self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
+
+    @property
+    def num_own_pairs(self) -> int:
+        """N, of this rank's tokens, after `exchange_pairs`."""
+        return len(self._pair_N2) if self._plan is None else self._plan.num_own_pairs
 
     def plan(self) -> DispatchPlan:
         """After `exchange_pairs`: wait for the rows that arrive; the same plan again for free."""
@@ -93,7 +103,8 @@ class Dispatch:
                 links=self._links,
             )
             # A decision that is kept for a replay keeps the plan, and nothing of its making.
-            del self._routing, self._outgoing, self._pair_N2, self._copy, self._arrangement
+            del self._routing, self._outgoing, self._pair_N2, self._from_ranks_Pe
+            del self._copy, self._arrangement
         return self._plan
 
     def _exchange_messages(self) -> Tensor:

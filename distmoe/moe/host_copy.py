@@ -39,11 +39,16 @@ class HostCopy:
 
 
 def to_device(array: NDArray[np.integer], device: torch.device) -> Tensor:
-    """A small array, enqueued; a copy from memory that is not page-locked would be waited for."""
-    host = torch.from_numpy(array)
+    """A small array, enqueued."""
+    return enqueued(torch.from_numpy(array), device)
+
+
+def enqueued(host: Tensor, device: torch.device) -> Tensor:
+    """``host`` on ``device``, after what is enqueued there; a copy from memory that is not
+    page-locked would make the host wait for all of it."""
     if device.type == "cuda":
         return host.pin_memory().to(device, non_blocking=True)
-    return host
+    return host.to(device)
 
 
 def ints(sizes: NDArray[np.integer]) -> list[int]:

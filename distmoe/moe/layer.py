@@ -54,9 +54,8 @@ class _Decision:
     """Everything of a forward that carries no gradient, and that a replay must not make again."""
 
     routing: Routing
-    selected_TE: Tensor
+    rounded: Rounded
     dispatch: Dispatch
-    stats: MoEStats
     balance: Callable[[], BalanceCounts]
 
 
@@ -190,12 +189,11 @@ class MoE(nn.Module):
             scores = self._score(logits_TE)
         num_sequences = x.shape[:-2].numel()
         decision = decided(lambda: self._decide(scores, num_sequences))
+        # While the sizes of what arrives are on their way.
+        routing = decision.routing.first(decision.dispatch.num_own_pairs)
+        score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
         with self._named("dispatch, plan"):
             plan = decision.dispatch.plan()
-        routing = decision.routing.first(plan.num_own_pairs)
-        score_N = routing.with_scores(scores.weight(decision.selected_TE)).score_N
-        if not is_replay():
-            self.stats = decision.stats.with_rows_of(plan)
         ep = ExpertParallel(
             plan,
             self.exchange,
@@ -208,6 +206,9 @@ class MoE(nn.Module):
         # While the first rows travel.
         shared_TH = self._shared_expert(x_TH)
         out_TH = self.experts(x_TH, score_N, ep, rows)
+        if not is_replay():
+            # Behind the experts, as the device idles while the host enqueues what comes before.
+            self.stats = MoEStats.count(scores, decision.rounded).with_rows_of(plan)
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
         # Autograd goes back in the order of making: first here, then through the experts. A loss
@@ -265,10 +266,9 @@ class MoE(nn.Module):
         balance = self._balance_counts(scores, rounded, num_sequences)
         with self._named("dispatch, pairs"):
             dispatch.exchange_pairs()
-        stats = MoEStats.count(scores, rounded)
         if self.on_scores is not None:
             self.on_scores(scores)
-        return _Decision(routing, rounded.selected_TE, dispatch, stats, balance)
+        return _Decision(routing, rounded, dispatch, balance)
 
     def _balance_counts(
         self, scores: Scores, rounded: Rounded, num_sequences: int

@@ -9,6 +9,7 @@ and the tiles that are complete after each block. See docs/design.md, "Order of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from distmoe.comm.node_links import NodeLinks
 from distmoe.kernels.moe_mlp import PairIndex, Runs
-from distmoe.moe.arrivals import Arrived, pair_index
+from distmoe.moe.arrivals import Arrived, by_row
 from distmoe.moe.carry import carry_tiles
 from distmoe.moe.host_copy import HostCopy, ints, to_device
 from distmoe.moe.int_array import IntArray
@@ -79,7 +80,7 @@ class DispatchPlan:
     rank by rank (``rows_to``); empty with one rank, whose rows are the tokens themselves.
     ``pairs_to``: this rank's pairs by rank, ``pairs_from``: the pairs computed here by rank that
     owns their tokens, both as slices; ``place_L``: where each of the latter lies in expert order
-    (None with one rank). ``combine``: the rows of every token, in rank order.
+    (None with one rank).
     """
 
     rank: int
@@ -93,7 +94,16 @@ class DispatchPlan:
     blocks: list[Block]
     index: PairIndex
     score_L: Tensor
-    combine: PairIndex | None
+
+    @cached_property
+    def combine(self) -> PairIndex | None:
+        """The rows of every token, in rank order; None with one rank. Made when it is first asked
+        for: the experts do not need it."""
+        if self.num_ranks == 1:
+            return None
+        by_token_U, offsets_T1 = by_row(self.token, num_rows=self.num_tokens)
+        whole = torch.stack([offsets_T1[0], offsets_T1[-1]])
+        return PairIndex(self.token.int(), whole, by_token_U, offsets_T1)
 
     @property
     def num_rows(self) -> int:
@@ -145,7 +155,6 @@ def plan_of_one_rank(routing: Routing) -> DispatchPlan:
         blocks=[Block(rows, {0: rows}, {}, none, runs=Runs.of_all(index), ready=[0])],
         index=index,
         score_L=routing.score_N.detach(),
-        combine=None,
     )
 
 
@@ -194,7 +203,6 @@ def build_plan(
         ),
         index=arrived.index,
         score_L=arrived.score_L,
-        combine=_rows_of_tokens(outgoing.token, num_tokens),
     )
 
 
@@ -225,7 +233,8 @@ def _blocks(
         if step.relayed:
             duty = duty_of[step.receives[0].rank // len(step.receives), step.receives[0].run]
         # Next to each other, for one gather of all that leaves together.
-        sent = torch.cat([token[:0], *(token[part] for part in sends.values())])
+        parts = [token[part] for part in sends.values()] or [token[:0]]
+        sent = parts[0] if len(parts) == 1 else torch.cat(parts)
         blocks.append(Block(rows, receives, sends, sent, runs=runs[i], ready=ready[i], duty=duty))
     return blocks
 
@@ -245,8 +254,3 @@ def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
     pairs_b = ints((bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1))
     on_device = to_device(bounds_b2e.astype(np.int32), device)
     return [Runs(bounds, max_pairs=pairs) for bounds, pairs in zip(on_device, pairs_b, strict=True)]
-
-
-def _rows_of_tokens(token: Tensor, num_tokens: int) -> PairIndex:
-    """The outgoing rows of every token, in the order in which they lie: rank by rank."""
-    return pair_index(token, token.new_full((1,), len(token)), num_rows=num_tokens)

@@ -49,6 +49,7 @@ class MoEStats:
     copies_sent: int = 0
 
     @staticmethod
+    @torch.no_grad()
     def count(scores: Scores, rounded: Rounded) -> MoEStats:
         """From the router's choice, and what rounding made of it; no row is sent yet."""
         dropped_TE = scores.chosen_TE & ~rounded.selected_TE

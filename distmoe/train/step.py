@@ -15,6 +15,7 @@ from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult
 from distmoe.model.transformer import IGNORE, LossSums
 from distmoe.moe.expert_bias import update_expert_bias
+from distmoe.moe.host_copy import enqueued
 from distmoe.moe.layer import MoE
 from distmoe.moe.stats import MoEStats
 from distmoe.named_range import named_range
@@ -164,8 +165,9 @@ def _update(
 
 
 def _forward(engine: Engine, batch: Batch, device: torch.device) -> LossSums:
-    start_BS = None if batch.start_BS is None else batch.start_BS.to(device)
-    out: LossSums = engine.model(batch.tokens_BS.to(device), batch.labels_BS.to(device), start_BS)
+    start_BS = None if batch.start_BS is None else enqueued(batch.start_BS, device)
+    tokens_BS, labels_BS = enqueued(batch.tokens_BS, device), enqueued(batch.labels_BS, device)
+    out: LossSums = engine.model(tokens_BS, labels_BS, start_BS)
     return out
 
 

@@ -74,6 +74,7 @@ def train(config: Config, ranks: RankInfo) -> bool:
             resources.callback(lock.release)
         trainer = Trainer(config, runtime, mesh, resources)
         trainer.tell([lock.note] if lock is not None and lock.note else [])
+        runtime_room.keep_all_objects()
         finished = trainer.run(stop_signal)
     del trainer
     runtime_room.stop(runtime)

@@ -18,6 +18,7 @@ HURTFUL = {
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("0", "ranks hang when a peer is lost"),
     "TORCH_DISTRIBUTED_DEBUG": ("DETAIL", "every collective is checked by another one"),
     "CUDA_LAUNCH_BLOCKING": ("1", "the host waits for every kernel, nothing overlaps"),
+    "CUDA_DEVICE_MAX_CONNECTIONS": ("1", "all streams of a GPU share a queue, little overlaps"),
     "TRITON_INTERPRET": ("1", "Triton kernels run in Python"),
     "TORCHDYNAMO_DISABLE": ("1", "torch.compile does nothing"),
     "PYTORCH_NO_CUDA_MEMORY_CACHING": ("1", "every tensor is allocated by the driver"),

@@ -12,6 +12,10 @@ from typing import Any
 import pytest
 import torch
 from faulty_disk import CountingDisk, FullDisk, Killed, KillingDisk
+from ranks import run_ranks
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 
 from distmoe.checkpoint.disk import Disk
 from distmoe.checkpoint.load import load
@@ -185,6 +189,26 @@ def test_the_state_copy_is_made_once() -> None:
     for other in (torch.ones(3, 2), torch.ones(3, 2, dtype=torch.int32)):
         copied = host.copy({"model": {"w": other}})["model"]
         assert (copied["w"].dtype, copied["w"].tolist()) == (other.dtype, other.tolist())
+
+
+def test_the_state_copy_of_a_sharded_gpu_is_in_host_memory() -> None:
+    def copied(rank: int) -> tuple[Tensor, Tensor]:
+        mesh, shape = DeviceMesh("cuda", [0, 1]), torch.Size((6, 4))
+        local = torch.empty(3, 4, device="meta")
+        like = DTensor.from_local(
+            local, mesh, [Shard(0)], run_check=False, shape=shape, stride=(4, 1)
+        )
+        # A stand-in for the shard of a GPU; from_local would ask for one.
+        sharded: Any = torch.zeros_like(like, device="cpu")
+        sharded.to_local().copy_(torch.arange(12.0).view(3, 4) + rank)
+        (held,) = StateCopy().copy({"w": sharded}).values()
+        assert (held.shape, held.device_mesh, held.placements) == (shape, mesh, (Shard(0),))
+        return sharded.to_local(), held.to_local()
+
+    for given, held in run_ranks(copied, 2):
+        assert held.device.type == "cpu"
+        assert held.data_ptr() != given.data_ptr()
+        assert torch.equal(held, given)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,12 @@ def test_threads(num_ranks: int) -> None:
     run_ranks(lambda rank: exercise(make_exchange(dist.group.WORLD)), num_ranks)
 
 
+@pytest.mark.parametrize("num_ranks", [2, 5])
+def test_lists_of_buffers_as_for_nccl(num_ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmoe.comm.torch_all_to_all.row_backend", lambda group: "nccl")
+    run_ranks(lambda rank: exercise(make_exchange(dist.group.WORLD, "all_to_all")), num_ranks)
+
+
 def test_two_exchanges_over_one_group_keep_apart() -> None:
     def both(rank: int) -> None:
         first, second = (make_exchange(dist.group.WORLD, "threaded") for _ in range(2))
@@ -45,13 +51,26 @@ def test_one_rank_has_no_peers() -> None:
         exchange.post_recv("rows", {1: torch.empty(1)})
 
 
-@pytest.mark.processes
-def test_gloo_processes(tmp_path: Path) -> None:
-    """Both torch transports on three real ranks; each reports by a file, since an interpreter that
-    exits may still abort in a gloo thread."""
+def exercised_ranks(world: int, folder: Path, backend: str) -> list[str]:
+    """Those that came to their end; each reports by a file, since an interpreter that exits may
+    still abort in a gloo thread."""
     processes = [
-        start_python(exchange_contract.__file__, str(rank), str(tmp_path)) for rank in range(3)
+        start_python(exchange_contract.__file__, str(rank), str(world), str(folder), backend)
+        for rank in range(world)
     ]
     for process in processes:
         process.wait(timeout=90)
-    assert sorted(path.name for path in tmp_path.glob("ok-*")) == ["ok-0", "ok-1", "ok-2"]
+    return sorted(path.name for path in folder.glob("ok-*"))
+
+
+@pytest.mark.processes
+def test_gloo_processes(tmp_path: Path) -> None:
+    assert exercised_ranks(3, tmp_path, "gloo") == ["ok-0", "ok-1", "ok-2"]
+
+
+@pytest.mark.gpu
+@pytest.mark.processes
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_nccl_processes(tmp_path: Path) -> None:
+    world = min(torch.cuda.device_count(), 8)
+    assert exercised_ranks(world, tmp_path, "nccl") == [f"ok-{rank}" for rank in range(world)]

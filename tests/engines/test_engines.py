@@ -11,9 +11,13 @@ import torch.distributed as dist
 from ranks import run_ranks
 from test_parity import CPU, LAW, config_for, own_batches, run
 from test_training_by_hand import assert_bf16_as_good_as_by_hand
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training_by_hand import BF16, STEPS
 
+from distmoe.config import OptimConfig
 from distmoe.engines import make_engine
+from distmoe.engines.adamw import build_adamw
+from distmoe.engines.optimizer_state import optimizer_state
 from distmoe.mesh import build_mesh
 from distmoe.train.step import train_step
 
@@ -49,3 +53,15 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
         assert first
         assert not second
         assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_adamw_of_a_gpu_is_fused_and_counts_its_steps_there() -> None:
+    with FakeTensorMode():
+        named = {"w": torch.nn.Parameter(torch.zeros(4, 3, device="cuda"))}
+        optimizer = build_adamw(named.items(), OptimConfig())
+        # Made before the first step, so that a checkpoint can be loaded into it.
+        state = optimizer_state(optimizer, named.items())["w"]
+        named["w"].grad = torch.ones_like(named["w"])
+        optimizer.step()
+    assert all(group["fused"] for group in optimizer.param_groups)
+    assert {tensor.device.type for tensor in state.values()} == {"cuda"}

@@ -4,8 +4,10 @@ import pytest
 
 from distmoe.config import ConfigError, RankInfo
 from distmoe.launch.env import (
+    ALLOCATOR,
     _first_node,
     export_local_rank,
+    let_segments_grow,
     rank_info,
     worker_environment,
 )
@@ -166,3 +168,21 @@ def test_every_launcher_ends_in_the_local_rank_that_deepspeed_reads(
     monkeypatch.setenv("LOCAL_RANK", "7")
     export_local_rank(rank_info(SLURM))
     assert os.environ["LOCAL_RANK"] == "1"
+
+
+@pytest.mark.parametrize("own", ALLOCATOR)
+def test_memory_grows_unless_the_user_has_set_the_allocator(
+    own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ALLOCATOR:
+        # What the test sets is gone after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(own, "max_split_size_mb:64")
+    let_segments_grow()
+    assert {name: os.environ.get(name) for name in ALLOCATOR if name != own} == {
+        name: None for name in ALLOCATOR if name != own
+    }
+    monkeypatch.delenv(own)
+    let_segments_grow()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from distmoe.metrics.throughput import Clock
 from distmoe.runtime import Runtime, StopSignal
 from distmoe.train.profiling import Profiling
 from distmoe.train.progress import Progress
-from distmoe.train.trainer import Trainer
+from distmoe.train.trainer import Trainer, train
 
 
 def finished(*, step: int, stopped: str, checkpoint_seconds: float, **facts: object) -> str:
@@ -131,3 +132,31 @@ def test_a_run_that_ends_inside_the_traced_steps_writes_them(tmp_path: Path) -> 
         assert lines[0] == "trace: steps-1-2.json, and beside it those of the other ranks"
         assert lines[1] == f"profiles up to step 2: {tmp_path}/profile, of ranks 0"
     assert (tmp_path / "profile" / "steps-1-2-rank-0.pt.trace.json.gz").exists()
+
+
+def test_the_collector_does_not_look_at_what_is_there_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[int] = []
+
+    class Recording(Trainer):
+        def __init__(self, *_: object) -> None:
+            """Nothing is trained."""
+
+        def tell(self, lines: list[str]) -> None:
+            """Nobody listens."""
+
+        def run(self, stop_signal: StopSignal) -> bool:
+            kept.append(gc.get_freeze_count())
+            return True
+
+    runtime = Runtime(RankInfo(), torch.device("cpu"), None)
+    monkeypatch.setattr("distmoe.train.trainer.runtime_room.start", lambda *_, **__: runtime)
+    monkeypatch.setattr("distmoe.train.trainer._lock", lambda *_: (None, ""))
+    monkeypatch.setattr("distmoe.train.trainer.Trainer", Recording)
+    gc.unfreeze()
+    try:
+        train(Config(), RankInfo())
+    finally:
+        gc.freeze()
+    assert kept[0] > 10_000

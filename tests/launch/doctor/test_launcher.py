@@ -145,6 +145,7 @@ def test_requeue(
         ("set", {"variables": {"NCCL_DEBUG": "INFO", "A": "1"}}, "pass", "NCCL_DEBUG=INFO"),
         ("hurtful", {"variables": {"NCCL_DEBUG": "INFO"}}, "pass", "none of those"),
         ("hurtful", {"variables": {"CUDA_LAUNCH_BLOCKING": "1"}}, "warn", "nothing overlaps"),
+        ("hurtful", {"variables": {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}}, "warn", "share a queue"),
         ("hurtful", {"variables": {"TORCH_DISTRIBUTED_DEBUG": "detail"}}, "warn", "checked by"),
         ("CUDA_VISIBLE_DEVICES", {}, "pass", "not set"),
         ("CUDA_VISIBLE_DEVICES", {"variables": {"CUDA_VISIBLE_DEVICES": "-1"}}, "warn", "hides"),
