@@ -105,7 +105,7 @@ class Reporter:
     def step(self, record: StepRecord, freq_LE: IntArray) -> None:
         """One training step; ``freq_LE``: top-k pairs per expert over all ranks."""
         metrics = self.config.metrics
-        self._losses = [*self._losses[:1], (record.step, record.loss)]
+        self._losses = [*self._losses[:1], (record.step, record.learned.loss)]
         self._tally.add(record.flat())
         if self._starts is not None:
             self._starts.at(record.step)
@@ -123,11 +123,9 @@ class Reporter:
                 self._wandb.write(record)
         last = record.step == self.config.train.steps
         if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
-            pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
-            line = {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
             with self._told("expert_load.jsonl"):
-                self._loads.write(line)
-        if is_logged(record.step, self.config) or record.skipped:
+                self._loads.write(record.load_line(freq_LE))
+        if is_logged(record.step, self.config) or record.learned.skipped:
             self.console.step(record)
         self._last = record
         if self._layer_table_is_due(record):
@@ -151,7 +149,7 @@ class Reporter:
         return bool(record.layers) and every > 0 and record.step % every == 0
 
     def _warn(self, record: StepRecord) -> None:
-        if record.skipped:
+        if record.learned.skipped:
             self.console.line(
                 f"step {record.step} is SKIPPED, without an update; not finite, first of all: "
                 f"{record.not_finite}"

@@ -50,7 +50,7 @@ def test_jsonl_has_each_step_once_after_a_resume(tmp_path: Path, record: Make) -
 def test_numbers_that_json_lacks_are_null_in_layers_too(tmp_path: Path, record: Make) -> None:
     load = replace(record(1).load, tokens_per_expert_over_tile=math.inf, pairs_added=5)
     writer = JsonlWriter(tmp_path / "expert_load.jsonl", resumed_step=0)
-    writer.write({"step": 1, "layers": record(1, layers={3: load}).layer_lines()})
+    writer.write(record(1, layers={3: load}).load_line(np.array([[1, 2]])))
     writer.close()
     (line,) = lines(tmp_path / "expert_load.jsonl")
     (layer,) = line["layers"]
