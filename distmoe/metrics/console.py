@@ -22,9 +22,9 @@ LEGEND = (
 
 
 class RunConsole:
-    """``enabled`` False (all ranks but the first) prints nothing."""
+    """``enabled`` False (all ranks but the first) prints nothing. ``steps``: of the run."""
 
-    def __init__(self, *, enabled: bool, steps: int, first_step: int) -> None:
+    def __init__(self, *, enabled: bool, steps: int) -> None:
         self._output = StandardOutput()
         self.console = Console(
             file=cast(IO[str], self._output),
@@ -37,19 +37,23 @@ class RunConsole:
         self._step_lines = 0
         self._warned: set[str] = set()
         self._progress: Progress | None = None
-        if enabled and self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                # The default of 30 s gives no estimate where a step takes longer.
-                speed_estimate_period=600,
-            )
-            self._task = self._progress.add_task("training", total=steps, completed=first_step)
-            self._progress.start()
+
+    def begin(self, first_step: int) -> None:
+        """Show the bar, on a terminal; ``first_step`` is done."""
+        if self.console.quiet or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            # The default of 30 s gives no estimate where a step takes longer.
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("training", total=self.steps, completed=first_step)
+        self._progress.start()
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Two columns, name and value."""

@@ -174,6 +174,23 @@ def _is_missing(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 
+@dataclass(frozen=True)
+class ValidationRecord:
+    """A validation after ``step``. In nats per token: ``validation_loss``, of all corpora by their
+    weights; ``unigram_entropy``, what knowing token frequencies alone would give; ``corpora``, the
+    loss of each, if there are several. ``seconds`` that it took."""
+
+    step: int
+    validation_loss: float
+    unigram_entropy: float
+    seconds: float
+    corpora: dict[str, float]
+
+    def line(self) -> dict[str, Any]:
+        """Of validation.jsonl."""
+        return asdict(self)
+
+
 def validation_scalars(loss: float, corpora: Mapping[str, float]) -> dict[str, float]:
     """Curves of a validation: the loss, and that of each corpus of a mix."""
     own = {f"validation_loss/{corpus}": own_loss for corpus, own_loss in corpora.items()}

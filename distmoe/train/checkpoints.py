@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from distmoe import __version__
 from distmoe.checkpoint.load import MODEL, load
 from distmoe.checkpoint.manifest import has_weights_only
@@ -24,9 +26,15 @@ MIB = 1 << 20
 
 class Checkpoints:
     """The checkpoints of one run. ``seconds``: what the training loop has lost to saves so far, by
-    copying its state and by waiting for the write before."""
+    copying its state and by waiting for the write before. ``group``: of `checkpoint_group`."""
 
-    def __init__(self, config: Config, ranks: RankInfo, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ranks: RankInfo,
+        engine: Engine,
+        group: dist.ProcessGroup | None,
+    ) -> None:
         self.config, self.ranks, self.engine = config, ranks, engine
         self.folder = Path(config.run.dir)
         own = config.checkpoint
@@ -35,6 +43,7 @@ class Checkpoints:
             keep_last=own.keep_last,
             keep_every=own.keep_every,
             asynchronous=own.asynchronous,
+            group=group,
             about={
                 "distmoe": __version__,
                 "world": ranks.world,

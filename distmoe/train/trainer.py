@@ -6,17 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from distmoe import runtime as runtime_room
+from distmoe.checkpoint.store import checkpoint_group
 from distmoe.config import Config, ConfigError, RankInfo
 from distmoe.config.load import to_toml
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
 from distmoe.data.sampler import DataPosition
-from distmoe.engines import compute_dtype, make_engine
+from distmoe.engines import Engine, compute_dtype, make_engine
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.mesh import Mesh, build_mesh
@@ -72,7 +74,7 @@ def train(config: Config, ranks: RankInfo) -> bool:
     with ExitStack() as resources:
         if lock is not None:
             resources.callback(lock.release)
-        trainer = Trainer(config, runtime, mesh, resources)
+        trainer = Trainer.open(config, runtime, mesh, resources)
         trainer.tell([lock.note] if lock is not None and lock.note else [])
         finished = trainer.run(stop_signal)
     del trainer
@@ -86,55 +88,80 @@ def _lock(config: Config, ranks: RankInfo) -> tuple[RunLock | None, str]:
     if ranks.rank:
         return None, ""
     try:
-        return RunLock(Path(config.run.dir)), ""
+        return RunLock.acquire(Path(config.run.dir)), ""
     except ConfigError as error:
         return None, str(error)
 
 
-class Trainer:
-    """Everything of a run, built in the order of the data path. ``done``: finished steps."""
+def _sign_folder(config: Config) -> None:
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(to_toml(config))
+    remove_stop_note(folder)
 
+
+@dataclass
+class Trainer:
+    """Everything of a run. ``done``: finished steps; ``skipped_in_a_row``: what was not finite in
+    the last ones, if they were without an update."""
+
+    config: Config
+    runtime: Runtime
+    engine: Engine
+    checkpoints: Checkpoints
+    data: RunData
+    reporter: Reporter
+    recorder: RoutingRecorder
+    communication: Communication
+    profiling: Profiling
+    done: int = 0
     skipped_in_a_row: tuple[str, ...] = ()
 
-    def __init__(
-        self, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
-    ) -> None:
-        self.config, self.why_schedule = with_schedule(config, runtime)
-        config, self.runtime = self.config, runtime
-        self.folder = Path(config.run.dir)
-        self.profiling = Profiling(config, runtime)
-        resources.callback(self.profiling.close)
-        self.engine = make_engine(config, mesh, runtime.device)
-        resources.callback(self.engine.close)
-        self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
-        progress, resumed_from = self.checkpoints.resume()
-        self.done = progress.done
-        self._open_data(resources, progress)
-        if runtime.ranks.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.toml").write_text(to_toml(config))
-            remove_stop_note(self.folder)
-        self.reporter = Reporter(
-            config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
-        )
-        resources.callback(self.reporter.close)
-        self.recorder = RoutingRecorder(
-            config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
-        )
-        self.reporter.header(self._facts(mesh, resumed_from))
-        self.tell([f"warning: {line}" for line in unused_settings(config)])
-        self.tell(self.checkpoints.news() + self._jump_of_lr(progress))
-        self.communication = Communication(config, runtime, self.engine.model)
-        resources.callback(self.communication.close)
-
-    def _open_data(self, resources: ExitStack, progress: Progress) -> None:
-        ranks = self.runtime.ranks
+    @classmethod
+    def open(
+        cls, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
+    ) -> Trainer:
+        """Made in the order of the data path, resumed, and introduced to the user; collective. What
+        has to be closed is left to ``resources``."""
+        config, why_schedule = with_schedule(config, runtime)
+        ranks = runtime.ranks
+        profiling = Profiling(config, runtime)
+        resources.callback(profiling.close)
+        engine = make_engine(config, mesh, runtime.device)
+        resources.callback(engine.close)
+        checkpoints = Checkpoints(config, ranks, engine, checkpoint_group())
+        progress, source = checkpoints.resume()
         begin = DataPosition(progress.done, progress.samples)
-        self.data = RunData(self.config, rank=ranks.rank, world=ranks.world, begin=begin)
-        self.unigram_entropy = self.data.unigram_entropy
-        resources.callback(self.data.close)
+        data = RunData(config, rank=ranks.rank, world=ranks.world, begin=begin)
+        resources.callback(data.close)
+        if ranks.rank == 0:
+            _sign_folder(config)
+        layers, done = engine.model.moe_layers(), progress.done
+        reporter = Reporter.open(config, rank=ranks.rank, world=ranks.world, resumed_step=done)
+        resources.callback(reporter.close)
+        recorder = RoutingRecorder.open(config, ranks, layers, resumed_step=done)
+        communication = Communication.open(config, runtime, engine.model)
+        resources.callback(communication.close)
+        trainer = cls(
+            config=config,
+            runtime=runtime,
+            engine=engine,
+            checkpoints=checkpoints,
+            data=data,
+            reporter=reporter,
+            recorder=recorder,
+            communication=communication,
+            profiling=profiling,
+            done=done,
+        )
+        reporter.header(trainer._facts(mesh, source, why_schedule))
+        trainer.tell([f"warning: {line}" for line in unused_settings(config)])
+        trainer.tell(checkpoints.news() + trainer._jump_of_lr(progress))
+        return trainer
 
-    def _facts(self, mesh: Mesh | None, resumed_from: Path | None) -> list[tuple[str, str]]:
+    def _facts(
+        self, mesh: Mesh | None, resumed_from: Path | None, why_schedule: str
+    ) -> list[tuple[str, str]]:
         config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
         dtype = str(compute_dtype(config, device)).removeprefix("torch.")
         kernel = backend_for(config.moe.kernel, device)
@@ -149,7 +176,7 @@ class Trainer:
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
-            ("schedule", self._schedule()),
+            ("schedule", self._schedule(why_schedule)),
             ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
             ("state", self._state(resumed_from)),
         ]
@@ -172,12 +199,12 @@ class Trainer:
         name = self.config.parallel.engine
         return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
 
-    def _schedule(self) -> str:
+    def _schedule(self, why: str) -> str:
         schedules = {m.schedule for m in self.engine.model.moe_layers()}
         if self.config.parallel.ep == 1 or not schedules:
             return "one rank: nothing travels"
         names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
-        return f"{', '.join(sorted(names))}; {self.why_schedule}"
+        return f"{', '.join(sorted(names))}; {why}"
 
     def run(self, stop_signal: StopSignal) -> bool:
         """Train until the steps are done or something asks for the end; save; summarise. False if
@@ -229,7 +256,7 @@ class Trainer:
             self.reporter.console.line(self._goes_on(stopped, is_sound=is_sound))
         self.reporter.finish(
             step=self.done,
-            unigram_entropy=self.unigram_entropy,
+            unigram_entropy=self.data.unigram_entropy,
             saving=self.checkpoints.summary(),
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             stopped="" if ends else stopped,
@@ -240,7 +267,7 @@ class Trainer:
             return True
         if self.runtime.ranks.rank == 0:
             saved = max(self.checkpoints.store.saved_step, 0)
-            write_stop_note(self.folder, saved, config.train.steps)
+            write_stop_note(Path(config.run.dir), saved, config.train.steps)
         return False
 
     def _goes_on(self, stopped: str, *, is_sound: bool) -> str:
@@ -362,7 +389,7 @@ class Trainer:
         self.reporter.validation(
             self.done,
             mean,
-            self.unigram_entropy,
+            self.data.unigram_entropy,
             seconds=time.perf_counter() - begun,
             corpora=losses if len(losses) > 1 else {},
         )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -98,13 +99,14 @@ def test_the_same_table_may_lie_elsewhere(data: Path, tmp_path: Path) -> None:
 
 def header(config: Config) -> dict[str, str]:
     """What a run says when it starts."""
-    trainer = Trainer.__new__(Trainer)
-    trainer.config, trainer.runtime = config, Runtime(RankInfo(), CPU, None)
-    trainer.engine = SimpleNamespace(model=SimpleNamespace(moe_layers=list))  # type: ignore[assignment]
-    trainer.data = SimpleNamespace(describe=lambda: "")  # type: ignore[assignment]
-    trainer.recorder = SimpleNamespace(steps_left=0)  # type: ignore[assignment]
-    trainer.done = 0
-    return dict(trainer._facts(None, None))
+    others: dict[str, Any] = dict.fromkeys(
+        ("checkpoints", "reporter", "communication", "profiling")
+    )
+    others["engine"] = SimpleNamespace(model=SimpleNamespace(moe_layers=list))
+    others["data"] = SimpleNamespace(describe=lambda: "")
+    others["recorder"] = SimpleNamespace(steps_left=0)
+    trainer = Trainer(config, Runtime(RankInfo(), CPU, None), **others)
+    return dict(trainer._facts(None, None, ""))
 
 
 def test_a_run_says_which_tiles_it_takes(data: Path, tmp_path: Path) -> None:
