@@ -188,7 +188,7 @@ def _start_facts(config: Config, *, world: int, peak: float | None) -> dict[str,
     return {
         "ranks": world,
         "device": torch.cuda.get_device_name() if on_gpu else device.type,
-        "dtype": str(compute_dtype(config, device)).removeprefix("torch."),
+        "dtype": str(compute_dtype(config)).removeprefix("torch."),
         "peak_flops": peak,
         "flops_per_token": flops.model,
         "palm_flops_per_token": flops.palm,
@@ -206,6 +206,6 @@ def _own_device(config: Config) -> torch.device:
 def _bf16_peak(config: Config) -> float | None:
     """FLOP/s of this rank's device, None where MFU would have no meaning or no known peak."""
     device = pick_device(config.run.device, 0)
-    if device.type != "cuda" or compute_dtype(config, device) != torch.bfloat16:
+    if device.type != "cuda" or compute_dtype(config) != torch.bfloat16:
         return None
     return peak_flops(torch.cuda.get_device_name())

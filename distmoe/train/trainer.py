@@ -13,6 +13,7 @@ from pathlib import Path
 from distmoe import runtime as runtime_room
 from distmoe.checkpoint.store import checkpoint_group
 from distmoe.config import Config, ConfigError, RankInfo
+from distmoe.config.dtype import with_dtype
 from distmoe.config.load import to_toml
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
@@ -123,7 +124,7 @@ class Trainer:
     ) -> Trainer:
         """Made in the order of the data path, resumed, and introduced to the user; collective. What
         has to be closed is left to ``resources``."""
-        config, why_schedule = with_schedule(config, runtime)
+        config, why_schedule = with_schedule(with_dtype(config, runtime.device.type), runtime)
         ranks = runtime.ranks
         profiling = Profiling(config, runtime)
         resources.callback(profiling.close)
@@ -163,7 +164,7 @@ class Trainer:
         self, mesh: Mesh | None, resumed_from: Path | None, why_schedule: str
     ) -> list[tuple[str, str]]:
         config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
-        dtype = str(compute_dtype(config, device)).removeprefix("torch.")
+        dtype = str(compute_dtype(config)).removeprefix("torch.")
         kernel = backend_for(config.moe.kernel, device)
         picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
         exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
@@ -182,7 +183,7 @@ class Trainer:
         ]
         if kernel in MOE_MLP_TILES:
             tiles = run_tiles(config.moe, device)
-            shape = expert_shape(config, device)
+            shape = expert_shape(config)
             facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
         if config.train.compile != "none":
             facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
@@ -319,7 +320,7 @@ class Trainer:
             lap=lap,
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
-            bytes_per_value=compute_dtype(self.config, self.runtime.device).itemsize,
+            bytes_per_value=compute_dtype(self.config).itemsize,
             peak=self.reporter.peak,
             corpora=tuple(CorpusProgress(*read) for read in self.data.taken(self.done)),
         )

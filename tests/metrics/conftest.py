@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> Config:
             hidden_size=8, intermediate_size=6, num_experts=4, top_k=2, shared_intermediate_size=10
         ),
         data=DataConfig(seq_len=16),
-        train=TrainConfig(steps=100),
+        train=TrainConfig(steps=100, dtype="fp32"),
         metrics=MetricsConfig(log_every=1, expert_load_every=2),
     )
 

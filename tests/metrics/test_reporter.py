@@ -220,9 +220,9 @@ def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) 
 @pytest.mark.parametrize(
     ("name", "dtype", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", "auto", 989e12),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
         ("NVIDIA H100 80GB HBM3", "fp32", None),
-        ("Unknown GPU", "auto", None),
+        ("Unknown GPU", "bf16", None),
     ],
 )
 def test_the_peak_is_known_or_none(

@@ -50,13 +50,19 @@ def test_another_batch_size_goes_on_where_the_data_were_left(
     assert "shakespeare 64 sequences" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_an_older_version_knows_its_batch_size(resumable: Path, data: Path) -> None:
+def test_a_checkpoint_of_an_older_version_knows_its_batch_size(
+    resumable: Path, data: Path, capsys: Captured
+) -> None:
     path = resumable / CHECKPOINT.format(4)
     saved = read_manifest(path)
     about = {key: saved.about[key] for key in ("config", "world", "engine", "ep", "distmoe")}
+    # What auto was then, nobody knows.
+    assert 'dtype = "fp32"' in about["config"]
+    about["config"] = about["config"].replace('dtype = "fp32"', 'dtype = "auto"')
     (path / "manifest.json").write_text(Manifest(saved.step, saved.files, about).to_json())
     train_here(resumable, data, "--train.global_batch_size", "16")
     assert read_manifest(resumable / CHECKPOINT.format(6)).about["samples"] == 64
+    assert "train.dtype" not in capsys.readouterr().out
 
 
 def test_a_jump_of_the_learning_rate_is_told(resumable: Path, data: Path, capsys: Captured) -> None:

@@ -16,6 +16,7 @@ import triton
 from tile_tables import table_file
 
 from distmoe.config import Config, ConfigError, DataConfig, MoEConfig, RankInfo
+from distmoe.config.dtype import with_dtype
 from distmoe.runtime import Runtime, start
 from distmoe.train.start import common_facts
 from distmoe.train.trainer import Trainer
@@ -105,6 +106,7 @@ def header(config: Config) -> dict[str, str]:
     others["engine"] = SimpleNamespace(model=SimpleNamespace(moe_layers=list))
     others["data"] = SimpleNamespace(describe=lambda: "")
     others["recorder"] = SimpleNamespace(steps_left=0)
+    config = with_dtype(config, CPU.type)
     trainer = Trainer(config, Runtime(RankInfo(), CPU, None), **others)
     return dict(trainer._facts(None, None, ""))
 
