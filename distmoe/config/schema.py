@@ -230,6 +230,9 @@ class DataConfig:
     "data/web:0.7". A folder's share of the sequences is its weight over the sum of all."""
     seq_len: int = 256
     """S, tokens of a sequence."""
+    skip: tuple[str, ...] = ()
+    """Samples that are left out, FIRST:END by their place in the run's order of samples, such as
+    "1000:1200": a stretch after which the loss spiked. The order of all others stays."""
     document_mask: bool = False
     """Attention ends at the borders of documents, and the last token of a document, which has
     nothing to predict, has no loss."""

@@ -12,8 +12,8 @@ from distmoe.metrics.expert_load import ExpertLoad, IntArray
 
 @dataclass(frozen=True)
 class CorpusProgress:
-    """What a run has read of one corpus, had its mix been the same from its first step on.
-    ``epochs``: how often its samples."""
+    """How far a run has come in one corpus, had its mix been the same from its first step on.
+    ``samples``: taken, or left out; ``epochs``: how often its samples."""
 
     corpus: str
     samples: int
@@ -105,7 +105,8 @@ class StepRecord:
     peak of the rank that has most. ``load``: of all MoE layers; ``layers``: of each, by the index
     of its block. ``routing``: forced, if the router did not choose by its scores, so that no figure
     of the step is taken for one of training. ``not_finite``: of a skipped step, what was not finite
-    first, and on which ranks. ``corpora``: in the order of the config.
+    first, and on which ranks. ``samples_left_out``: of data.skip, right before this step's samples
+    or among them. ``corpora``: in the order of the config.
     """
 
     step: int
@@ -122,6 +123,7 @@ class StepRecord:
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
     not_finite: str = ""
+    samples_left_out: int = 0
     corpora: tuple[CorpusProgress, ...] = ()
 
     def flat(self) -> dict[str, Any]:
@@ -139,6 +141,7 @@ class StepRecord:
             **asdict(self.traffic),
             "routing": self.routing,
             "not_finite": self.not_finite,
+            "samples_left_out": self.samples_left_out,
             **self.load.flat(),
         }
 

@@ -16,7 +16,7 @@ from distmoe.checkpoint.store import CheckpointStore, SaveReport
 from distmoe.config import Config, ConfigError, RankInfo, to_toml
 from distmoe.config.rewound import RECORD, went_back
 from distmoe.engines import Engine
-from distmoe.train.changed_data import changed_data, data_marks
+from distmoe.train.changed_data import changed_data, data_marks, skipped_too_late
 from distmoe.train.changed_settings import changed_settings
 from distmoe.train.progress import NOTHING_DONE, Progress, saved_progress
 from distmoe.train.rewind import forget, go_back, left_behind
@@ -110,7 +110,9 @@ class Checkpoints:
         self.engine.load_state_dict(state)
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])
-        return saved_progress(path, self.store.saved_step)
+        progress = saved_progress(path, self.store.saved_step)
+        self._untold += skipped_too_late(path, self.config, progress.samples)
+        return progress
 
     def _take_weights(self) -> Path | None:
         if not self.config.checkpoint.init_from:

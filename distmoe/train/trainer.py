@@ -15,6 +15,7 @@ from distmoe.checkpoint.store import checkpoint_group
 from distmoe.config import Config, ConfigError, RankInfo
 from distmoe.config.dtype import with_dtype
 from distmoe.config.load import to_toml
+from distmoe.config.sample_ranges import in_words
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
@@ -311,6 +312,7 @@ class Trainer:
         if self.recorder.steps_left:
             with clock.part(RunPart.ROUTING_TRACE):
                 self.recorder.write(self.done)
+        left_out = self.data.left_out(self.done - 1)
         record, freq_LE = collect_step(
             outcome,
             self.config,
@@ -322,9 +324,12 @@ class Trainer:
             communication=communication,
             bytes_per_value=compute_dtype(self.config).itemsize,
             peak=self.reporter.peak,
+            samples_left_out=sum(map(len, left_out)),
             corpora=tuple(CorpusProgress(*read) for read in self.data.taken(self.done)),
         )
         self.reporter.step(record, freq_LE)
+        if left_out:
+            self.tell([f"step {self.done} left out samples {in_words(left_out)} (data.skip)"])
         self._tell_trace(trace)
         self.tell(self.checkpoints.news())
         self._count_skipped(outcome)

@@ -64,6 +64,7 @@ NAMES = [
     "remote_mib",
     "routing",
     "not_finite",
+    "samples_left_out",
     *LOAD_NAMES,
 ]
 
