@@ -18,6 +18,9 @@ class RunConfig:
     """Seed of the initial weights and of the data order."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if a GPU is present, else cpu."""
+    deterministic: bool = False
+    """Two runs on the same machines give the same bits: torch takes operators that do, which cost
+    time on a GPU, and an operator that cannot is an error."""
 
 
 @dataclass(frozen=True)

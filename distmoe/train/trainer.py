@@ -29,7 +29,7 @@ from distmoe.metrics.reporter import Reporter
 from distmoe.metrics.throughput import RunPart
 from distmoe.named_range import named_range
 from distmoe.registry import MOE_MLP_TILES, SCHEDULES
-from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.runtime import Runtime, StopSignal, any_rank, deterministic_algorithms
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
@@ -57,25 +57,26 @@ def train(config: Config, ranks: RankInfo) -> bool:
     stop_signal = StopSignal()
     stop_signal.install()
     lock, problem = _lock(config, ranks)
-    runtime = runtime_room.start(
-        ranks,
-        device=config.run.device,
-        timeout_s=config.launch.timeout_s,
-        threads=config.launch.threads,
-        engine=config.parallel.engine,
-        facts=partial(common_facts, config),
-        problem=problem,
-    )
-    mesh = None
-    if runtime.group is not None:
-        mesh = build_mesh(
-            config.parallel,
-            device_type=runtime.device.type,
-            timeout_s=config.launch.timeout_s,
-        )
     with ExitStack() as resources:
         if lock is not None:
             resources.callback(lock.release)
+        resources.enter_context(deterministic_algorithms(config.run.deterministic))
+        runtime = runtime_room.start(
+            ranks,
+            device=config.run.device,
+            timeout_s=config.launch.timeout_s,
+            threads=config.launch.threads,
+            engine=config.parallel.engine,
+            facts=partial(common_facts, config),
+            problem=problem,
+        )
+        mesh = None
+        if runtime.group is not None:
+            mesh = build_mesh(
+                config.parallel,
+                device_type=runtime.device.type,
+                timeout_s=config.launch.timeout_s,
+            )
         trainer = Trainer.open(config, runtime, mesh, resources)
         trainer.tell([lock.note] if lock is not None and lock.note else [])
         finished = trainer.run(stop_signal)
@@ -170,10 +171,11 @@ class Trainer:
         picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
         exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
         tokens = config.train.global_batch_size * config.data.seq_len
+        deterministic = ", deterministic" if config.run.deterministic else ""
         masked = ", attention inside of documents" if config.data.document_mask else ""
         facts = [
             ("mesh", mesh.describe() if mesh else "1 rank"),
-            ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
+            ("ranks from", f"{ranks.source}, device {device.type}, {dtype}{deterministic}"),
             ("engine", self._engine_name()),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
