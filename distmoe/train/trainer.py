@@ -21,14 +21,12 @@ from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
 from distmoe.data.sampler import DataPosition
 from distmoe.engines import Engine, compute_dtype, make_engine
-from distmoe.kernels.moe_mlp import backend_for
-from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.metrics.throughput import RunPart
 from distmoe.named_range import named_range
-from distmoe.registry import MOE_MLP_TILES, SCHEDULES
+from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank, deterministic_algorithms
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
@@ -38,7 +36,8 @@ from distmoe.train.profiling import Profiling
 from distmoe.train.progress import Progress
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.run_lock import RunLock
-from distmoe.train.start import common_facts, expert_shape, run_tiles
+from distmoe.train.start import common_facts
+from distmoe.train.start_facts import StartFacts
 from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -143,72 +142,16 @@ class Trainer:
         reporter = Reporter.open(config, rank=ranks.rank, world=ranks.world, resumed_step=done)
         resources.callback(reporter.close)
         recorder = RoutingRecorder.open(config, ranks, layers, resumed_step=done)
-        communication = Communication.open(config, runtime, engine.model)
-        resources.callback(communication.close)
+        comm = Communication.open(config, runtime, engine.model)
+        resources.callback(comm.close)
         trainer = cls(
-            config=config,
-            runtime=runtime,
-            engine=engine,
-            checkpoints=checkpoints,
-            data=data,
-            reporter=reporter,
-            recorder=recorder,
-            communication=communication,
-            profiling=profiling,
-            done=done,
+            config, runtime, engine, checkpoints, data, reporter, recorder, comm, profiling, done
         )
-        reporter.header(trainer._facts(mesh, source, why_schedule))
+        start = StartFacts(config, runtime, layers, mesh, data, why_schedule, done, source)
+        reporter.header(start.rows(recorder))
         trainer.tell([f"warning: {line}" for line in unused_settings(config)])
         trainer.tell(checkpoints.news() + trainer._jump_of_lr(progress))
         return trainer
-
-    def _facts(
-        self, mesh: Mesh | None, resumed_from: Path | None, why_schedule: str
-    ) -> list[tuple[str, str]]:
-        config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
-        dtype = str(compute_dtype(config)).removeprefix("torch.")
-        kernel = backend_for(config.moe.kernel, device)
-        picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
-        exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
-        tokens = config.train.global_batch_size * config.data.seq_len
-        deterministic = ", deterministic" if config.run.deterministic else ""
-        masked = ", attention inside of documents" if config.data.document_mask else ""
-        facts = [
-            ("mesh", mesh.describe() if mesh else "1 rank"),
-            ("ranks from", f"{ranks.source}, device {device.type}, {dtype}{deterministic}"),
-            ("engine", self._engine_name()),
-            ("expert kernels", kernel + picked),
-            ("exchange", ", ".join(sorted(exchanges)) or "none"),
-            ("overlap", "on" if config.moe.dispatch.overlap else "off"),
-            ("schedule", self._schedule(why_schedule)),
-            ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
-            ("state", self._state(resumed_from)),
-        ]
-        if kernel in MOE_MLP_TILES:
-            tiles = run_tiles(config.moe, device)
-            shape = expert_shape(config)
-            facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
-        if config.train.compile != "none":
-            facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
-        if steps := self.recorder.steps_left:
-            facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
-        return facts
-
-    def _state(self, source: Path | None) -> str:
-        if source is None:
-            return "new run"
-        return f"resumed from {source}" if self.done else f"new run with the weights of {source}"
-
-    def _engine_name(self) -> str:
-        name = self.config.parallel.engine
-        return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
-
-    def _schedule(self, why: str) -> str:
-        schedules = {m.schedule for m in self.engine.model.moe_layers()}
-        if self.config.parallel.ep == 1 or not schedules:
-            return "one rank: nothing travels"
-        names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
-        return f"{', '.join(sorted(names))}; {why}"
 
     def run(self, stop_signal: StopSignal) -> bool:
         """Train until the steps are done or something asks for the end; save; summarise. False if
