@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
@@ -91,6 +92,24 @@ def start(
         device_id=picked if picked.type == "cuda" else None,
     )
     return Runtime(ranks, picked, dist.group.WORLD)
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Inside, if ``wanted``, torch takes operators that give the same bits in every run, and raises
+    a RuntimeError at one that cannot. Around `start`: a process group of NCCL that is made inside
+    leaves out reductions in the switch, whose order is not fixed. cuBLAS and the compiler need
+    `launch.env.export_determinism` before."""
+    cudnn, before = torch.backends.cudnn, torch.are_deterministic_algorithms_enabled()
+    flags = cudnn.deterministic, cudnn.benchmark
+    if wanted:
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        cudnn.deterministic, cudnn.benchmark = flags
 
 
 def _use(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from distmoe import __version__
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
+from distmoe.config.dtype import with_dtype
 from distmoe.config.keys import key_types, nearest, suggestion, value_of
 from distmoe.config.overrides import print_options
 from distmoe.config.own_options import integer_option, split_options
@@ -194,7 +195,7 @@ def _deepspeed_json(config: Config, world: int) -> str:
         raise ConfigError(
             f"parallel.engine is {config.parallel.engine}; --deepspeed needs it to be deepspeed"
         )
-    dtype = compute_dtype(config, pick_device(config.run.device, 0))
+    dtype = compute_dtype(with_dtype(config, pick_device(config.run.device, 0).type))
     return json.dumps(deepspeed_json(config, world=world, dtype=dtype), indent=2) + "\n"
 
 

@@ -79,6 +79,17 @@ def export_local_rank(ranks: RankInfo) -> None:
     os.environ["LOCAL_RANK"] = str(ranks.local_rank)
 
 
+def export_determinism() -> None:
+    """For run.deterministic, what torch cannot set by itself; before the first product of a GPU,
+    and before torch's compiler is imported. What the user has set stays.
+
+    cuBLAS gets a workspace of a fixed size, without which its sums may depend on what else runs;
+    the compiler picks no kernel by timing.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
+
+
 def hide_torch_warnings() -> None:
     """Unless the user has asked for another level; before torch is imported.
 

@@ -17,6 +17,7 @@ from distmoe.checkpoint.find import find_checkpoints
 from distmoe.checkpoint.load_model import load_model
 from distmoe.checkpoint.manifest import damage, read_manifest
 from distmoe.config import Config, corpora
+from distmoe.config.dtype import with_dtype
 from distmoe.data.manifest import TOKENIZER_NAME
 from distmoe.data.spec import END_OF_DOCUMENT
 from distmoe.engines import compute_dtype
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def _print_text(path: Path, arguments: argparse.Namespace) -> None:
     device = pick_device(arguments.device, 0)
     config, model = load_model(path, device)
-    model.to(compute_dtype(config, device))
+    model.to(compute_dtype(with_dtype(config, device.type)))
     tokenizer = _tokenizer(path, config, arguments.tokenizer)
     prompt = tokenizer.encode(arguments.prompt, add_special_tokens=False).ids
     if not prompt:

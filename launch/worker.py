@@ -11,7 +11,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from distmoe.config import Config, ConfigError, RankInfo
-from distmoe.launch.env import export_local_rank, hide_torch_warnings, let_segments_grow
+from distmoe.launch.env import (
+    export_determinism,
+    export_local_rank,
+    hide_torch_warnings,
+    let_segments_grow,
+)
 from distmoe.launch.local import STOPPED, WRONG_CONFIG, die_with
 
 LOST_PEER = ("Connection closed by peer", "Connection reset", "Broken pipe")
@@ -23,6 +28,8 @@ def run_worker(config: Config, ranks: RankInfo, *, debug: bool = False) -> int:
     """Train as one rank; the exit code, if this is the only rank or all went well."""
 
     def work() -> int:
+        if config.run.deterministic:
+            export_determinism()
         from distmoe.train.trainer import train
 
         return 0 if train(config, ranks) else STOPPED

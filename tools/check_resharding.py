@@ -38,7 +38,7 @@ from torch.distributed.tensor import DTensor
 
 from distmoe.bench.command_line import command_line
 from distmoe.checkpoint.load import load
-from distmoe.checkpoint.store import CheckpointStore
+from distmoe.checkpoint.store import CheckpointStore, checkpoint_group
 from distmoe.config import (
     Config,
     DataConfig,
@@ -195,7 +195,9 @@ def save(layout: Layout, folder: Path) -> None:
     config, engine = build(layout)
     for step in range(STEPS):
         next_loss(engine, config, step)
-    store = CheckpointStore(folder / layout.name, keep_last=1, asynchronous=True)
+    store = CheckpointStore(
+        folder / layout.name, group=checkpoint_group(), keep_last=1, asynchronous=True
+    )
     store.save(STEPS, engine.state_dict())
     expected = digests(engine.state_dict())
     loss = next_loss(engine, config, STEPS)
@@ -209,7 +211,9 @@ def save(layout: Layout, folder: Path) -> None:
 def compare(source: Layout, target: Layout, folder: Path) -> None:
     """``source``'s checkpoint under ``target``; collective. Rank 0 reports."""
     config, engine = build(target)
-    store = CheckpointStore(folder / source.name, keep_last=1, asynchronous=False)
+    store = CheckpointStore(
+        folder / source.name, group=checkpoint_group(), keep_last=1, asynchronous=False
+    )
     path, _ = store.newest_sound()
     if path is None:
         raise AssertionError(f"{source.name} has saved nothing")

@@ -106,7 +106,9 @@ class Run:
         return [json.loads(line) for line in lines if line.endswith("}")]
 
     def complete(self) -> list[Path]:
-        return CheckpointStore(self.checkpoints, keep_last=1, asynchronous=False).complete()
+        return CheckpointStore(
+            self.checkpoints, group=None, keep_last=1, asynchronous=False
+        ).complete()
 
     def being_written(self) -> set[int]:
         """The inodes of unfinished checkpoints: a kill leaves one, which the next save clears."""

@@ -20,6 +20,8 @@ ONE_RANK = {
     "parallel.dp_replicate": 1,
     "moe.dispatch.exchange": "auto",
     "moe.nodes_per_token": 0,
+    # What this machine computes in; the run's may have had other devices.
+    "train.dtype": "auto",
 }
 
 

@@ -55,18 +55,25 @@ class _Save:
     planner: SavePlanner | None
 
 
+def checkpoint_group() -> dist.ProcessGroup | None:
+    """All ranks in a gloo group of its own, so that messages of a write that goes on never mix with
+    those of the training; collective. None without a process group."""
+    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+
+
 class CheckpointStore:
     """The checkpoints of one run.
 
     ``keep_last``: how many are kept; those of a multiple of ``keep_every`` steps always are.
-    ``asynchronous``: the write goes on during training, over a gloo group of its own, so that its
-    messages never mix with those of the training. ``about``: see `Manifest`.
+    ``asynchronous``: the write goes on during training. ``group``: of `checkpoint_group`, None for
+    one rank alone. ``about``: see `Manifest`.
     """
 
     def __init__(
         self,
         root: Path,
         *,
+        group: dist.ProcessGroup | None,
         keep_last: int,
         asynchronous: bool,
         keep_every: int = 0,
@@ -80,8 +87,8 @@ class CheckpointStore:
         self.saved_step = -1
         self._disk = disk or Disk()
         self._state_copy = StateCopy() if asynchronous else None
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._group = group
+        self._rank = dist.get_rank(group) if group is not None else 0
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
         # Filled by the writer while the training loop looks.

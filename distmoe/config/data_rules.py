@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from distmoe.config.corpora import corpora
 from distmoe.config.data_sizes import DataSizes, read_data_sizes
 from distmoe.config.errors import ConfigError
+from distmoe.config.sample_ranges import sample_ranges
 from distmoe.config.schema import Config
 
 
 def data_problems(config: Config) -> Iterator[str]:
-    """What is wrong with the folders of data.path or data.mix, a line each."""
+    """What is wrong with the folders of data.path or data.mix, and with data.skip, a line each."""
     key = "data.mix" if config.data.mix else "data.path"
     try:
         folders = [corpus.path for corpus in corpora(config.data)]
@@ -24,6 +25,10 @@ def data_problems(config: Config) -> Iterator[str]:
             sizes[folder] = read_data_sizes(folder, key)
         except ConfigError as error:
             yield from error.problems
+    try:
+        sample_ranges(config.data.skip)
+    except ConfigError as error:
+        yield from error.problems
     if config.data.document_mask and config.data.seq_len < 2:
         yield "data.seq_len is 1; it must be at least 2 with data.document_mask"
     yield from _other_tokenizers(sizes)

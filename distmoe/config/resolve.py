@@ -21,7 +21,7 @@ def resolve(config: Config, world: int | None = None, *, local_world: int | None
     launch.nproc ranks are then known to share a machine.
 
     A value that cannot be derived stays unset, and `check` says why. moe.kernel, the exchange,
-    the device and the dtype stay "auto": they depend on the machine.
+    the device and the dtype (see `with_dtype`) stay "auto": they depend on the machine.
     """
     world = world or config.launch.nproc
     if local_world is None:

@@ -18,6 +18,9 @@ class RunConfig:
     """Seed of the initial weights and of the data order."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda if a GPU is present, else cpu."""
+    deterministic: bool = False
+    """Two runs on the same machines give the same bits: torch takes operators that do, which cost
+    time on a GPU, and an operator that cannot is an error."""
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,9 @@ class DataConfig:
     "data/web:0.7". A folder's share of the sequences is its weight over the sum of all."""
     seq_len: int = 256
     """S, tokens of a sequence."""
+    skip: tuple[str, ...] = ()
+    """Samples that are left out, FIRST:END by their place in the run's order of samples, such as
+    "1000:1200": a stretch after which the loss spiked. The order of all others stays."""
     document_mask: bool = False
     """Attention ends at the borders of documents, and the last token of a document, which has
     nothing to predict, has no loss."""

@@ -137,7 +137,9 @@ def _widest(weights: Weights, sources: Mapping[str, Sources]) -> str:
 
 def _save(root: Path, wanted: dict[str, Tensor], make: Any, facts: dict[str, Any]) -> None:
     about = {"distmoe": __version__, "world": 1, "engine": "import", "ep": 1, **facts}
-    store = CheckpointStore(root / "checkpoints", keep_last=1, asynchronous=False, about=about)
+    store = CheckpointStore(
+        root / "checkpoints", group=None, keep_last=1, asynchronous=False, about=about
+    )
     store.save(0, {MODEL: wanted, "progress": {"done": 0}}, planner=LazyTensors(make))
     for report in store.reports():
         if report.error:

@@ -20,7 +20,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from distmoe.data.sampler import FROM_THE_START, DataPosition, endless_shuffle, permute
+from distmoe.data.sampler import (
+    FROM_THE_START,
+    BatchPositions,
+    DataPosition,
+    endless_shuffle,
+    permute,
+)
 
 
 def interleave(shares: Sequence[int]) -> NDArray[np.int64]:
@@ -65,6 +71,7 @@ class MixtureSampler:
         global_batch_size: int,
         seed: int,
         begin: DataPosition = FROM_THE_START,
+        skip: tuple[range, ...] = (),
     ) -> None:
         if min(num_samples) < 1 or min(shares) < 1 or len(num_samples) != len(shares):
             raise ValueError(
@@ -73,7 +80,8 @@ class MixtureSampler:
             )
         self.num_samples = sum(num_samples)
         self.global_batch_size = global_batch_size
-        self.seed, self.begin = seed, begin
+        self.seed = seed
+        self.positions = BatchPositions(global_batch_size, begin, skip)
         self._samples = list(num_samples)
         self._shares = np.array(shares, np.int64)
         self._first = np.cumsum([0, *num_samples[:-1]])
@@ -85,9 +93,8 @@ class MixtureSampler:
     def indices(self, step: int) -> NDArray[np.int64]:
         """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
         size = self.global_batch_size
-        positions = permute(np.arange(size, dtype=np.int64), size, seed=self.seed, epoch=step)
-        first = self.begin.samples_before(step, size)
-        periods, within = np.divmod(first + positions, len(self._order))
+        order = permute(np.arange(size, dtype=np.int64), size, seed=self.seed, epoch=step)
+        periods, within = np.divmod(self.positions.of(step)[order], len(self._order))
         corpus_B = self._order[within]
         number_B = periods * self._shares[corpus_B] + self._before[within]
         indices = np.empty_like(number_B)
@@ -98,8 +105,8 @@ class MixtureSampler:
         return indices
 
     def taken(self, steps: int) -> list[int]:
-        """Samples of each corpus in the first ``steps`` global batches."""
-        taken = self.begin.samples_before(steps, self.global_batch_size)
+        """Samples of each corpus that the first ``steps`` global batches have taken or left out."""
+        taken = self.positions.before(steps)
         periods, rest = divmod(taken, len(self._order))
         counts = periods * self._shares
         counts += np.bincount(self._order[:rest], minlength=len(counts))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distmoe.config import Config, corpora
+from distmoe.config.sample_ranges import in_words, sample_ranges
 from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.corpora import JoinedSplits
 from distmoe.data.mixture import MixtureSampler
@@ -47,11 +48,12 @@ class RunData:
 
     def _make_sampler(self, begin: DataPosition) -> GlobalBatchSampler | MixtureSampler:
         size, seed = self._config.train.global_batch_size, self._config.run.seed
+        skip = sample_ranges(self._config.data.skip)
         if len(self.corpora) == 1:
-            return GlobalBatchSampler(self._num_samples[0], size, seed, begin)
+            return GlobalBatchSampler(self._num_samples[0], size, seed, begin, skip)
         shares = [corpus.share for corpus in self.corpora]
         return MixtureSampler(
-            self._num_samples, shares, global_batch_size=size, seed=seed, begin=begin
+            self._num_samples, shares, global_batch_size=size, seed=seed, begin=begin, skip=skip
         )
 
     def step(self, step: int) -> list[Batch]:
@@ -60,14 +62,19 @@ class RunData:
 
     def taken(self, steps: int) -> Iterator[tuple[str, int, float]]:
         """Of each corpus its folder, and how many samples and epochs of it the first ``steps``
-        global batches hold; of those before a resume as if the mix had been the same."""
+        global batches have taken, or left out; of those before a resume as if the mix had been the
+        same."""
         taken = self._sampler.taken(steps)
         for corpus, samples, there in zip(self.corpora, taken, self._num_samples, strict=True):
             yield corpus.path, samples, samples / there
 
     def samples(self, steps: int) -> int:
-        """Samples in the first ``steps`` global batches."""
+        """Samples that the first ``steps`` global batches have taken, or left out."""
         return sum(self._sampler.taken(steps))
+
+    def left_out(self, step: int) -> tuple[range, ...]:
+        """What of data.skip lies right before, or in, global batch ``step``, counted from 0."""
+        return self._sampler.positions.left_out(step)
 
     def held_out(self) -> Iterator[tuple[str, float, list[list[Batch]]]]:
         """Of each corpus its folder, its weight, and this rank's share of its first
@@ -87,10 +94,13 @@ class RunData:
             yield corpus.path, corpus.weight, list(batches)
 
     def describe(self) -> str:
-        """The corpora and their shares, in a few words."""
-        if len(self.corpora) == 1:
-            return self.corpora[0].path
-        return ", ".join(f"{corpus.path} {corpus.weight:.4g}" for corpus in self.corpora)
+        """The corpora and their shares, and what is left out, in a few words."""
+        names = [self.corpora[0].path]
+        if len(self.corpora) > 1:
+            names = [f"{corpus.path} {corpus.weight:.4g}" for corpus in self.corpora]
+        skip = sample_ranges(self._config.data.skip)
+        left_out = [f"without samples {in_words(skip)}"] if skip else []
+        return ", ".join([*names, *left_out])
 
     def close(self) -> None:
         """Stop the reading thread."""

@@ -45,25 +45,59 @@ def endless_shuffle(
 
 @dataclass(frozen=True)
 class DataPosition:
-    """Where a run goes on in its stream of samples: ``samples`` of them were taken in the first
-    ``step`` global batches, which may have had another size than those after them."""
+    """Where a run goes on in its stream of samples: the first ``step`` global batches, which may
+    have had another size than those after them, have taken, or left out, ``samples`` of them."""
 
     step: int = 0
     samples: int = 0
 
-    def samples_before(self, step: int, global_batch_size: int) -> int:
-        """Samples taken before global batch ``step``."""
-        return self.samples + (step - self.step) * global_batch_size
-
 
 FROM_THE_START = DataPosition()
+
+
+@dataclass(frozen=True)
+class BatchPositions:
+    """Positions in the stream of samples that global batches take, one after the other from
+    ``begin`` on, but for those in ``skip``: ranges that rise and do not touch."""
+
+    global_batch_size: int
+    begin: DataPosition = FROM_THE_START
+    skip: tuple[range, ...] = ()
+
+    def of(self, step: int) -> NDArray[np.int64]:
+        """Of a global batch, rising, [global_batch_size]; ``step`` counts from 0."""
+        first = self._count_before(step)
+        return self._over_skipped(np.arange(first, first + self.global_batch_size, dtype=np.int64))
+
+    def before(self, step: int) -> int:
+        """How many positions lie before global batch ``step``, up to the last one that is taken."""
+        last = np.array([self._count_before(step) - 1], dtype=np.int64)
+        return int(self._over_skipped(last)[0]) + 1
+
+    def left_out(self, step: int) -> tuple[range, ...]:
+        """Of ``skip`` what lies between the last sample before global batch ``step`` and its own
+        last one."""
+        first, last = self.before(step), self.before(step + 1)
+        parts = (range(max(r.start, first), min(r.stop, last)) for r in self.skip)
+        return tuple(part for part in parts if part)
+
+    def _count_before(self, step: int) -> int:
+        return self.begin.samples + (step - self.begin.step) * self.global_batch_size
+
+    def _over_skipped(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where these positions lie once ``skip`` has made room for what comes after it."""
+        for left_out in self.skip:
+            first = max(left_out.start, self.begin.samples)
+            behind = positions >= first
+            positions = positions + behind * max(0, left_out.stop - first)
+        return positions
 
 
 class GlobalBatchSampler:
     """Global batches of sample numbers; the same for every number of ranks.
 
     Batch ``step`` holds the global_batch_size positions of the endless shuffle after those before
-    it, counted from ``begin`` on; a batch may straddle two epochs.
+    it, counted from ``begin`` on, without those in ``skip``; a batch may straddle two epochs.
     """
 
     def __init__(
@@ -72,6 +106,7 @@ class GlobalBatchSampler:
         global_batch_size: int,
         seed: int,
         begin: DataPosition = FROM_THE_START,
+        skip: tuple[range, ...] = (),
     ) -> None:
         if num_samples < 1:
             raise ValueError(f"the number of samples is {num_samples}; it must be at least 1")
@@ -81,17 +116,17 @@ class GlobalBatchSampler:
             )
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
-        self.seed, self.begin = seed, begin
+        self.seed = seed
+        self.positions = BatchPositions(global_batch_size, begin, skip)
 
     def indices(self, step: int) -> NDArray[np.int64]:
         """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
-        first = self.begin.samples_before(step, self.global_batch_size)
-        positions = np.arange(first, first + self.global_batch_size, dtype=np.int64)
-        return endless_shuffle(positions, self.num_samples, seed=self.seed)
+        return endless_shuffle(self.positions.of(step), self.num_samples, seed=self.seed)
 
     def taken(self, steps: int) -> list[int]:
-        """Samples of each corpus, here of the only one, in the first ``steps`` global batches."""
-        return [self.begin.samples_before(steps, self.global_batch_size)]
+        """Samples of each corpus, here of the only one, that the first ``steps`` global batches
+        have taken or left out."""
+        return [self.positions.before(steps)]
 
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.config import Config
+from distmoe.config.dtype import with_dtype
 from distmoe.mesh import Mesh
 from distmoe.model.compile_dense import compile_dense
 from distmoe.model.transformer import Transformer
@@ -65,6 +66,7 @@ class Engine(Protocol):
 
 def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engine:
     """Build the model on the meta device, shard it, initialise it. No mesh: one rank alone."""
+    config = with_dtype(config, device.type)
     engine: Engine = ENGINES.load(config.parallel.engine)(config, mesh, device)
     return engine
 
@@ -80,9 +82,6 @@ def meta_model(
     return model
 
 
-def compute_dtype(config: Config, device: torch.device) -> torch.dtype:
-    """The dtype of forward and backward; ``auto`` is bf16 on cuda and fp32 elsewhere."""
-    name = config.train.dtype
-    if name == "auto":
-        name = "bf16" if device.type == "cuda" else "fp32"
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+def compute_dtype(config: Config) -> torch.dtype:
+    """The dtype of forward and backward of a config that `with_dtype` has resolved."""
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[config.train.dtype]

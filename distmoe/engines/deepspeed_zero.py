@@ -55,7 +55,7 @@ class DeepSpeedZeroEngine:
         if mesh is None:
             raise AssertionError("the deepspeed engine needs a mesh; start the process group first")
         self.config, self.world = config, dist.get_world_size()
-        dtype = compute_dtype(config, device)
+        dtype = compute_dtype(config)
         self.model = meta_model(config, device, ep_group=mesh.ep_group)
         self.model.to_empty(device=device)
         self.model.tie()

@@ -31,7 +31,7 @@ class Fsdp2Engine:
             raise AssertionError("the fsdp2 engine needs a mesh; start the process group first")
         self.config, self.mesh = config, mesh
         self.model = meta_model(config, device, ep_group=mesh.ep_group)
-        self._shard(compute_dtype(config, device))
+        self._shard(compute_dtype(config))
         self.model.to_empty(device=device)
         self.model.tie()
         num_local = config.moe.num_experts // config.parallel.ep

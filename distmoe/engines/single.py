@@ -29,7 +29,7 @@ class SingleEngine:
         self.master = {
             name: parameter.detach().clone() for name, parameter in self.model.named_parameters()
         }
-        self.model.to(compute_dtype(config, device))
+        self.model.to(compute_dtype(config))
         for name, parameter in self.model.named_parameters():
             parameter.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
         self.optimizer = build_adamw(self.master.items(), config.optim)

@@ -22,9 +22,9 @@ LEGEND = (
 
 
 class RunConsole:
-    """``enabled`` False (all ranks but the first) prints nothing."""
+    """``enabled`` False (all ranks but the first) prints nothing. ``steps``: of the run."""
 
-    def __init__(self, *, enabled: bool, steps: int, first_step: int) -> None:
+    def __init__(self, *, enabled: bool, steps: int) -> None:
         self._output = StandardOutput()
         self.console = Console(
             file=cast(IO[str], self._output),
@@ -37,19 +37,23 @@ class RunConsole:
         self._step_lines = 0
         self._warned: set[str] = set()
         self._progress: Progress | None = None
-        if enabled and self.console.is_terminal:
-            self._progress = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-                # The default of 30 s gives no estimate where a step takes longer.
-                speed_estimate_period=600,
-            )
-            self._task = self._progress.add_task("training", total=steps, completed=first_step)
-            self._progress.start()
+
+    def begin(self, first_step: int) -> None:
+        """Show the bar, on a terminal; ``first_step`` is done."""
+        if self.console.quiet or not self.console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            # The default of 30 s gives no estimate where a step takes longer.
+            speed_estimate_period=600,
+        )
+        self._task = self._progress.add_task("training", total=self.steps, completed=first_step)
+        self._progress.start()
 
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """Two columns, name and value."""
@@ -107,15 +111,20 @@ class RunConsole:
 def _cells(record: StepRecord, steps: int) -> list[tuple[str, int, str]]:
     """Name, width and text of every column; within 120 characters up to 99,999 steps."""
     load, forced = record.load, record.routing == "forced"
+    learned, slowest = record.learned, record.slowest
     return [
         ("step", max(9, 2 * len(str(steps)) + 1), f"{record.step}/{steps}"),
-        ("loss", 7, f"{record.loss:.4f}"),
-        ("lr", 8, f"{record.lr:.2e}"),
+        ("loss", 7, f"{learned.loss:.4f}"),
+        ("lr", 8, f"{learned.lr:.2e}"),
         # A step is skipped for a norm that is not finite, so nothing is hidden.
-        ("grad", 7, "SKIPPED" if record.skipped else f"{record.grad_norm:.3f}"),
-        ("tok/s/rank", 10, f"{record.tokens_per_second_per_rank:,.0f}"),
+        ("grad", 7, "SKIPPED" if learned.skipped else f"{learned.grad_norm:.3f}"),
+        ("tok/s/rank", 10, f"{record.speed.tokens_per_second_per_rank:,.0f}"),
         # Nobody timed it.
-        ("slowest", 7, "-" if record.slowest_rank is None else f"{record.slowest_over_mean:.2f}x"),
+        (
+            "slowest",
+            7,
+            "-" if slowest.slowest_rank is None else f"{slowest.slowest_over_mean:.2f}x",
+        ),
         # A load that the router did not choose is no figure of training.
         ("load", 6, "forced" if forced else f"{load.load_max_over_mean:.2f}x"),
         ("tiles", 6, f"{load.tiles_max_over_mean:.2f}x"),

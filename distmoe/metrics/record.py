@@ -1,19 +1,19 @@
-"""One line of metrics.jsonl."""
+"""A step as figures, and the one place where they become lines of JSON."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from distmoe.metrics.expert_load import ExpertLoad
+from distmoe.metrics.expert_load import ExpertLoad, IntArray
 
 
 @dataclass(frozen=True)
 class CorpusProgress:
-    """What a run has read of one corpus, had its mix been the same from its first step on.
-    ``epochs``: how often its samples."""
+    """How far a run has come in one corpus, had its mix been the same from its first step on.
+    ``samples``: taken, or left out; ``epochs``: how often its samples."""
 
     corpus: str
     samples: int
@@ -21,31 +21,10 @@ class CorpusProgress:
 
 
 @dataclass(frozen=True)
-class StepRecord:
-    """A step, over all ranks. ``step`` counts from 1. Losses in nats per token.
+class Learned:
+    """What the optimizer did. Losses: nats per token, means over the valid ``tokens`` of the global
+    batch. ``grad_norm``: before clipping. ``skipped``: nothing was updated."""
 
-    ``load``: of all MoE layers; ``layers``: of each, by the index of its block.
-    ``rows_mib``: rows that all ranks have for others, four times per layer, without what is passed
-    on inside a node or sent again for a recomputation; ``rows_mib_with_copies``: the same with one
-    copy per pair. ``routing``: forced, if the router
-    did not choose by its scores, so that no figure of the step is taken for one of training.
-    ``exposed_seconds``: the mean rank's host waited for its MoE layers' messages, ``exposed_share``
-    of the step; on a GPU, whose stream waits instead, almost nothing. ``node_mib``, ``remote_mib``:
-    bytes of all kinds that the MoE layers of all ranks sent to ranks on their own node, and on
-    others. ``step_seconds``: since the end of the step before, without ``checkpoint_seconds``, what
-    rank 0 lost to saves since then, and ``validation_seconds``; ``data_seconds``,
-    ``forward_backward_seconds`` and ``optimizer_seconds`` are parts of it, on rank 0. ``warm_up``:
-    one of the first steps of a start, which the medians leave out. ``tflops_per_rank``: of the
-    model's own FLOPs, with causal attention; ``mfu``: over the device's peak, nan if that is not
-    known; ``palm_``: the same with attention's full square. ``energy_joules``: what the devices of
-    all ranks used in ``step_seconds``, and from it ``watts_per_rank`` and ``tokens_per_joule``; nan
-    if one of them does not count. ``slowest_over_mean``, ``slowest_rank``: by the time in which a
-    rank worked and waited for nobody, on a GPU in its expert kernels; nan and None in a step that
-    was not timed. ``not_finite``: of a skipped step, what was not finite first, and
-    on which ranks. ``corpora``: in the order of the config.
-    """
-
-    step: int
     loss: float
     load_balance_loss: float
     z_loss: float
@@ -53,50 +32,131 @@ class StepRecord:
     grad_norm: float
     skipped: bool
     tokens: int
-    ranks: int
-    warm_up: bool
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds. ``step_seconds``: since the end of the step before, without ``checkpoint_seconds``,
+    what rank 0 lost to saves since then, and ``validation_seconds``; ``data_seconds``,
+    ``forward_backward_seconds`` and ``optimizer_seconds`` are parts of it, on rank 0."""
+
     step_seconds: float
     data_seconds: float
     forward_backward_seconds: float
     optimizer_seconds: float
     checkpoint_seconds: float
     validation_seconds: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a rank: tokens/s, and 10^12 FLOP/s of the model's own FLOPs, with causal attention;
+    ``mfu``: over the device's peak, a fraction of 1, nan if that is not known; ``palm_``: the same
+    with attention's full square."""
+
     tokens_per_second_per_rank: float
     tflops_per_rank: float
     palm_tflops_per_rank: float
     mfu: float
     palm_mfu: float
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules that the devices of all ranks used in ``step_seconds``, and from them W and tokens/J;
+    nan if one of them does not count."""
+
     energy_joules: float
     watts_per_rank: float
     tokens_per_joule: float
+
+
+@dataclass(frozen=True)
+class Slowest:
+    """By the seconds in which a rank worked and waited for nobody, on a GPU in its expert kernels:
+    the largest over the mean, and whose it is; nan and None in a step that was not timed."""
+
     slowest_over_mean: float
     slowest_rank: int | None
-    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What the MoE layers of all ranks sent, MiB. ``rows_mib``: rows that ranks have for others,
+    four times per layer, without what is passed on inside a node or sent again for a recomputation;
+    ``rows_mib_with_copies``: the same with one copy per pair. ``node_mib``, ``remote_mib``: bytes
+    of all kinds to ranks on the sender's own node, and on others. ``exposed_seconds``: the mean
+    rank's host waited for these messages, ``exposed_share`` of the step, a fraction of 1; on a GPU,
+    whose stream waits instead, almost nothing."""
+
     rows_mib: float
     rows_mib_with_copies: float
     exposed_seconds: float
     exposed_share: float
     node_mib: float
     remote_mib: float
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step, over all ranks. ``step`` counts from 1.
+
+    ``warm_up``: one of the first steps of a start, which the medians leave out. ``memory_gib``:
+    peak of the rank that has most. ``load``: of all MoE layers; ``layers``: of each, by the index
+    of its block. ``routing``: forced, if the router did not choose by its scores, so that no figure
+    of the step is taken for one of training. ``not_finite``: of a skipped step, what was not finite
+    first, and on which ranks. ``samples_left_out``: of data.skip, right before this step's samples
+    or among them. ``corpora``: in the order of the config.
+    """
+
+    step: int
+    ranks: int
+    warm_up: bool
+    learned: Learned
+    times: StepTimes
+    speed: Speed
+    energy: Energy
+    slowest: Slowest
+    memory_gib: float
+    traffic: Traffic
     load: ExpertLoad
     layers: dict[int, ExpertLoad]
     routing: Literal["real", "forced"] = "real"
     not_finite: str = ""
+    samples_left_out: int = 0
     corpora: tuple[CorpusProgress, ...] = ()
 
     def flat(self) -> dict[str, Any]:
         """Without layers and corpora, and without nesting; the names are stable."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["load"], values["layers"], values["corpora"]
-        return {**values, **self.load.flat()}
+        return {
+            "step": self.step,
+            **asdict(self.learned),
+            "ranks": self.ranks,
+            "warm_up": self.warm_up,
+            **asdict(self.times),
+            **asdict(self.speed),
+            **asdict(self.energy),
+            **asdict(self.slowest),
+            "memory_gib": self.memory_gib,
+            **asdict(self.traffic),
+            "routing": self.routing,
+            "not_finite": self.not_finite,
+            "samples_left_out": self.samples_left_out,
+            **self.load.flat(),
+        }
 
     def line(self) -> dict[str, Any]:
-        """The flat record, and ``corpora``."""
+        """Of metrics.jsonl: the flat record, and ``corpora``."""
         return {**self.flat(), "corpora": [asdict(corpus) for corpus in self.corpora]}
 
-    def layer_lines(self) -> list[dict[str, Any]]:
-        """A flat load for each MoE layer, with its ``layer``."""
-        return [{"layer": layer, **load.flat()} for layer, load in self.layers.items()]
+    def load_line(self, freq_LE: IntArray) -> dict[str, Any]:
+        """Of expert_load.jsonl: ``freq_LE``, the top-k pairs of every expert, and a flat load for
+        each MoE layer."""
+        return {
+            "step": self.step,
+            "pairs": dict(zip(self.layers, freq_LE.tolist(), strict=True)),
+            "layers": [{"layer": layer, **load.flat()} for layer, load in self.layers.items()],
+        }
 
     def scalars(self) -> dict[str, float]:
         """Curves by `group/name`; none for what the step does not have."""
@@ -115,6 +175,23 @@ class StepRecord:
 
 def _is_missing(value: float | None) -> bool:
     return value is None or math.isnan(value)
+
+
+@dataclass(frozen=True)
+class ValidationRecord:
+    """A validation after ``step``. In nats per token: ``validation_loss``, of all corpora by their
+    weights; ``unigram_entropy``, what knowing token frequencies alone would give; ``corpora``, the
+    loss of each, if there are several. ``seconds`` that it took."""
+
+    step: int
+    validation_loss: float
+    unigram_entropy: float
+    seconds: float
+    corpora: dict[str, float]
+
+    def line(self) -> dict[str, Any]:
+        """Of validation.jsonl."""
+        return asdict(self)
 
 
 def validation_scalars(loss: float, corpora: Mapping[str, float]) -> dict[str, float]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,21 +13,18 @@ from distmoe.metrics.console import RunConsole
 from distmoe.metrics.device_energy import meter_of
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.flops import flops_per_token, parameter_counts, peak_flops
-from distmoe.metrics.record import StepRecord
-from distmoe.metrics.starts import ERROR, StartLog
+from distmoe.metrics.record import StepRecord, ValidationRecord
+from distmoe.metrics.run_writers import RunWriters
 from distmoe.metrics.summary import (
     Rows,
     corpora_rows,
     file_rows,
     loss_rows,
     model_rows,
-    routing_rows,
     speed_rows,
 )
 from distmoe.metrics.tally import Tally
 from distmoe.metrics.throughput import Clock
-from distmoe.metrics.wandb_writer import WandbWriter
-from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
 
 # With more layers than this, the table at the end has only the worst ones.
@@ -38,64 +33,39 @@ WORST_LAYERS = 8
 
 
 class Reporter:
-    """Rank 0 writes and prints; on the other ranks every call does nothing that is seen.
+    """Every rank calls it; rank 0 prints, and has ``writers``. ``peak``: FLOP/s of this rank's
+    device, None where MFU would have no meaning."""
 
-    Files under run.dir: metrics.jsonl (a line per step), validation.jsonl (a line per validation),
-    expert_load.jsonl (pairs of every expert and figures of every layer, now and then), starts.jsonl
-    (two lines a start) and tensorboard/. Lines of steps after ``resumed_step`` are cut first.
-    ``peak``: FLOP/s of this rank's device, None where MFU would have no meaning.
-    """
-
-    def __init__(self, config: Config, *, rank: int, world: int, resumed_step: int) -> None:
-        self.config, self.world = config, world
-        self.clock = Clock(meter_of(_own_device(config)))
-        self.console = RunConsole(
-            enabled=rank == 0, steps=config.train.steps, first_step=resumed_step
-        )
-        self.peak = _bf16_peak(config)
+    def __init__(
+        self,
+        config: Config,
+        *,
+        console: RunConsole,
+        clock: Clock,
+        peak: float | None,
+        writers: RunWriters | None,
+    ) -> None:
+        self.config, self.console, self.clock, self.peak = config, console, clock, peak
+        self._writers = writers
         self._losses: list[tuple[int, float]] = []
         self._tally = Tally()
         self._last: StepRecord | None = None
         self._validation: float | None = None
-        self._steps: JsonlWriter | None = None
-        self._validations: JsonlWriter | None = None
-        self._loads: JsonlWriter | None = None
-        self._starts: StartLog | None = None
-        self._tensorboard: TensorBoardWriter | None = None
-        self._wandb: WandbWriter | None = None
+
+    @classmethod
+    def open(cls, config: Config, *, rank: int, world: int, resumed_step: int) -> Reporter:
+        """For a start that goes on after ``resumed_step``; on rank 0 with the files of the run."""
+        console, writers = RunConsole(enabled=rank == 0, steps=config.train.steps), None
+        clock, peak = Clock(meter_of(_own_device(config))), _bf16_peak(config)
         if rank == 0:
-            self._open(Path(config.run.dir), resumed_step)
-
-    def _open(self, folder: Path, resumed_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._steps = JsonlWriter(folder / "metrics.jsonl", resumed_step=resumed_step)
-        self._validations = JsonlWriter(folder / "validation.jsonl", resumed_step=resumed_step)
-        self._loads = JsonlWriter(folder / "expert_load.jsonl", resumed_step=resumed_step)
-        self._starts = StartLog(
-            folder / "starts.jsonl", resumed_step=resumed_step, facts=self._start_facts()
-        )
-        if self.config.metrics.tensorboard:
-            self._tensorboard = TensorBoardWriter(folder / "tensorboard", resumed_step=resumed_step)
-            for name, text in routing_rows(self.config):
-                self._tensorboard.text(name, text, resumed_step)
-        if self.config.metrics.wandb:
-            self._wandb = WandbWriter(self.config, resumed_step=resumed_step)
-
-    def _start_facts(self) -> dict[str, Any]:
-        """What the files' readers cannot know from the config."""
-        config, device = self.config, pick_device(self.config.run.device, 0)
-        flops, counts = flops_per_token(config), parameter_counts(config.model, config.moe)
-        on_gpu = device.type == "cuda"
-        return {
-            "ranks": self.world,
-            "device": torch.cuda.get_device_name() if on_gpu else device.type,
-            "dtype": str(compute_dtype(config, device)).removeprefix("torch."),
-            "peak_flops": self.peak,
-            "flops_per_token": flops.model,
-            "palm_flops_per_token": flops.palm,
-            "parameters": counts.total,
-            "active_parameters": counts.active,
-        }
+            writers = RunWriters.open(
+                config,
+                resumed_step=resumed_step,
+                facts=_start_facts(config, world=world, peak=peak),
+                warn_once=console.warn_once,
+            )
+        console.begin(resumed_step)
+        return cls(config, console=console, clock=clock, peak=peak, writers=writers)
 
     def header(self, facts: Rows) -> None:
         """Model size and routing from the config, and what the trainer found out."""
@@ -104,30 +74,11 @@ class Reporter:
 
     def step(self, record: StepRecord, freq_LE: IntArray) -> None:
         """One training step; ``freq_LE``: top-k pairs per expert over all ranks."""
-        metrics = self.config.metrics
-        self._losses = [*self._losses[:1], (record.step, record.loss)]
+        self._losses = [*self._losses[:1], (record.step, record.learned.loss)]
         self._tally.add(record.flat())
-        if self._starts is not None:
-            self._starts.at(record.step)
-        if self._steps is not None:
-            with self._told("metrics.jsonl"):
-                self._steps.write(record.line())
-        if self._tensorboard is not None:
-            with self._told("tensorboard"):
-                self._tensorboard.write(record)
-                if record.step % metrics.expert_load_every == 0:
-                    self._tensorboard.expert_load(record, freq_LE)
-                    self._tensorboard.layers(record)
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.write(record)
-        last = record.step == self.config.train.steps
-        if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
-            pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
-            line = {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
-            with self._told("expert_load.jsonl"):
-                self._loads.write(line)
-        if is_logged(record.step, self.config) or record.skipped:
+        if self._writers is not None:
+            self._writers.step(record, freq_LE)
+        if is_logged(record.step, self.config) or record.learned.skipped:
             self.console.step(record)
         self._last = record
         if self._layer_table_is_due(record):
@@ -135,23 +86,12 @@ class Reporter:
         self.console.advance(record.step)
         self._warn(record)
 
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """An error of the disk is told once, and costs no training. Lines of JSON stay in memory
-        until one can be written."""
-        try:
-            yield
-        except OSError as error:
-            self.console.warn_once(
-                name, f"{name} in {self.config.run.dir} is NOT written: {error}; training goes on"
-            )
-
     def _layer_table_is_due(self, record: StepRecord) -> bool:
         every = self.config.metrics.layer_table_every
         return bool(record.layers) and every > 0 and record.step % every == 0
 
     def _warn(self, record: StepRecord) -> None:
-        if record.skipped:
+        if record.learned.skipped:
             self.console.line(
                 f"step {record.step} is SKIPPED, without an update; not finite, first of all: "
                 f"{record.not_finite}"
@@ -186,23 +126,10 @@ class Reporter:
         """A validation loss, beside the entropy that knowing token frequencies alone would give;
         ``seconds`` that it took; ``corpora``: the losses of the corpora of a mix."""
         self._validation, corpora = loss, corpora or {}
-        if self._validations is not None:
-            with self._told("validation.jsonl"):
-                self._validations.write(
-                    {
-                        "step": step,
-                        "validation_loss": loss,
-                        "unigram_entropy": unigram_entropy,
-                        "seconds": seconds,
-                        "corpora": dict(corpora),
-                    }
-                )
-        if self._tensorboard is not None:
-            with self._told("tensorboard"):
-                self._tensorboard.validation(step, loss, corpora)
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.validation(step, loss, corpora)
+        if self._writers is not None:
+            self._writers.validation(
+                ValidationRecord(step, loss, unigram_entropy, seconds, dict(corpora))
+            )
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
@@ -235,35 +162,39 @@ class Reporter:
         rows += [("saving", saving)] if saving else []
         rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)
-        if self._starts is not None:
-            with self._told("starts.jsonl"):
-                self._starts.end(
-                    stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
-                )
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.end(failed=False)
+        if self._writers is not None:
+            self._writers.finish(
+                stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
+            )
 
     def close(self) -> None:
         """Close the files; again is harmless. Without `finish` before, the start has failed."""
-        if self._starts is not None:
-            with self._told("starts.jsonl"):
-                self._starts.end(ERROR, seconds=self.clock.elapsed())
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.end(failed=True)
-        for writer in (self._steps, self._validations, self._loads, self._tensorboard):
-            if writer is not None:
-                with self._told("the end of metrics"):
-                    writer.close()
-        self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
-        self._wandb = None
+        if self._writers is not None:
+            self._writers.close(seconds=self.clock.elapsed())
+        self._writers = None
         self.console.end()
 
 
 def is_logged(step: int, config: Config) -> bool:
     """Whether the console has a line of ``step``, whatever happens in it."""
     return step in (1, config.train.steps) or step % config.metrics.log_every == 0
+
+
+def _start_facts(config: Config, *, world: int, peak: float | None) -> dict[str, Any]:
+    """What the files' readers cannot know from the config."""
+    device = pick_device(config.run.device, 0)
+    flops, counts = flops_per_token(config), parameter_counts(config.model, config.moe)
+    on_gpu = device.type == "cuda"
+    return {
+        "ranks": world,
+        "device": torch.cuda.get_device_name() if on_gpu else device.type,
+        "dtype": str(compute_dtype(config)).removeprefix("torch."),
+        "peak_flops": peak,
+        "flops_per_token": flops.model,
+        "palm_flops_per_token": flops.palm,
+        "parameters": counts.total,
+        "active_parameters": counts.active,
+    }
 
 
 def _own_device(config: Config) -> torch.device:
@@ -275,6 +206,6 @@ def _own_device(config: Config) -> torch.device:
 def _bf16_peak(config: Config) -> float | None:
     """FLOP/s of this rank's device, None where MFU would have no meaning or no known peak."""
     device = pick_device(config.run.device, 0)
-    if device.type != "cuda" or compute_dtype(config, device) != torch.bfloat16:
+    if device.type != "cuda" or compute_dtype(config) != torch.bfloat16:
         return None
     return peak_flops(torch.cuda.get_device_name())

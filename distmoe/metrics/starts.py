@@ -14,17 +14,23 @@ ERROR = "an error"
 
 
 class StartLog:
-    """Two lines a start, on rank 0. A start without an ``end`` runs, or was killed."""
+    """Two lines a start, on rank 0. A start without an ``end`` runs, or was killed. ``step``: the
+    last one that is done."""
 
-    def __init__(self, path: Path, *, resumed_step: int, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path, step: int) -> None:
+        self._path, self._step, self._ended = path, step, False
+
+    @classmethod
+    def open(cls, path: Path, *, resumed_step: int, facts: dict[str, Any]) -> StartLog:
         """Cut what a resume takes back, and note this start with ``facts`` of its ranks."""
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if _is_before(line, resumed_step)]
         beside = path.with_name(path.name + ".part")
         beside.write_text("".join(kept))
         beside.replace(path)
-        self._path, self._step, self._ended = path, resumed_step, False
-        self._write({"event": START, "step": resumed_step, "time": time.time(), **facts})
+        log = cls(path, resumed_step)
+        log._write({"event": START, "step": resumed_step, "time": time.time(), **facts})
+        return log
 
     def at(self, step: int) -> None:
         """``step`` is done."""

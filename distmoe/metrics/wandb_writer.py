@@ -22,16 +22,24 @@ LAST_WORDS_S = 5.0
 class WandbWriter:
     """The curves of TensorBoard, in the same groups, as a run of the project metrics.wandb.
 
-    A resumed run goes on as the same run of W&B; one that begins anew is another one there. Steps
-    that a resume repeats stay as they were sent first. RuntimeError if W&B does not start.
+    ``run``: of W&B, started. Steps that a resume repeats stay as they were sent first.
     """
 
-    def __init__(self, config: Config, *, resumed_step: int) -> None:
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        # Behind the last one that W&B has; it warns of every line for an earlier one.
+        self._first_step: int = run.starting_step
+        self._ended = False
+
+    @classmethod
+    def open(cls, config: Config, *, resumed_step: int) -> WandbWriter:
+        """A resumed run goes on as the same run of W&B; one that begins anew is another one there.
+        RuntimeError if W&B does not start."""
         import wandb
 
         folder = Path(config.run.dir)
         try:
-            self._run: Any = wandb.init(
+            run: Any = wandb.init(
                 project=config.metrics.wandb,
                 name=config.run.name,
                 dir=str(folder),
@@ -47,9 +55,7 @@ class WandbWriter:
                 f"metrics.wandb is {config.metrics.wandb}, and wandb does not start: {error} "
                 "WANDB_MODE=offline needs neither account nor network"
             ) from error
-        # Behind the last one that W&B has; it warns of every line for an earlier one.
-        self._first_step: int = self._run.starting_step
-        self._ended = False
+        return cls(run)
 
     def write(self, record: StepRecord) -> None:
         """The scalars of a step."""

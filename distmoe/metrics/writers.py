@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,20 @@ LAYOUT = {
 
 
 class JsonlWriter:
-    """One object a step. On resume the lines of steps that were lost are cut first, so that the
-    file has each step once."""
+    """One object a step, at the end of ``file``, whose last one is of ``last_step``; ``waiting`` is
+    what comes before the first."""
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        self._last_step = cut_after(path, resumed_step)
+    def __init__(self, file: FileIO, last_step: float, waiting: bytes = b"") -> None:
+        self._file, self._last_step, self._waiting = file, last_step, waiting
+
+    @classmethod
+    def open(cls, path: Path, *, resumed_step: int) -> JsonlWriter:
+        """On resume the lines of steps that were lost are cut first, so that the file has each step
+        once."""
+        last_step = cut_after(path, resumed_step)
         # Without a buffer, which would drop a line that does not fit beside the waiting ones.
-        self._file = path.open("ab", buffering=0)
-        self._waiting = b"" if _ends_a_line(path) else b"\n"
+        file = path.open("ab", buffering=0)
+        return cls(file, last_step, b"" if _ends_a_line(path) else b"\n")
 
     def write(self, values: dict[str, Any]) -> None:
         """Append ``values``, which have a ``step``; a step that the file has is left as it is."""
@@ -124,14 +131,20 @@ def _ends_a_line(path: Path) -> bool:
 
 
 class TensorBoardWriter:
-    """Scalars in named groups; the load of every expert as histograms and as an image."""
+    """Scalars in named groups; the load of every expert as histograms and as an image. ``writer``:
+    an open SummaryWriter."""
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    @classmethod
+    def open(cls, path: Path, *, resumed_step: int) -> TensorBoardWriter:
+        """A file of events in the folder ``path``, whose curves go on behind ``resumed_step``."""
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(str(path), purge_step=resumed_step + 1)
-        add_layout: Any = self._writer.add_custom_scalars
-        add_layout(LAYOUT)
+        writer: Any = SummaryWriter(str(path), purge_step=resumed_step + 1)
+        writer.add_custom_scalars(LAYOUT)
+        return cls(writer)
 
     def write(self, record: StepRecord) -> None:
         """The scalars of a step."""

@@ -21,6 +21,7 @@ from distmoe.kernels.router_logits import router_logits
 from distmoe.moe.autocast import autocast
 from distmoe.moe.balance_counts import BalanceCounts, OwnCounts, balance_counts, own_counts
 from distmoe.moe.check import check_layer
+from distmoe.moe.check_input import check_input
 from distmoe.moe.dispatch import Dispatch
 from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
@@ -178,11 +179,7 @@ class MoE(nn.Module):
         return named_range(name, layer=self.name)
 
     def forward(self, x: Tensor) -> tuple[Tensor, MoELosses]:
-        if x.shape[-1] != self.config.hidden_size:
-            hidden_size = f"hidden_size ({self.config.hidden_size})"
-            raise ValueError(
-                f"x has the shape {tuple(x.shape)}; its last size must be {hidden_size}"
-            )
+        check_input(x, self, hidden_size=self.config.hidden_size)
         x_TH = autocast(x.reshape(-1, x.shape[-1]))
         with self._named("router"):
             logits_TE = router_logits(x_TH, autocast(self.router_EH))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from distmoe.config import Config
+from distmoe.config.dtype import with_dtype
 from distmoe.planner.block_activations import BlockActivations, block_activations
 from distmoe.planner.engine_costs import EngineCosts, Job
 from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
@@ -96,11 +97,9 @@ def zero3_host_memory(config: Config, world: int) -> int:
 
 
 def _itemsize(config: Config) -> int:
-    """Bytes of the compute dtype, as `engines.compute_dtype` picks it."""
-    name = config.train.dtype
-    if name == "auto":
-        name = "fp32" if config.run.device == "cpu" else "bf16"
-    return ITEMSIZE[name]
+    """Bytes of the compute dtype."""
+    device_type = "cpu" if config.run.device == "cpu" else "cuda"
+    return ITEMSIZE[with_dtype(config, device_type).train.dtype]
 
 
 def _moments(job: Job) -> Iterator[Moment]:

@@ -10,6 +10,7 @@ import torch
 
 from distmoe.comm import make_exchange
 from distmoe.config import Config
+from distmoe.config.dtype import with_dtype
 from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
 from distmoe.planner.environment import environment
@@ -89,9 +90,9 @@ class MachineFigures:
 
 def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) -> MachineFigures:
     """The figures of a resolved config's machine, the same on every rank; collective."""
-    moe, device = config.moe, runtime.device
+    config, moe, device = with_dtype(config, runtime.device.type), config.moe, runtime.device
     exchange = make_exchange(runtime.group, moe.dispatch.exchange)
-    dtype = compute_dtype(config, device)
+    dtype = compute_dtype(config)
     links = measure_links(exchange, ranks_per_node=ranks_per_node, device=device)
     all_gather_s = measure_all_gather(exchange, moe.num_experts + 1, device=device)
     collective_s = measure_collectives(runtime.group, device=device) if runtime.group else {}

@@ -34,7 +34,8 @@ def resolve_schedule(
     *,
     relays: bool = True,
 ) -> ResolvedSchedule:
-    """The schedule of the expert layers of a run of ``world`` ranks, consecutive ranks on a node.
+    """The schedule of the expert layers of a run of ``world`` ranks, consecutive ranks on a node,
+    whose dtype `with_dtype` has resolved.
 
     Settings that are not auto stay as they are. ``relays``: whether auto may take level node.
     ValueError for fewer than one rank on a node.
@@ -63,7 +64,7 @@ def ranked_schedules(
     dispatch = config.moe.dispatch
     levels = [level for level in LEVELS if relays or level != "node"]
     return best_schedule(
-        layer_shape(config, dtype=_dtype(config, profile)),
+        layer_shape(config, dtype=config.train.dtype),
         layout,
         profile,
         levels=levels if dispatch.level == "auto" else (dispatch.level,),
@@ -87,17 +88,10 @@ def layer_shape(config: Config, *, dtype: str) -> LayerShape:
     )
 
 
-def _dtype(config: Config, profile: Profile) -> str:
-    """auto depends on the device, and a profile has the rate of its device's dtype."""
-    if config.train.dtype != "auto":
-        return config.train.dtype
-    return next(iter(profile.dtypes), "auto")
-
-
 def _missing(layout: RankLayout, profile: Profile, config: Config) -> str:
     """What the profile lacks for these ranks; empty if nothing."""
     lacking = [f"link '{name}'" for name in layout.link_classes if name not in profile.links]
-    if _dtype(config, profile) not in profile.dtypes:
+    if config.train.dtype not in profile.dtypes:
         lacking.append(f"GEMM rate of {config.train.dtype}")
     return f"the profile has no {' and no '.join(lacking)}" if lacking else ""
 

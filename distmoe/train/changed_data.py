@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.config import Config, ConfigError, corpora
 from distmoe.config.data_sizes import read_data_sizes
+from distmoe.config.sample_ranges import in_words, sample_ranges
 
 
 def manifest_mark(folder: str) -> str:
@@ -54,3 +56,23 @@ def changed_data(checkpoint: Path, config: Config, *, weights_only: bool = False
         if saved["manifests"].get(folder, mark) != mark
     ]
     return [f"changed since the checkpoint: what is in {folder}" for folder in others]
+
+
+def skipped_too_late(checkpoint: Path, config: Config, samples: int) -> list[str]:
+    """A warning if data.skip has what the run has trained on before ``checkpoint``, which lies
+    behind ``samples`` of them: a resume that is automatic goes on after the stretch that is to be
+    left out. What the checkpoint's own data.skip had is no news."""
+    saved = tomllib.loads(read_manifest(checkpoint).about.get("config", ""))
+    then = sample_ranges(saved.get("data", {}).get("skip", ()))
+    trained = [
+        range(left_out.start, min(left_out.stop, samples))
+        for left_out in sample_ranges(config.data.skip)
+        if left_out.start < samples
+    ]
+    late = [r for r in trained if not any(r.start >= t.start and r.stop <= t.stop for t in then)]
+    if not late:
+        return []
+    return [
+        f"warning: data.skip has samples {in_words(late)}, which were trained on before "
+        f"{checkpoint}; to leave them out, go back to a checkpoint before them: --resume FOLDER"
+    ]

@@ -31,6 +31,9 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
         was, now = _value(saved, key), value_of(config, key)
         # TOML knows no tuples.
         now = list(now) if isinstance(now, tuple) else now
+        if key == "train.dtype" and was == "auto":
+            # An earlier version did not note what that was.
+            continue
         if was is not None and was != now:
             changed.append(f"{key} {now!r}, was {was!r}")
     return changed

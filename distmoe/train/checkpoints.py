@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from distmoe import __version__
 from distmoe.checkpoint.load import MODEL, load
 from distmoe.checkpoint.manifest import has_weights_only
@@ -14,7 +16,7 @@ from distmoe.checkpoint.store import CheckpointStore, SaveReport
 from distmoe.config import Config, ConfigError, RankInfo, to_toml
 from distmoe.config.rewound import RECORD, went_back
 from distmoe.engines import Engine
-from distmoe.train.changed_data import changed_data, data_marks
+from distmoe.train.changed_data import changed_data, data_marks, skipped_too_late
 from distmoe.train.changed_settings import changed_settings
 from distmoe.train.progress import NOTHING_DONE, Progress, saved_progress
 from distmoe.train.rewind import forget, go_back, left_behind
@@ -24,9 +26,15 @@ MIB = 1 << 20
 
 class Checkpoints:
     """The checkpoints of one run. ``seconds``: what the training loop has lost to saves so far, by
-    copying its state and by waiting for the write before."""
+    copying its state and by waiting for the write before. ``group``: of `checkpoint_group`."""
 
-    def __init__(self, config: Config, ranks: RankInfo, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        ranks: RankInfo,
+        engine: Engine,
+        group: dist.ProcessGroup | None,
+    ) -> None:
         self.config, self.ranks, self.engine = config, ranks, engine
         self.folder = Path(config.run.dir)
         own = config.checkpoint
@@ -35,6 +43,7 @@ class Checkpoints:
             keep_last=own.keep_last,
             keep_every=own.keep_every,
             asynchronous=own.asynchronous,
+            group=group,
             about={
                 "distmoe": __version__,
                 "world": ranks.world,
@@ -101,7 +110,9 @@ class Checkpoints:
         self.engine.load_state_dict(state)
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])
-        return saved_progress(path, self.store.saved_step)
+        progress = saved_progress(path, self.store.saved_step)
+        self._untold += skipped_too_late(path, self.config, progress.samples)
+        return progress
 
     def _take_weights(self) -> Path | None:
         if not self.config.checkpoint.init_from:

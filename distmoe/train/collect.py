@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,16 @@ from distmoe.metrics.expert_load import (
 )
 from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.memory import peak_memory_gib
-from distmoe.metrics.record import CorpusProgress, StepRecord
+from distmoe.metrics.record import (
+    CorpusProgress,
+    Energy,
+    Learned,
+    Slowest,
+    Speed,
+    StepRecord,
+    StepTimes,
+    Traffic,
+)
 from distmoe.metrics.throughput import (
     Lap,
     RunPart,
@@ -52,106 +61,114 @@ def collect_step(
     communication: StepCommunication,
     bytes_per_value: int,
     peak: float | None,
+    samples_left_out: int = 0,
     corpora: tuple[CorpusProgress, ...] = (),
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective. ``peak``:
-    FLOP/s of a rank's device, None if that is not known. ``corpora``: what the steps so far have
-    read."""
+    FLOP/s of a rank's device, None if that is not known. ``samples_left_out``: by the step;
+    ``corpora``: what the steps so far have read."""
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
+    by_rank = _gather(outcome, communication, runtime, lap)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
     first_moe_block = config.model.n_dense_layers
     record = StepRecord(
         step=step,
-        lr=lr,
         ranks=runtime.ranks.world,
         warm_up=lap.warm_up,
-        **_learned(outcome),
-        **_times(outcome, lap, checkpoint_seconds),
-        **_speed(outcome, config, lap, world=runtime.ranks.world, peak=peak),
-        **_from_ranks(outcome, communication, runtime, lap),
-        rows_mib=rows * row_mib,
-        rows_mib_with_copies=copies * row_mib,
+        learned=_learned(outcome, lr),
+        times=_times(outcome, lap, checkpoint_seconds),
+        speed=_speed(outcome, config, lap, world=runtime.ranks.world, peak=peak),
+        energy=_energy(by_rank.joules, outcome.valid_tokens, lap),
+        slowest=_slowest(by_rank.own_seconds),
+        memory_gib=max(by_rank.memory_gib),
+        traffic=_traffic(by_rank, lap, rows_mib=rows * row_mib, copies_mib=copies * row_mib),
         load=load_of_all(counts),
         layers={
             first_moe_block + row: load_of_layer(counts, row) for row in range(len(counts.freq_LE))
         },
         routing="forced" if is_forced(config.moe.router) else "real",
+        not_finite=outcome.not_finite,
+        samples_left_out=samples_left_out,
         corpora=corpora,
     )
     return record, counts.freq_LE
 
 
-def _learned(outcome: StepOutcome) -> dict[str, Any]:
-    """Fields of the record: losses, gradient, tokens."""
-    return {
-        "loss": outcome.loss,
-        "load_balance_loss": outcome.load_balance_loss,
-        "z_loss": outcome.z_loss,
-        "grad_norm": outcome.grad_norm,
-        "skipped": outcome.skipped,
-        "not_finite": outcome.not_finite,
-        "tokens": outcome.valid_tokens,
-    }
+def _learned(outcome: StepOutcome, lr: float) -> Learned:
+    return Learned(
+        loss=outcome.loss,
+        load_balance_loss=outcome.load_balance_loss,
+        z_loss=outcome.z_loss,
+        lr=lr,
+        grad_norm=outcome.grad_norm,
+        skipped=outcome.skipped,
+        tokens=outcome.valid_tokens,
+    )
 
 
-def _times(outcome: StepOutcome, lap: Lap, checkpoint_seconds: float) -> dict[str, Any]:
-    """Fields of the record: seconds of the step and of its parts."""
-    return {
-        "step_seconds": lap.step,
-        "data_seconds": lap.parts.get(RunPart.DATA, 0.0),
-        "forward_backward_seconds": outcome.forward_backward_seconds,
-        "optimizer_seconds": outcome.optimizer_seconds,
-        "checkpoint_seconds": checkpoint_seconds,
-        "validation_seconds": lap.parts.get(RunPart.VALIDATION, 0.0),
-    }
+def _times(outcome: StepOutcome, lap: Lap, checkpoint_seconds: float) -> StepTimes:
+    return StepTimes(
+        step_seconds=lap.step,
+        data_seconds=lap.parts.get(RunPart.DATA, 0.0),
+        forward_backward_seconds=outcome.forward_backward_seconds,
+        optimizer_seconds=outcome.optimizer_seconds,
+        checkpoint_seconds=checkpoint_seconds,
+        validation_seconds=lap.parts.get(RunPart.VALIDATION, 0.0),
+    )
 
 
 def _speed(
     outcome: StepOutcome, config: Config, lap: Lap, *, world: int, peak: float | None
-) -> dict[str, Any]:
-    """Fields of the record: tokens, FLOPs and MFU of a rank, by both conventions."""
+) -> Speed:
     speed = tokens_per_second_per_rank(outcome.valid_tokens, lap.step, world)
     flops = flops_per_token(config, document_tokens=outcome.document_tokens)
     peak = math.nan if peak is None else peak
-    return {
-        "tokens_per_second_per_rank": speed,
-        "tflops_per_rank": speed * flops.model / TERA,
-        "palm_tflops_per_rank": speed * flops.palm / TERA,
-        "mfu": model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
-        "palm_mfu": model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
-    }
-
-
-def _from_ranks(
-    outcome: StepOutcome, communication: StepCommunication, runtime: Runtime, lap: Lap
-) -> dict[str, Any]:
-    """Fields of the record: what every rank knows of itself alone, in one all-gather."""
-    own_seconds, exposed_seconds, node_bytes, remote_bytes, memory_gib, joules = _gather(
-        [
-            _own_seconds(outcome, communication, runtime.device),
-            communication.exposed_seconds,
-            communication.node_bytes,
-            communication.remote_bytes,
-            peak_memory_gib(runtime.device),
-            lap.joules,
-        ],
-        runtime,
+    return Speed(
+        tokens_per_second_per_rank=speed,
+        tflops_per_rank=speed * flops.model / TERA,
+        palm_tflops_per_rank=speed * flops.palm / TERA,
+        mfu=model_flops_utilization(speed, flops_per_token=flops.model, peak_flops=peak),
+        palm_mfu=model_flops_utilization(speed, flops_per_token=flops.palm, peak_flops=peak),
     )
-    exposed, energy = statistics.fmean(exposed_seconds), sum(joules)
+
+
+@dataclass(frozen=True)
+class _ByRank:
+    """What every rank knows of itself alone, a value for each rank: seconds, bytes, GiB, joules.
+    Columns of one all-gather, in this order."""
+
+    own_seconds: list[float]
+    exposed_seconds: list[float]
+    node_bytes: list[float]
+    remote_bytes: list[float]
+    memory_gib: list[float]
+    joules: list[float]
+
+
+def _energy(joules: list[float], tokens: int, lap: Lap) -> Energy:
+    energy = sum(joules)
+    return Energy(
+        energy_joules=energy,
+        watts_per_rank=energy / (max(lap.step, 1e-9) * len(joules)),
+        tokens_per_joule=tokens / energy if energy > 0 else math.nan,
+    )
+
+
+def _slowest(own_seconds: list[float]) -> Slowest:
     slowest = slowest_over_mean(own_seconds)
-    rank_seconds = max(lap.step, 1e-9) * runtime.ranks.world
-    return {
-        "slowest_over_mean": slowest,
-        "slowest_rank": None if math.isnan(slowest) else int(np.argmax(own_seconds)),
-        "memory_gib": max(memory_gib),
-        "energy_joules": energy,
-        "watts_per_rank": energy / rank_seconds,
-        "tokens_per_joule": outcome.valid_tokens / energy if energy > 0 else math.nan,
-        "exposed_seconds": exposed,
-        "exposed_share": exposed / max(lap.step, 1e-9),
-        "node_mib": sum(node_bytes) / MIB,
-        "remote_mib": sum(remote_bytes) / MIB,
-    }
+    return Slowest(slowest, None if math.isnan(slowest) else int(np.argmax(own_seconds)))
+
+
+def _traffic(by_rank: _ByRank, lap: Lap, *, rows_mib: float, copies_mib: float) -> Traffic:
+    exposed = statistics.fmean(by_rank.exposed_seconds)
+    return Traffic(
+        rows_mib=rows_mib,
+        rows_mib_with_copies=copies_mib,
+        exposed_seconds=exposed,
+        exposed_share=exposed / max(lap.step, 1e-9),
+        node_mib=sum(by_rank.node_bytes) / MIB,
+        remote_mib=sum(by_rank.remote_bytes) / MIB,
+    )
 
 
 def _own_seconds(
@@ -230,12 +247,20 @@ def _sum_over_ranks(counts: IntArray, runtime: Runtime) -> IntArray:
     return summed
 
 
-def _gather(values: list[float], runtime: Runtime) -> list[list[float]]:
-    """For each of ``values`` those of all ranks."""
+def _gather(
+    outcome: StepOutcome, communication: StepCommunication, runtime: Runtime, lap: Lap
+) -> _ByRank:
+    values = [
+        _own_seconds(outcome, communication, runtime.device),
+        communication.exposed_seconds,
+        communication.node_bytes,
+        communication.remote_bytes,
+        peak_memory_gib(runtime.device),
+        lap.joules,
+    ]
     if runtime.group is None:
-        return [[value] for value in values]
+        return _ByRank(*([value] for value in values))
     own = torch.tensor(values, dtype=torch.float64, device=runtime.device)
     gathered = [torch.empty_like(own) for _ in range(runtime.ranks.world)]
     dist.all_gather(gathered, own)
-    by_value: list[list[float]] = torch.stack(gathered, dim=1).tolist()
-    return by_value
+    return _ByRank(*torch.stack(gathered, dim=1).tolist())

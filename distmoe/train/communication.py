@@ -53,9 +53,18 @@ class _Tracing:
 
 
 class Communication:
-    """Observes every MoE layer's messages until ``close``. Collective where there are ranks."""
+    """Observes every MoE layer's messages until ``close``, which ends ``watchdog`` and
+    ``heartbeats``, too."""
 
-    def __init__(self, config: Config, runtime: Runtime, model: Transformer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        runtime: Runtime,
+        model: Transformer,
+        *,
+        watchdog: Watchdog | None = None,
+        heartbeats: Heartbeats | None = None,
+    ) -> None:
         self._runtime = runtime
         self._folder = Path(config.run.dir) / "trace"
         self._timeout_s = config.launch.timeout_s
@@ -65,10 +74,7 @@ class Communication:
         self._kernel_clock = KernelClock()
         self._tracing: _Tracing | None = None
         self._before = StepCommunication()
-        self._heartbeats: Heartbeats | None = None
-        self._watchdog: Watchdog | None = None
-        if runtime.group is not None and runtime.ranks.world > 1:
-            self._watch(config.launch.stall_warning_s)
+        self._watchdog, self._heartbeats = watchdog, heartbeats
         self._exchanges: list[Exchange] = []
         self._observers: list[Observer] = []
         for block in model.blocks:
@@ -77,15 +83,16 @@ class Communication:
                 for observer in block.mlp.observers():
                     self._observe(observer, config.launch.timeout_s)
 
-    def _watch(self, warning_s: float) -> None:
-        ranks = self._runtime.ranks
-        self._heartbeats = Heartbeats(
-            default_store(),
-            rank=ranks.rank,
-            world=ranks.world,
-            beat_s=min(BEAT_S, warning_s / 4),
-        )
-        self._watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=self._heartbeats)
+    @classmethod
+    def open(cls, config: Config, runtime: Runtime, model: Transformer) -> Communication:
+        """With the threads that see a rank stand still, where there are several."""
+        ranks, warning_s = runtime.ranks, config.launch.stall_warning_s
+        if runtime.group is None or ranks.world == 1:
+            return cls(config, runtime, model)
+        beat_s = min(BEAT_S, warning_s / 4)
+        hearts = Heartbeats(default_store(), rank=ranks.rank, world=ranks.world, beat_s=beat_s)
+        watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=hearts)
+        return cls(config, runtime, model, watchdog=watchdog, heartbeats=hearts)
 
     def _observe(self, observer: Observer, timeout_s: float) -> None:
         observer.timeout_s = timeout_s

@@ -11,7 +11,8 @@ from distmoe.checkpoint.manifest import read_manifest
 
 @dataclass(frozen=True)
 class Progress:
-    """``done`` steps, which took ``samples`` of the data; ``lr``: of the last one, if known."""
+    """``done`` steps, which took, or left out, ``samples`` of the data; ``lr``: of the last one, if
+    known."""
 
     done: int
     samples: int

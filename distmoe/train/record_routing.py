@@ -27,22 +27,27 @@ Recorded = list[tuple[IntArray, IntArray]]
 class RoutingRecorder:
     """Writes the next ``config.train.record_routing`` steps of this rank; 0 does nothing.
 
-    OSError if the folder cannot be made; ValueError, in a step, for a router whose choice is not
-    the top-k of its keys. Files of steps after ``resumed_step`` are removed, as this start makes
-    those steps again.
+    ValueError, in a step, for a router whose choice is not the top-k of its keys.
     """
 
-    def __init__(
-        self, config: Config, ranks: RankInfo, layers: list[MoE], *, resumed_step: int
-    ) -> None:
+    def __init__(self, config: Config, ranks: RankInfo, layers: list[MoE]) -> None:
         self.config, self.ranks, self.layers = config, ranks, layers
         self.folder = Path(config.run.dir) / "routing"
         self.steps_left = config.train.record_routing if layers else 0
         self._recorded: list[Recorded] = []
-        if self.steps_left:
-            self.folder.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def open(
+        cls, config: Config, ranks: RankInfo, layers: list[MoE], *, resumed_step: int
+    ) -> RoutingRecorder:
+        """With its folder, if there is something to record; OSError if that cannot be made. Files
+        of steps after ``resumed_step`` are removed: this start makes those steps again."""
+        recorder = cls(config, ranks, layers)
+        if recorder.steps_left:
+            recorder.folder.mkdir(parents=True, exist_ok=True)
             if ranks.rank == 0:
-                forget_traces(self.folder, after_step=resumed_step)
+                forget_traces(recorder.folder, after_step=resumed_step)
+        return recorder
 
     @contextmanager
     def recording(self) -> Iterator[None]:

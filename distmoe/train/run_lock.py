@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from distmoe.config import ConfigError
 
@@ -26,21 +27,25 @@ WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 class RunLock:
-    """Held by rank 0 from the beginning of a run to its end. ``note``: what the user has to know,
-    or ""."""
+    """Held by rank 0 from the beginning of a run to its end, by the open ``file``. ``note``: what
+    the user has to know, or ""."""
 
-    def __init__(self, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """ConfigError if another process has the folder, and keeps it for a while."""
+    def __init__(self, file: TextIO) -> None:
+        self._file, self.note = file, ""
+
+    @classmethod
+    def acquire(cls, folder: Path, *, sleep: Callable[[float], None] = time.sleep) -> RunLock:
+        """The lock of ``folder``, which is made. ConfigError if another process has it, and keeps
+        it for a while, in which the user is told."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.note = ""
-        self._file = (folder / NAME).open("a+")
+        lock = cls((folder / NAME).open("a+"))
         waited = 0.0
-        while not self._take():
-            holder = self._holder()
+        while not lock._take():
+            holder = lock._holder()
             name = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
             wait_s = SAME_BOOT_WAIT_S if holder.get("boot") == _boot() else OTHER_WAIT_S
             if waited >= wait_s:
-                self._file.close()
+                lock.release()
                 raise ConfigError(
                     f"run.dir is '{folder}'; it must be one in which no other run trains, and "
                     f"{name} does"
@@ -52,11 +57,16 @@ class RunLock:
                 )
             sleep(1.0)
             waited += 1.0
-        if not self.note:
-            self._file.truncate(0)
-            own = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
-            self._file.write(json.dumps(own))
-            self._file.flush()
+        if not lock.note:
+            lock._sign()
+        return lock
+
+    def _sign(self) -> None:
+        """For those who come later."""
+        self._file.truncate(0)
+        own = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
+        self._file.write(json.dumps(own))
+        self._file.flush()
 
     def _take(self) -> bool:
         try:

@@ -59,15 +59,15 @@ def run_tiles(moe: MoEConfig, device: torch.device) -> TileTable:
         raise ConfigError(f"moe.kernel_tiles: {error}") from error
 
 
-def expert_shape(config: Config, device: torch.device) -> ExpertShape:
-    """The experts of a rank of a resolved config on ``device``, as tables of tiles know them."""
+def expert_shape(config: Config) -> ExpertShape:
+    """The experts of a rank of a resolved config, dtype included, as tables of tiles know them."""
     moe = config.moe
     return ExpertShape(
         H=moe.hidden_size,
         I=moe.intermediate_size,
         e=moe.num_experts // config.parallel.ep,
         gated=activation_called(moe.activation).gated,
-        dtype=compute_dtype(config, device),
+        dtype=compute_dtype(config),
     )
 
 

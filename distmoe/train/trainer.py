@@ -6,26 +6,28 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from distmoe import runtime as runtime_room
+from distmoe.checkpoint.store import checkpoint_group
 from distmoe.config import Config, ConfigError, RankInfo
+from distmoe.config.dtype import with_dtype
 from distmoe.config.load import to_toml
+from distmoe.config.sample_ranges import in_words
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
 from distmoe.data.sampler import DataPosition
-from distmoe.engines import compute_dtype, make_engine
-from distmoe.kernels.moe_mlp import backend_for
-from distmoe.kernels.moe_mlp.find_tiles import triton_version
+from distmoe.engines import Engine, compute_dtype, make_engine
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.metrics.throughput import RunPart
 from distmoe.named_range import named_range
-from distmoe.registry import MOE_MLP_TILES, SCHEDULES
-from distmoe.runtime import Runtime, StopSignal, any_rank
+from distmoe.registry import SCHEDULES
+from distmoe.runtime import Runtime, StopSignal, any_rank, deterministic_algorithms
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
@@ -34,7 +36,8 @@ from distmoe.train.profiling import Profiling
 from distmoe.train.progress import Progress
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.run_lock import RunLock
-from distmoe.train.start import common_facts, expert_shape, run_tiles
+from distmoe.train.start import common_facts
+from distmoe.train.start_facts import StartFacts
 from distmoe.train.step import StepOutcome, train_step, validation_loss
 from distmoe.train.stop_note import remove_stop_note, write_stop_note
 
@@ -53,26 +56,27 @@ def train(config: Config, ranks: RankInfo) -> bool:
     stop_signal = StopSignal()
     stop_signal.install()
     lock, problem = _lock(config, ranks)
-    runtime = runtime_room.start(
-        ranks,
-        device=config.run.device,
-        timeout_s=config.launch.timeout_s,
-        threads=config.launch.threads,
-        engine=config.parallel.engine,
-        facts=partial(common_facts, config),
-        problem=problem,
-    )
-    mesh = None
-    if runtime.group is not None:
-        mesh = build_mesh(
-            config.parallel,
-            device_type=runtime.device.type,
-            timeout_s=config.launch.timeout_s,
-        )
     with ExitStack() as resources:
         if lock is not None:
             resources.callback(lock.release)
-        trainer = Trainer(config, runtime, mesh, resources)
+        resources.enter_context(deterministic_algorithms(config.run.deterministic))
+        runtime = runtime_room.start(
+            ranks,
+            device=config.run.device,
+            timeout_s=config.launch.timeout_s,
+            threads=config.launch.threads,
+            engine=config.parallel.engine,
+            facts=partial(common_facts, config),
+            problem=problem,
+        )
+        mesh = None
+        if runtime.group is not None:
+            mesh = build_mesh(
+                config.parallel,
+                device_type=runtime.device.type,
+                timeout_s=config.launch.timeout_s,
+            )
+        trainer = Trainer.open(config, runtime, mesh, resources)
         trainer.tell([lock.note] if lock is not None and lock.note else [])
         runtime_room.keep_all_objects()
         finished = trainer.run(stop_signal)
@@ -87,98 +91,68 @@ def _lock(config: Config, ranks: RankInfo) -> tuple[RunLock | None, str]:
     if ranks.rank:
         return None, ""
     try:
-        return RunLock(Path(config.run.dir)), ""
+        return RunLock.acquire(Path(config.run.dir)), ""
     except ConfigError as error:
         return None, str(error)
 
 
-class Trainer:
-    """Everything of a run, built in the order of the data path. ``done``: finished steps."""
+def _sign_folder(config: Config) -> None:
+    folder = Path(config.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.toml").write_text(to_toml(config))
+    remove_stop_note(folder)
 
+
+@dataclass
+class Trainer:
+    """Everything of a run. ``done``: finished steps; ``skipped_in_a_row``: what was not finite in
+    the last ones, if they were without an update."""
+
+    config: Config
+    runtime: Runtime
+    engine: Engine
+    checkpoints: Checkpoints
+    data: RunData
+    reporter: Reporter
+    recorder: RoutingRecorder
+    communication: Communication
+    profiling: Profiling
+    done: int = 0
     skipped_in_a_row: tuple[str, ...] = ()
 
-    def __init__(
-        self, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
-    ) -> None:
-        self.config, self.why_schedule = with_schedule(config, runtime)
-        config, self.runtime = self.config, runtime
-        self.folder = Path(config.run.dir)
-        self.profiling = Profiling(config, runtime)
-        resources.callback(self.profiling.close)
-        self.engine = make_engine(config, mesh, runtime.device)
-        resources.callback(self.engine.close)
-        self.checkpoints = Checkpoints(config, runtime.ranks, self.engine)
-        progress, resumed_from = self.checkpoints.resume()
-        self.done = progress.done
-        self._open_data(resources, progress)
-        if runtime.ranks.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.toml").write_text(to_toml(config))
-            remove_stop_note(self.folder)
-        self.reporter = Reporter(
-            config, rank=runtime.ranks.rank, world=runtime.ranks.world, resumed_step=self.done
-        )
-        resources.callback(self.reporter.close)
-        self.recorder = RoutingRecorder(
-            config, runtime.ranks, self.engine.model.moe_layers(), resumed_step=self.done
-        )
-        self.reporter.header(self._facts(mesh, resumed_from))
-        self.tell([f"warning: {line}" for line in unused_settings(config)])
-        self.tell(self.checkpoints.news() + self._jump_of_lr(progress))
-        self.communication = Communication(config, runtime, self.engine.model)
-        resources.callback(self.communication.close)
-
-    def _open_data(self, resources: ExitStack, progress: Progress) -> None:
-        ranks = self.runtime.ranks
+    @classmethod
+    def open(
+        cls, config: Config, runtime: Runtime, mesh: Mesh | None, resources: ExitStack
+    ) -> Trainer:
+        """Made in the order of the data path, resumed, and introduced to the user; collective. What
+        has to be closed is left to ``resources``."""
+        config, why_schedule = with_schedule(with_dtype(config, runtime.device.type), runtime)
+        ranks = runtime.ranks
+        profiling = Profiling(config, runtime)
+        resources.callback(profiling.close)
+        engine = make_engine(config, mesh, runtime.device)
+        resources.callback(engine.close)
+        checkpoints = Checkpoints(config, ranks, engine, checkpoint_group())
+        progress, source = checkpoints.resume()
         begin = DataPosition(progress.done, progress.samples)
-        self.data = RunData(self.config, rank=ranks.rank, world=ranks.world, begin=begin)
-        self.unigram_entropy = self.data.unigram_entropy
-        resources.callback(self.data.close)
-
-    def _facts(self, mesh: Mesh | None, resumed_from: Path | None) -> list[tuple[str, str]]:
-        config, ranks, device = self.config, self.runtime.ranks, self.runtime.device
-        dtype = str(compute_dtype(config, device)).removeprefix("torch.")
-        kernel = backend_for(config.moe.kernel, device)
-        picked = f" (auto on {device.type})" if config.moe.kernel == "auto" else ""
-        exchanges = {type(m.exchange).__name__ for m in self.engine.model.moe_layers()}
-        tokens = config.train.global_batch_size * config.data.seq_len
-        masked = ", attention inside of documents" if config.data.document_mask else ""
-        facts = [
-            ("mesh", mesh.describe() if mesh else "1 rank"),
-            ("ranks from", f"{ranks.source}, device {device.type}, {dtype}"),
-            ("engine", self._engine_name()),
-            ("expert kernels", kernel + picked),
-            ("exchange", ", ".join(sorted(exchanges)) or "none"),
-            ("overlap", "on" if config.moe.dispatch.overlap else "off"),
-            ("schedule", self._schedule()),
-            ("data", f"{self.data.describe()}, {tokens:,} tokens a step{masked}"),
-            ("state", self._state(resumed_from)),
-        ]
-        if kernel in MOE_MLP_TILES:
-            tiles = run_tiles(config.moe, device)
-            shape = expert_shape(config, device)
-            facts.insert(4, ("tiles", tiles.describe(triton_version(), shape)))
-        if config.train.compile != "none":
-            facts.append(("compiled", f"{config.train.compile} parts, when they first run"))
-        if steps := self.recorder.steps_left:
-            facts.append(("routing trace", f"{self.recorder.folder}, of the next {steps} steps"))
-        return facts
-
-    def _state(self, source: Path | None) -> str:
-        if source is None:
-            return "new run"
-        return f"resumed from {source}" if self.done else f"new run with the weights of {source}"
-
-    def _engine_name(self) -> str:
-        name = self.config.parallel.engine
-        return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
-
-    def _schedule(self) -> str:
-        schedules = {m.schedule for m in self.engine.model.moe_layers()}
-        if self.config.parallel.ep == 1 or not schedules:
-            return "one rank: nothing travels"
-        names = [f"level {s.level}, by {s.order}, {s.steps} steps" for s in schedules]
-        return f"{', '.join(sorted(names))}; {self.why_schedule}"
+        data = RunData(config, rank=ranks.rank, world=ranks.world, begin=begin)
+        resources.callback(data.close)
+        if ranks.rank == 0:
+            _sign_folder(config)
+        layers, done = engine.model.moe_layers(), progress.done
+        reporter = Reporter.open(config, rank=ranks.rank, world=ranks.world, resumed_step=done)
+        resources.callback(reporter.close)
+        recorder = RoutingRecorder.open(config, ranks, layers, resumed_step=done)
+        comm = Communication.open(config, runtime, engine.model)
+        resources.callback(comm.close)
+        trainer = cls(
+            config, runtime, engine, checkpoints, data, reporter, recorder, comm, profiling, done
+        )
+        start = StartFacts(config, runtime, layers, mesh, data, why_schedule, done, source)
+        reporter.header(start.rows(recorder))
+        trainer.tell([f"warning: {line}" for line in unused_settings(config)])
+        trainer.tell(checkpoints.news() + trainer._jump_of_lr(progress))
+        return trainer
 
     def run(self, stop_signal: StopSignal) -> bool:
         """Train until the steps are done or something asks for the end; save; summarise. False if
@@ -230,7 +204,7 @@ class Trainer:
             self.reporter.console.line(self._goes_on(stopped, is_sound=is_sound))
         self.reporter.finish(
             step=self.done,
-            unigram_entropy=self.unigram_entropy,
+            unigram_entropy=self.data.unigram_entropy,
             saving=self.checkpoints.summary(),
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             stopped="" if ends else stopped,
@@ -241,7 +215,7 @@ class Trainer:
             return True
         if self.runtime.ranks.rank == 0:
             saved = max(self.checkpoints.store.saved_step, 0)
-            write_stop_note(self.folder, saved, config.train.steps)
+            write_stop_note(Path(config.run.dir), saved, config.train.steps)
         return False
 
     def _goes_on(self, stopped: str, *, is_sound: bool) -> str:
@@ -284,6 +258,7 @@ class Trainer:
         if self.recorder.steps_left:
             with clock.part(RunPart.ROUTING_TRACE):
                 self.recorder.write(self.done)
+        left_out = self.data.left_out(self.done - 1)
         record, freq_LE = collect_step(
             outcome,
             self.config,
@@ -293,11 +268,14 @@ class Trainer:
             lap=lap,
             checkpoint_seconds=self.checkpoints.lost_seconds(),
             communication=communication,
-            bytes_per_value=compute_dtype(self.config, self.runtime.device).itemsize,
+            bytes_per_value=compute_dtype(self.config).itemsize,
             peak=self.reporter.peak,
+            samples_left_out=sum(map(len, left_out)),
             corpora=tuple(CorpusProgress(*read) for read in self.data.taken(self.done)),
         )
         self.reporter.step(record, freq_LE)
+        if left_out:
+            self.tell([f"step {self.done} left out samples {in_words(left_out)} (data.skip)"])
         self._tell_trace(trace)
         self.tell(self.checkpoints.news())
         self._count_skipped(outcome)
@@ -363,7 +341,7 @@ class Trainer:
         self.reporter.validation(
             self.done,
             mean,
-            self.unigram_entropy,
+            self.data.unigram_entropy,
             seconds=time.perf_counter() - begun,
             corpora=losses if len(losses) > 1 else {},
         )

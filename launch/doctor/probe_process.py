@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distmoe.config import ConfigError, load_config, resolve
+from distmoe.config.dtype import with_dtype
 from distmoe.launch.env import rank_info
 from distmoe.launch.worker import in_one_line
 
@@ -106,7 +107,7 @@ def tiles(arguments: Sequence[str]) -> dict[str, Any]:
         table = run_tiles(config.moe, device)
     except ConfigError as error:
         return {"kernel": kernel, "wrong": str(error)}
-    version, shape = triton_version(), expert_shape(config, device)
+    version, shape = triton_version(), expert_shape(with_dtype(config, device.type))
     old = bool(table.triton_versions - {version})
     return {"kernel": kernel, "wrong": "", "old": old, "seen": table.describe(version, shape)}
 

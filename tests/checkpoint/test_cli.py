@@ -41,6 +41,7 @@ def run(tmp_path: Path) -> Path:
     config = replace(config, moe=replace(config.moe, rounding=rounding))
     store = CheckpointStore(
         tmp_path / "run" / "checkpoints",
+        group=None,
         keep_last=2,
         asynchronous=False,
         about={"world": 2, "engine": "fsdp2", "ep": 2, "config": to_toml(config)},

@@ -24,7 +24,7 @@ def test_at_most_one_tensor_is_held_while_the_next_is_made(tmp_path: Path) -> No
         return tensor
 
     meta = {f"weight_{i}": torch.empty(3, 4, device="meta") for i in range(8)}
-    store = CheckpointStore(tmp_path, keep_last=1, asynchronous=False)
+    store = CheckpointStore(tmp_path, group=None, keep_last=1, asynchronous=False)
     store.save(0, {"model": meta, "progress": {"done": 0}}, planner=LazyTensors(make))
     (path,) = store.complete()
     assert len(alive) == 8

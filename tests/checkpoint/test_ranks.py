@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from distmoe.checkpoint.disk import Disk
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.manifest import read_manifest
-from distmoe.checkpoint.store import CheckpointStore
+from distmoe.checkpoint.store import CheckpointStore, checkpoint_group
 
 WORLD = 3
 
@@ -31,10 +31,11 @@ def state(rank: int, step: int) -> dict[str, Any]:
 
 def save_twice(rank: int, root: Path, full: int | None, at: int) -> Any:
     """Step 1, then step 2 with no space for rank ``full`` from its call ``at`` on."""
-    sound = CheckpointStore(root, keep_last=1, asynchronous=False)
+    group = checkpoint_group()
+    sound = CheckpointStore(root, keep_last=1, asynchronous=False, group=group)
     sound.save(1, state(rank, 1))
     disk = FullDisk(at) if rank == full else Disk()
-    store = CheckpointStore(root, keep_last=1, asynchronous=False, disk=disk)
+    store = CheckpointStore(root, keep_last=1, asynchronous=False, disk=disk, group=group)
     store.save(2, state(rank, 2))
     (report,) = store.reports()
     return report.error, store.saved_step, store.newest_sound()

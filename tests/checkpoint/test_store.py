@@ -38,7 +38,12 @@ def store(
     root: Path, disk: Disk | None = None, *, asynchronous: bool = False, **keep: int
 ) -> CheckpointStore:
     return CheckpointStore(
-        root, **{"keep_last": 1, **keep}, asynchronous=asynchronous, disk=disk, about={"world": 1}
+        root,
+        group=None,
+        **{"keep_last": 1, **keep},
+        asynchronous=asynchronous,
+        disk=disk,
+        about={"world": 1},
     )
 
 

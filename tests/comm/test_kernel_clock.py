@@ -105,7 +105,7 @@ def test_the_steps_that_the_console_shows_are_timed_on_a_gpu() -> None:
     timed = {}
     for kind in ("cpu", "cuda"):
         runtime = Runtime(RankInfo(rank=0, world=1), torch.device(kind), None)
-        communication = Communication(config, runtime, model)
+        communication = Communication.open(config, runtime, model)
         timed[kind] = []
         for step in range(1, 7):
             communication.begin(step)

@@ -8,6 +8,7 @@ import pytest
 from config_problems import MakeData, problems
 
 from distmoe.config import Config, apply_overrides, check
+from distmoe.config.sample_ranges import sample_ranges
 
 
 def test_missing_data_says_how_to_make_it() -> None:
@@ -38,3 +39,17 @@ def test_splits_must_be_long_enough(
     make_data(**{split: needed - 1})
     (problem,) = problems(config)
     assert problem.startswith(f"data.path is '{config.data.path}'; its {name} split has ")
+
+
+def test_ranges_of_samples_are_joined() -> None:
+    assert sample_ranges(["30:40", "5:10", "8:12", "12:13", "35:36"]) == (
+        range(5, 13),
+        range(30, 40),
+    )
+
+
+@pytest.mark.parametrize("entry", ["", "5", "5-9", "9:5", "5:5", "-1:5", "1:2:3", "a:b"])
+def test_what_is_no_range_of_samples(make_data: MakeData, entry: str) -> None:
+    config = apply_overrides(Config(), ["--data.path", make_data(), "--data.skip", "1:2", entry])
+    (problem,) = problems(config)
+    assert problem.startswith(f"data.skip has '{entry}'; it must be FIRST:END, two sample numbers")

@@ -3,7 +3,16 @@ from dataclasses import replace
 
 import pytest
 
-from distmoe.config import Config, DataConfig, check, load_config, resolve, to_toml
+from distmoe.config import (
+    Config,
+    DataConfig,
+    apply_overrides,
+    check,
+    load_config,
+    resolve,
+    to_toml,
+)
+from distmoe.config.dtype import with_dtype
 
 MakeConfig = Callable[..., Config]
 
@@ -57,3 +66,12 @@ def test_twice_is_once_and_a_saved_run_is_the_same(
     path.write_text(to_toml(config))
     assert load_config(path) == config
     check(config, world)
+
+
+@pytest.mark.parametrize(
+    ("device_type", "asked", "found"),
+    [("cuda", "auto", "bf16"), ("cpu", "auto", "fp32"), ("cuda", "fp32", "fp32")],
+)
+def test_the_dtype_follows_the_device(device_type: str, asked: str, found: str) -> None:
+    config = apply_overrides(Config(), [f"--train.dtype={asked}"])
+    assert with_dtype(config, device_type).train.dtype == found

@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distmoe.data.sampler import GlobalBatchSampler, permute
+from distmoe.config.sample_ranges import sample_ranges
+from distmoe.data.mixture import MixtureSampler
+from distmoe.data.sampler import BatchPositions, DataPosition, GlobalBatchSampler, permute
 
 seeds = st.integers(0, 2**63)
 
@@ -68,3 +70,51 @@ def test_stream_does_not_depend_on_the_batch_size() -> None:
 def test_impossible_sizes_are_refused(sizes: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="must be at least 1"):
         GlobalBatchSampler(sizes[0], sizes[1], 1)
+
+
+skips = st.lists(st.tuples(st.integers(0, 90), st.integers(1, 30)), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(skips, st.integers(1, 17), st.integers(0, 9))
+def test_skipped_samples_are_left_out_and_no_other_moves(
+    pairs: list[tuple[int, int]], batch: int, resumed: int
+) -> None:
+    """Against a list, from the start and after a resume with another batch size."""
+    ranges = sample_ranges([f"{first}:{first + length}" for first, length in pairs])
+    whole = BatchPositions(batch, skip=ranges)
+    left = [n for n in range(1000) if not any(n in left_out for left_out in ranges)]
+    taken = np.concatenate([whole.of(step) for step in range(12)])
+    assert taken.tolist() == left[: 12 * batch]
+    assert [whole.before(step + 1) for step in range(12)] == [
+        left[(step + 1) * batch - 1] + 1 for step in range(12)
+    ]
+    left_out = [n for step in range(12) for part in whole.left_out(step) for n in part]
+    assert sorted([*taken.tolist(), *left_out]) == list(range(whole.before(12)))
+    begin = DataPosition(resumed, whole.before(resumed))
+    again = BatchPositions(3, begin, ranges)
+    assert (
+        np.concatenate([again.of(resumed + step) for step in range(4)]).tolist()
+        == (left[resumed * batch : resumed * batch + 12])
+    )
+
+
+def test_a_skip_that_is_gone_leaves_the_rest_where_it_was() -> None:
+    """What a run has left out stays so when its setting is taken away."""
+    with_skip = BatchPositions(4, skip=(range(6, 10),))
+    without = BatchPositions(4, DataPosition(2, with_skip.before(2)))
+    assert without.of(2).tolist() == with_skip.of(2).tolist() == [12, 13, 14, 15]
+
+
+@pytest.mark.parametrize("shares", [[1], [3, 1]])
+def test_all_samplers_skip(shares: list[int]) -> None:
+    def samples(skip: tuple[range, ...], steps: range) -> set[int]:
+        if len(shares) == 1:
+            one = GlobalBatchSampler(500, 8, 1, skip=skip)
+            return {int(n) for step in steps for n in one.indices(step)}
+        mix = MixtureSampler([500, 500], shares, global_batch_size=8, seed=1, skip=skip)
+        return {int(n) for step in steps for n in mix.indices(step)}
+
+    # Whole batches are left out: steps 2 and 3.
+    skipped = samples((range(16, 32),), range(6))
+    assert skipped == samples((), range(2)) | samples((), range(4, 8))

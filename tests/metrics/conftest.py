@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,15 @@ from distmoe.config import (
     TrainConfig,
 )
 from distmoe.metrics.expert_load import IntArray, load_of_all, load_of_layer
-from distmoe.metrics.record import StepRecord
+from distmoe.metrics.record import (
+    Energy,
+    Learned,
+    Slowest,
+    Speed,
+    StepRecord,
+    StepTimes,
+    Traffic,
+)
 
 # Layer 1 has an expert without tokens.
 FREQ_LE: IntArray = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
@@ -47,55 +55,44 @@ def config(tmp_path: Path) -> Config:
             hidden_size=8, intermediate_size=6, num_experts=4, top_k=2, shared_intermediate_size=10
         ),
         data=DataConfig(seq_len=16),
-        train=TrainConfig(steps=100),
+        train=TrainConfig(steps=100, dtype="fp32"),
         metrics=MetricsConfig(log_every=1, expert_load_every=2),
     )
 
 
 @pytest.fixture
 def record() -> Callable[..., StepRecord]:
-    """Makes the record of a step; every field can be given."""
+    """Makes the record of a step; every field can be given, by its name in the flat record."""
     counts = load_counts(FREQ_LE, TARGET_LE, tile=4, ranks=2)
 
-    def make(step: int, **fields: object) -> StepRecord:
+    def make(step: int, **figures: object) -> StepRecord:
         base = StepRecord(
             step=step,
-            loss=2.0,
-            load_balance_loss=1.0,
-            z_loss=2.0,
-            lr=1e-3,
-            grad_norm=0.5,
-            skipped=False,
-            tokens=14,
             ranks=2,
             warm_up=step <= 3,
-            step_seconds=0.1,
-            data_seconds=0.01,
-            forward_backward_seconds=0.07,
-            optimizer_seconds=0.015,
-            checkpoint_seconds=0.02,
-            validation_seconds=0.03,
-            tokens_per_second_per_rank=70.0,
-            tflops_per_rank=1.5,
-            palm_tflops_per_rank=2.0,
-            mfu=math.nan,
-            palm_mfu=math.nan,
-            energy_joules=math.nan,
-            watts_per_rank=math.nan,
-            tokens_per_joule=math.nan,
-            slowest_over_mean=1.1,
-            slowest_rank=1,
+            learned=Learned(2.0, 1.0, 2.0, lr=1e-3, grad_norm=0.5, skipped=False, tokens=14),
+            times=StepTimes(0.1, 0.01, 0.07, 0.015, 0.02, 0.03),
+            speed=Speed(70.0, 1.5, 2.0, math.nan, math.nan),
+            energy=Energy(math.nan, math.nan, math.nan),
+            slowest=Slowest(1.1, 1),
             memory_gib=0.5,
-            rows_mib=1.0,
-            rows_mib_with_copies=2.0,
-            exposed_seconds=0.02,
-            exposed_share=0.2,
-            node_mib=1.5,
-            remote_mib=0.5,
+            traffic=Traffic(1.0, 2.0, 0.02, 0.2, 1.5, 0.5),
             load=load_of_all(counts),
             # After a dense block.
             layers={1 + row: load_of_layer(counts, row) for row in range(2)},
         )
-        return replace(base, **fields)  # type: ignore[arg-type]
+        return with_figures(base, **figures)
 
     return make
+
+
+def with_figures(record: StepRecord, **figures: object) -> StepRecord:
+    """``record`` with other ``figures``, wherever in it they are."""
+    own = {field.name for field in fields(record)}
+    changed = {name: value for name, value in figures.items() if name in own}
+    for part in ("learned", "times", "speed", "energy", "slowest", "traffic"):
+        inner = getattr(record, part)
+        names = {field.name for field in fields(inner)} & figures.keys()
+        changed[part] = replace(inner, **{name: figures[name] for name in names})
+    assert figures.keys() <= {*own, *record.flat()}
+    return replace(record, **changed)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ LINE = (
 
 
 def test_plain_lines_without_a_terminal(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=True, steps=100, first_step=0)
+    console = RunConsole(enabled=True, steps=100)
     console.table("title", [("a", "x" * 200), ("longer", "y")])
     console.step(record(7))
     console.advance(7)
@@ -36,7 +36,7 @@ def test_plain_lines_without_a_terminal(capsys: Captured, record: Make) -> None:
 
 
 def test_columns_stay_in_place_and_in_120_characters(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=True, steps=99999, first_step=0)
+    console = RunConsole(enabled=True, steps=99999)
     console.step(record(7))
     console.step(
         record(
@@ -53,7 +53,7 @@ def test_columns_stay_in_place_and_in_120_characters(capsys: Captured, record: M
 
 
 def test_a_step_of_forced_routing_is_marked(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=True, steps=99999, first_step=0)
+    console = RunConsole(enabled=True, steps=99999)
     console.step(record(7))
     console.step(record(8, routing="forced"))
     heading, real, forced = capsys.readouterr().out.splitlines()[-3:]
@@ -63,7 +63,7 @@ def test_a_step_of_forced_routing_is_marked(capsys: Captured, record: Make) -> N
 
 
 def test_a_skipped_step_is_marked(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=True, steps=100, first_step=0)
+    console = RunConsole(enabled=True, steps=100)
     console.step(record(7, skipped=True, grad_norm=float("nan")))
     heading, line = capsys.readouterr().out.splitlines()[-2:]
     assert line.split()[3] == "SKIPPED"
@@ -71,14 +71,14 @@ def test_a_skipped_step_is_marked(capsys: Captured, record: Make) -> None:
 
 
 def test_names_of_columns_come_again(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=True, steps=100, first_step=0)
+    console = RunConsole(enabled=True, steps=100)
     for step in range(HEADING_EVERY + 1):
         console.step(record(step))
     assert capsys.readouterr().out.splitlines().count(HEADING) == 2
 
 
 def test_a_warning_comes_once(capsys: Captured) -> None:
-    console = RunConsole(enabled=True, steps=100, first_step=0)
+    console = RunConsole(enabled=True, steps=100)
     console.warn_once("a", "careful: 1.5")
     console.warn_once("a", "careful: 1.6")
     console.warn_once("b", "mind")
@@ -86,14 +86,14 @@ def test_a_warning_comes_once(capsys: Captured) -> None:
 
 
 def test_brackets_of_a_path_are_no_markup(capsys: Captured) -> None:
-    console = RunConsole(enabled=True, steps=100, first_step=0)
+    console = RunConsole(enabled=True, steps=100)
     console.line("runs/[bold]x")
     console.table("[red]", [("[a]", "[/b]")])
     assert capsys.readouterr().out == "runs/[bold]x\n[red]\n  [a]  [/b]\n"
 
 
 def test_other_ranks_print_nothing(capsys: Captured, record: Make) -> None:
-    console = RunConsole(enabled=False, steps=100, first_step=0)
+    console = RunConsole(enabled=False, steps=100)
     console.step(record(7))
     console.table("title", [("a", "b")])
     console.layers(record(7))

@@ -47,7 +47,7 @@ def test_a_long_file_is_not_read_nor_written_anew(
 def test_a_step_whose_line_has_no_end_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text(LINES[0] + LINES[1].rstrip())
-    writer = JsonlWriter(path, resumed_step=2)
+    writer = JsonlWriter.open(path, resumed_step=2)
     writer.write({"step": 3})
     writer.close()
     assert path.read_text() == LINES[0] + LINES[1] + '{"step": 3}\n'

@@ -117,7 +117,7 @@ def test_energy_in_the_files_and_on_the_screen(
     ):
         folder = tmp_path / name
         own = replace(config, run=replace(config.run, dir=str(folder)))
-        reporter = Reporter(own, rank=0, world=2, resumed_step=0)
+        reporter = Reporter.open(own, rank=0, world=2, resumed_step=0)
         for step in range(1, 6):
             reporter.step(record(step, **fields), FREQ_LE)
         reporter.finish(step=5, unigram_entropy=6.0)

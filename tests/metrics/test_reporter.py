@@ -31,7 +31,7 @@ def steps_of(path: Path) -> list[int]:
 
 
 def run(config: Config, record: Make, *, rank: int = 0, steps: range, resumed_step: int) -> None:
-    reporter = Reporter(config, rank=rank, world=2, resumed_step=resumed_step)
+    reporter = Reporter.open(config, rank=rank, world=2, resumed_step=resumed_step)
     reporter.header([("mesh", "2 ranks")])
     for step in steps:
         reporter.step(record(step, loss=8.0 - step), FREQ_LE)
@@ -128,7 +128,7 @@ def test_a_run_in_the_files(config: Config, record: Make) -> None:
 
 def test_a_finished_run_that_is_called_again_adds_nothing(config: Config, record: Make) -> None:
     run(config, record, steps=range(1, 4), resumed_step=0)
-    again = Reporter(config, rank=0, world=2, resumed_step=3)
+    again = Reporter.open(config, rank=0, world=2, resumed_step=3)
     again.validation(3, 3.5, 6.0, seconds=0.25)
     again.finish(step=3, unigram_entropy=6.0)
     again.close()
@@ -198,7 +198,7 @@ def test_the_header_names_a_capacity(config: Config) -> None:
 def test_skipped_steps_say_what_was_not_finite(
     config: Config, record: Make, capsys: Captured
 ) -> None:
-    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    reporter = Reporter.open(config, rank=0, world=1, resumed_step=0)
     for step, what in ((1, "loss of rank 3, micro-batch 0"), (2, "")):
         reporter.step(record(step, skipped=bool(what), not_finite=what), FREQ_LE)
     reporter.close()
@@ -210,7 +210,7 @@ def test_skipped_steps_say_what_was_not_finite(
 
 
 def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) -> None:
-    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    reporter = Reporter.open(config, rank=0, world=1, resumed_step=0)
     reporter.validation(1, 8.0, 6.0, seconds=0.25)
     reporter.finish(step=1, unigram_entropy=6.0)
     reporter.close()
@@ -220,9 +220,9 @@ def test_validation_above_the_entropy_says_so(config: Config, capsys: Captured) 
 @pytest.mark.parametrize(
     ("name", "dtype", "peak"),
     [
-        ("NVIDIA H100 80GB HBM3", "auto", 989e12),
+        ("NVIDIA H100 80GB HBM3", "bf16", 989e12),
         ("NVIDIA H100 80GB HBM3", "fp32", None),
-        ("Unknown GPU", "auto", None),
+        ("Unknown GPU", "bf16", None),
     ],
 )
 def test_the_peak_is_known_or_none(
@@ -235,7 +235,7 @@ def test_the_peak_is_known_or_none(
         run=replace(config.run, device="cuda"),
         train=replace(config.train, dtype=dtype),  # type: ignore[arg-type]
     )
-    reporter = Reporter(config, rank=0, world=1, resumed_step=0)
+    reporter = Reporter.open(config, rank=0, world=1, resumed_step=0)
     reporter.close()
     assert reporter.peak == peak
     (start, _) = (Path(config.run.dir) / "starts.jsonl").read_text().splitlines()
@@ -257,7 +257,7 @@ def test_utilization_is_in_the_summary_and_the_curves(
 def test_an_end_that_cannot_be_written_is_told(
     config: Config, record: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reporter = Reporter(config, rank=0, world=2, resumed_step=0)
+    reporter = Reporter.open(config, rank=0, world=2, resumed_step=0)
     reporter.step(record(1), FREQ_LE)
     starts = Path(config.run.dir) / "starts.jsonl"
     starts.unlink()
@@ -270,7 +270,7 @@ def test_an_end_that_cannot_be_written_is_told(
 
 def test_starts_say_how_they_ended(config: Config, record: Make) -> None:
     run(config, record, steps=range(1, 4), resumed_step=0)
-    failed = Reporter(config, rank=0, world=2, resumed_step=3)
+    failed = Reporter.open(config, rank=0, world=2, resumed_step=3)
     failed.step(record(4), FREQ_LE)
     failed.close()
     path = Path(config.run.dir) / "starts.jsonl"
@@ -283,9 +283,9 @@ def test_starts_say_how_they_ended(config: Config, record: Make) -> None:
     ]
     assert [e["stopped"] for e in events if e["event"] == "end"] == ["", "an error"]
     # Resumed from before the failed step, which is taken back; then begun anew.
-    Reporter(config, rank=0, world=2, resumed_step=3)
+    Reporter.open(config, rank=0, world=2, resumed_step=3)
     assert len(path.read_text().splitlines()) == 4
-    Reporter(config, rank=0, world=2, resumed_step=0)
+    Reporter.open(config, rank=0, world=2, resumed_step=0)
     assert len(path.read_text().splitlines()) == 1
 
 
@@ -293,9 +293,9 @@ def test_a_full_disk_is_told_once_and_loses_no_line(
     config: Config, record: Make, capsys: Captured
 ) -> None:
     path = Path(config.run.dir) / "metrics.jsonl"
-    reporter = Reporter(config, rank=0, world=2, resumed_step=0)
-    writer = reporter._steps
-    assert writer is not None
+    reporter = Reporter.open(config, rank=0, world=2, resumed_step=0)
+    assert reporter._writers is not None
+    writer = reporter._writers.steps
     reporter.step(record(1), FREQ_LE)
     descriptor = writer._file.fileno()
     spare = os.dup(descriptor)

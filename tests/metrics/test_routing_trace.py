@@ -211,7 +211,7 @@ def record_steps(rank: int, config: Config, x_PSMLTH: Tensor) -> list[list[tuple
     for row, layer in enumerate(layers):
         weight = torch.randn(E, H, generator=torch.Generator().manual_seed(row))
         layer.router_EH.data.copy_(weight)
-    recorder = RoutingRecorder(config, RankInfo(rank=rank, world=ep), layers, resumed_step=0)
+    recorder = RoutingRecorder.open(config, RankInfo(rank=rank, world=ep), layers, resumed_step=0)
     pairs = []
     for step in range(len(x_PSMLTH[rank])):
         with recorder.recording():
@@ -277,7 +277,7 @@ def test_a_recomputed_forward_is_recorded_once(tmp_path: Path) -> None:
 
     config = config_of(tmp_path, 1)
     layers = [MoE(config.moe) for _ in range(LAYERS)]
-    recorder = RoutingRecorder(config, RankInfo(), layers, resumed_step=0)
+    recorder = RoutingRecorder.open(config, RankInfo(), layers, resumed_step=0)
     with recorder.recording():
         x_TH = torch.randn(T, H, requires_grad=True)
         for layer in layers:
@@ -291,7 +291,7 @@ def test_a_recomputed_forward_is_recorded_once(tmp_path: Path) -> None:
 def test_off_is_nothing(tmp_path: Path) -> None:
     config = replace(config_of(tmp_path, 1), train=TrainConfig(record_routing=0))
     layers = [MoE(config.moe)]
-    recorder = RoutingRecorder(config, RankInfo(), layers, resumed_step=0)
+    recorder = RoutingRecorder.open(config, RankInfo(), layers, resumed_step=0)
     with recorder.recording():
         assert layers[0].on_scores is None
     assert recorder.steps_left == 0
@@ -301,7 +301,7 @@ def test_off_is_nothing(tmp_path: Path) -> None:
 def test_a_choice_that_is_no_top_k_of_the_keys_is_refused(tmp_path: Path) -> None:
     """As of a router that does not decide on its keys: its trace would be simulated wrongly."""
     layers = [MoE(config_of(tmp_path, 1).moe)]
-    recorder = RoutingRecorder(config_of(tmp_path, 1), RankInfo(), layers, resumed_step=0)
+    recorder = RoutingRecorder.open(config_of(tmp_path, 1), RankInfo(), layers, resumed_step=0)
     router = layers[0].router
 
     def limited(logits_TE: Tensor, bias_E: Tensor | None = None) -> Scores:

@@ -17,7 +17,7 @@ FULL_DEVICE = Path("/dev/full")
 
 def console_on(stream: io.TextIOBase, monkeypatch: pytest.MonkeyPatch) -> RunConsole:
     monkeypatch.setattr(sys, "stdout", stream)
-    return RunConsole(enabled=True, steps=10, first_step=0)
+    return RunConsole(enabled=True, steps=10)
 
 
 def test_a_reader_that_is_gone(
@@ -83,6 +83,6 @@ def test_lines_come_when_there_is_room_again(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_no_standard_output_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    console = RunConsole(enabled=True, steps=10, first_step=0)
+    console = RunConsole(enabled=True, steps=10)
     console.line("unread")
     console.end()

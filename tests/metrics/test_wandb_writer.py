@@ -73,7 +73,7 @@ def with_wandb(config: Config) -> Config:
 
 
 def train(config: Config, record: Make, steps: range, *, rank: int = 0, ends: bool = True) -> None:
-    reporter = Reporter(config, rank=rank, world=2, resumed_step=steps[0] - 1)
+    reporter = Reporter.open(config, rank=rank, world=2, resumed_step=steps[0] - 1)
     for step in steps:
         reporter.step(record(step, loss=8.0 - step), FREQ_LE)
     if ends:
@@ -131,7 +131,7 @@ def test_a_start_that_fails_says_how_to_do_without(with_wandb: Config) -> None:
     config = replace(with_wandb, metrics=MetricsConfig(tensorboard=False, wandb="unreachable"))
     expected = "metrics.wandb is unreachable, and wandb does not start: no network. WANDB_MODE="
     with pytest.raises(RuntimeError, match=expected):
-        Reporter(config, rank=0, world=2, resumed_step=0)
+        Reporter.open(config, rank=0, world=2, resumed_step=0)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write(path: Path, records: list[StepRecord], *, resumed_step: int = 0) -> None:
-    writer = JsonlWriter(path, resumed_step=resumed_step)
+    writer = JsonlWriter.open(path, resumed_step=resumed_step)
     for record in records:
         writer.write(record.line())
     writer.close()
@@ -49,8 +49,8 @@ def test_jsonl_has_each_step_once_after_a_resume(tmp_path: Path, record: Make) -
 
 def test_numbers_that_json_lacks_are_null_in_layers_too(tmp_path: Path, record: Make) -> None:
     load = replace(record(1).load, tokens_per_expert_over_tile=math.inf, pairs_added=5)
-    writer = JsonlWriter(tmp_path / "expert_load.jsonl", resumed_step=0)
-    writer.write({"step": 1, "layers": record(1, layers={3: load}).layer_lines()})
+    writer = JsonlWriter.open(tmp_path / "expert_load.jsonl", resumed_step=0)
+    writer.write(record(1, layers={3: load}).load_line(np.array([[1, 2]])))
     writer.close()
     (line,) = lines(tmp_path / "expert_load.jsonl")
     (layer,) = line["layers"]
@@ -84,7 +84,7 @@ def test_a_line_that_is_no_step_is_cut(tmp_path: Path, record: Make, rubbish: st
 
 
 def test_every_line_is_on_disk_at_once(tmp_path: Path, record: Make) -> None:
-    writer = JsonlWriter(tmp_path / "metrics.jsonl", resumed_step=0)
+    writer = JsonlWriter.open(tmp_path / "metrics.jsonl", resumed_step=0)
     writer.write(record(1).flat())
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
     writer.close()
@@ -95,7 +95,7 @@ def events(path: Path) -> EventAccumulator:
 
 
 def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
-    writer = TensorBoardWriter(tmp_path, resumed_step=0)
+    writer = TensorBoardWriter.open(tmp_path, resumed_step=0)
     writer.write(record(1, corpora=(CorpusProgress("data/a", 7, 0.25),)))
     writer.expert_load(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
     writer.layers(record(1))
@@ -125,11 +125,11 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
 
 
 def test_tensorboard_forgets_the_steps_that_a_resume_repeats(tmp_path: Path, record: Make) -> None:
-    first = TensorBoardWriter(tmp_path, resumed_step=0)
+    first = TensorBoardWriter.open(tmp_path, resumed_step=0)
     for step in (1, 2, 3):
         first.write(record(step))
     first.close()
-    second = TensorBoardWriter(tmp_path, resumed_step=2)
+    second = TensorBoardWriter.open(tmp_path, resumed_step=2)
     second.write(record(3, loss=5.0))
     second.close()
     scalars = events(tmp_path).Scalars("train/loss")
@@ -137,7 +137,7 @@ def test_tensorboard_forgets_the_steps_that_a_resume_repeats(tmp_path: Path, rec
 
 
 def test_layout_names_what_is_written(tmp_path: Path) -> None:
-    TensorBoardWriter(tmp_path, resumed_step=0).close()
+    TensorBoardWriter.open(tmp_path, resumed_step=0).close()
     assert "custom_scalars__config__" in events(tmp_path).Tags()["tensors"]
     written = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
     written.add("validation/loss")
@@ -148,7 +148,7 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
 
 
 def test_a_model_without_experts_has_no_pictures(tmp_path: Path, record: Make) -> None:
-    writer = TensorBoardWriter(tmp_path, resumed_step=0)
+    writer = TensorBoardWriter.open(tmp_path, resumed_step=0)
     writer.expert_load(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
     writer.close()
     assert events(tmp_path).Tags()["images"] == []

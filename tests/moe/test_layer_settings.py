@@ -157,9 +157,32 @@ def test_autocast_is_a_layer_of_its_dtype(dtype: torch.dtype) -> None:
 
 def test_operands_that_do_not_fit_are_refused() -> None:
     layer = MoE(CONFIG)
-    with pytest.raises(ValueError, match=r"rows are torch.bfloat16, w_in torch.float32.*one dtype"):
-        layer(torch.randn(4, H).bfloat16())
     with pytest.raises(ValueError, match=r"x has the shape \(4, 17\).*hidden_size \(16\)"):
         layer(torch.randn(4, 17))
+    with pytest.raises(ValueError, match=r"rows are torch.bfloat16, w_in torch.float32.*one dtype"):
+        check_operands(torch.empty(2, 2).bfloat16(), torch.empty(1, 4, 2), torch.empty(1, 2, 2))
     with pytest.raises(ValueError, match=r"rows are 3 wide, w_in is \(1, 4, 2\)"):
         check_operands(torch.empty(2, 3), torch.empty(1, 4, 2), torch.empty(1, 3, 2))
+
+
+@pytest.mark.parametrize("other", ["x", "experts", "shared"])
+def test_another_dtype_is_refused_before_anything_is_sent(other: str) -> None:
+    """Peers that got a message would wait for the next."""
+    x = torch.randn(40, H, generator=torch.Generator().manual_seed(7))
+
+    def run(rank: int) -> list[str]:
+        layer = MoE(replace(CONFIG, shared_intermediate_size=12), dist.group.WORLD)
+        sent: list[str] = []
+        for name in ("all_gather", "all_reduce", "post_recv", "post_send"):
+            posted = getattr(layer.exchange, name)
+            setattr(layer.exchange, name, lambda *a, f=posted, **k: sent.append("") or f(*a, **k))
+        layer(x)
+        assert sent
+        sent.clear()
+        if other != "x":
+            getattr(layer, other).bfloat16()
+        with pytest.raises(ValueError, match=r"x is torch\.\w+ and \w+\.\w+.* torch\..* one dtype"):
+            layer(x.bfloat16() if other == "x" else x)
+        return sent
+
+    assert run_ranks(run, 2) == [[], []]

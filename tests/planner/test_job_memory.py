@@ -16,6 +16,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from distmoe.bench.live_storages import LiveStorages
 from distmoe.config import Config, resolve
+from distmoe.config.dtype import with_dtype
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch
 from distmoe.engines.fsdp2 import Fsdp2Engine
@@ -89,7 +90,7 @@ def test_shards_are_the_engines_own(world: int, replicas: int, ep: int, experts:
     config = config_of(world, moe__num_experts=experts, **settings)
     with first_of(world):
         mesh = build_mesh(config.parallel, device_type="cpu")
-        engine = Fsdp2Engine(config, mesh, torch.device("meta"))
+        engine = Fsdp2Engine(with_dtype(config, "cpu"), mesh, torch.device("meta"))
         parameters = list(engine.model.parameters())
         moments = [
             state[name]

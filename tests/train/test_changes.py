@@ -10,7 +10,8 @@ import pytest
 from short_runs import train_here
 
 from distmoe.checkpoint.manifest import Manifest, read_manifest
-from distmoe.config import ConfigError
+from distmoe.config import ConfigError, load_config
+from distmoe.train.changed_data import skipped_too_late
 
 Captured = pytest.CaptureFixture[str]
 CHECKPOINT = "run/checkpoints/step-0000000{}"
@@ -50,13 +51,38 @@ def test_another_batch_size_goes_on_where_the_data_were_left(
     assert "shakespeare 64 sequences" in capsys.readouterr().out
 
 
-def test_a_checkpoint_of_an_older_version_knows_its_batch_size(resumable: Path, data: Path) -> None:
+def test_a_stretch_of_samples_is_left_out(resumable: Path, data: Path, capsys: Captured) -> None:
+    """The run goes on at sample 32: what lies before it has been trained on."""
+    skip = ["--data.skip", "20:24", "36:44"]
+    train_here(resumable, data, "--train.global_batch_size", "8", *skip)
+    path = resumable / CHECKPOINT.format(6)
+    assert read_manifest(path).about["samples"] == 32 + 2 * 8 + 8
+    lines = [json.loads(line) for line in (resumable / "run/metrics.jsonl").open()]
+    assert [line["samples_left_out"] for line in lines] == [0, 0, 0, 0, 8, 0]
+    assert [line["corpora"][0]["samples"] for line in lines[3:]] == [32, 48, 56]
+    assert [line["tokens"] for line in lines] == [lines[0]["tokens"]] * 6
+    output = capsys.readouterr().out
+    assert "shakespeare, without samples 20:24, 36:44, " in output
+    assert "warning: data.skip has samples 20:24, which were trained on before " in output
+    assert "step 5 left out samples 36:44 (data.skip)" in output.splitlines()
+    # Of this start, which had the same setting.
+    config = load_config(resumable / "run/config.toml")
+    assert skipped_too_late(path, config, 56) == []
+
+
+def test_a_checkpoint_of_an_older_version_knows_its_batch_size(
+    resumable: Path, data: Path, capsys: Captured
+) -> None:
     path = resumable / CHECKPOINT.format(4)
     saved = read_manifest(path)
     about = {key: saved.about[key] for key in ("config", "world", "engine", "ep", "distmoe")}
+    # What auto was then, nobody knows.
+    assert 'dtype = "fp32"' in about["config"]
+    about["config"] = about["config"].replace('dtype = "fp32"', 'dtype = "auto"')
     (path / "manifest.json").write_text(Manifest(saved.step, saved.files, about).to_json())
     train_here(resumable, data, "--train.global_batch_size", "16")
     assert read_manifest(resumable / CHECKPOINT.format(6)).about["samples"] == 64
+    assert "train.dtype" not in capsys.readouterr().out
 
 
 def test_a_jump_of_the_learning_rate_is_told(resumable: Path, data: Path, capsys: Captured) -> None:

@@ -195,22 +195,23 @@ def test_every_layer_is_what_a_loop_counts(
     assert all(other.layers == record.layers for other, _ in results)
     assert record.load.pairs == world * MICRO_BATCHES * LAYERS * T * K
     # 100 tokens in a second; the rest by test_flops.
-    assert record.tokens_per_second_per_rank == pytest.approx(100 / world)
+    assert record.speed.tokens_per_second_per_rank == pytest.approx(100 / world)
     flops = flops_per_token(config)
-    assert record.tflops_per_rank == pytest.approx(100 / world * flops.model / 1e12)
-    assert record.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
-    assert record.palm_mfu > record.mfu
-    assert (record.data_seconds, record.validation_seconds) == (0.25, 0.5)
+    assert record.speed.tflops_per_rank == pytest.approx(100 / world * flops.model / 1e12)
+    assert record.speed.palm_mfu == pytest.approx(100 / world * flops.palm / 1e12)
+    assert record.speed.palm_mfu > record.speed.mfu
+    assert (record.times.data_seconds, record.times.validation_seconds) == (0.25, 0.5)
     # Rank r computed for r + 1 seconds, half a second asked for messages, and needs 8 - r GiB.
-    assert (record.slowest_rank, record.memory_gib) == (world - 1, 8.0)
-    assert record.slowest_over_mean == pytest.approx(2 * world / (world + 1))
+    assert (record.slowest.slowest_rank, record.memory_gib) == (world - 1, 8.0)
+    assert record.slowest.slowest_over_mean == pytest.approx(2 * world / (world + 1))
     # Rank r's device took 10 (r + 1) joules.
-    assert record.energy_joules == 5 * world * (world + 1)
-    assert record.watts_per_rank == 5 * (world + 1)
-    assert record.tokens_per_joule == 100 / record.energy_joules
+    assert record.energy.energy_joules == 5 * world * (world + 1)
+    assert record.energy.watts_per_rank == 5 * (world + 1)
+    assert record.energy.tokens_per_joule == 100 / record.energy.energy_joules
     # Rank r waited (r + 1) / 10 s of a second, and sent r + 1 MiB near and r MiB far.
-    assert record.exposed_seconds == record.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
-    assert (record.node_mib, record.remote_mib) == (
+    traffic = record.traffic
+    assert traffic.exposed_seconds == traffic.exposed_share == pytest.approx(0.1 * (world + 1) / 2)
+    assert (traffic.node_mib, traffic.remote_mib) == (
         world * (world + 1) / 2,
         world * (world - 1) / 2,
     )
@@ -270,10 +271,10 @@ def test_on_a_gpu_only_timed_kernels_tell_the_slowest_rank() -> None:
         )[0]
 
     timed = record(StepCommunication(kernel_seconds=0.25))
-    assert (timed.slowest_over_mean, timed.slowest_rank) == (1.0, 0)
+    assert (timed.slowest.slowest_over_mean, timed.slowest.slowest_rank) == (1.0, 0)
     unknown = record(StepCommunication())
-    assert math.isnan(unknown.slowest_over_mean)
-    assert unknown.slowest_rank is None
+    assert math.isnan(unknown.slowest.slowest_over_mean)
+    assert unknown.slowest.slowest_rank is None
     assert "throughput/slowest_rank" not in unknown.scalars()
 
 

@@ -18,7 +18,7 @@ from distmoe.train.communication import Communication
 def communication(tmp_path: Path) -> Communication:
     config = Config(run=RunConfig(dir=str(tmp_path)), train=TrainConfig(trace_steps="2-4"))
     runtime = Runtime(RankInfo(), torch.device("cpu"), None)
-    return Communication(config, runtime, SimpleNamespace(blocks=[]))  # type: ignore[arg-type]
+    return Communication.open(config, runtime, SimpleNamespace(blocks=[]))  # type: ignore[arg-type]
 
 
 def run_to(communication: Communication, last: int) -> list[Path | None]:

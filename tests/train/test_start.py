@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ import triton
 from tile_tables import table_file
 
 from distmoe.config import Config, ConfigError, DataConfig, MoEConfig, RankInfo
+from distmoe.config.dtype import with_dtype
 from distmoe.runtime import Runtime, start
+from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.start import common_facts
-from distmoe.train.trainer import Trainer
+from distmoe.train.start_facts import StartFacts
 
 CPU = torch.device("cpu")
 
@@ -98,13 +101,10 @@ def test_the_same_table_may_lie_elsewhere(data: Path, tmp_path: Path) -> None:
 
 def header(config: Config) -> dict[str, str]:
     """What a run says when it starts."""
-    trainer = Trainer.__new__(Trainer)
-    trainer.config, trainer.runtime = config, Runtime(RankInfo(), CPU, None)
-    trainer.engine = SimpleNamespace(model=SimpleNamespace(moe_layers=list))  # type: ignore[assignment]
-    trainer.data = SimpleNamespace(describe=lambda: "")  # type: ignore[assignment]
-    trainer.recorder = SimpleNamespace(steps_left=0)  # type: ignore[assignment]
-    trainer.done = 0
-    return dict(trainer._facts(None, None))
+    config, runtime = with_dtype(config, CPU.type), Runtime(RankInfo(), CPU, None)
+    data: Any = SimpleNamespace(describe=str)
+    facts = StartFacts(config, runtime, [], None, data, "")
+    return dict(facts.rows(RoutingRecorder(config, RankInfo(), [])))
 
 
 def test_a_run_says_which_tiles_it_takes(data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,30 +40,15 @@ def run_of(
     the other ranks have it when they save."""
     done: list[str | bool] = []
     signal = StopSignal()
-    trainer = Trainer.__new__(Trainer)
-    trainer.folder = folder
     train = TrainConfig(
         steps=3, max_minutes=minutes, validate_every=0, profile="1-3" if traced else ""
     )
-    trainer.config = Config(run=RunConfig(dir=str(folder)), train=train)
-    trainer.runtime = Runtime(
-        RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD
-    )
-    trainer.profiling = Profiling(trainer.config, trainer.runtime)
-    trainer.done, trainer.unigram_entropy = 0, 6.0
-    trainer.data = SimpleNamespace(samples=lambda steps: 16 * steps)  # type: ignore[assignment]
-    clock = Clock()
+    config = Config(run=RunConfig(dir=str(folder)), train=train)
+    runtime = Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD)
+    clock, store = Clock(), SimpleNamespace(saved_step=-1)
     if minutes and rank == 0:
         # This clock is the first that shows the limit.
         clock.elapsed = lambda: 1e9 * (trainer.done >= 2)  # type: ignore[method-assign]
-    trainer.reporter = SimpleNamespace(  # type: ignore[assignment]
-        clock=clock,
-        console=SimpleNamespace(line=done.append),
-        finish=lambda **facts: done.append(finished(**facts)),
-    )
-    trainer.communication = SimpleNamespace(  # type: ignore[assignment]
-        end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
-    )
 
     def step() -> None:
         trainer.done += 1
@@ -80,17 +66,30 @@ def run_of(
         dist.barrier()
         done.append("validated")
 
+    others: dict[str, Any] = {
+        "engine": None,
+        "recorder": None,
+        "checkpoints": SimpleNamespace(
+            store=store,
+            save=save,
+            finish=save,
+            news=lambda: [],
+            summary=lambda: "",
+            lost_seconds=lambda: 0.25,
+            check_last=lambda step: None,
+        ),
+        "data": SimpleNamespace(samples=lambda steps: 16 * steps, unigram_entropy=6.0),
+        "reporter": SimpleNamespace(
+            clock=clock,
+            console=SimpleNamespace(line=done.append),
+            finish=lambda **facts: done.append(finished(**facts)),
+        ),
+        "communication": SimpleNamespace(
+            end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
+        ),
+    }
+    trainer = Trainer(config, runtime, profiling=Profiling(config, runtime), **others)
     trainer._step, trainer._validate = step, validate  # type: ignore[method-assign]
-    store = SimpleNamespace(saved_step=-1)
-    trainer.checkpoints = SimpleNamespace(  # type: ignore[assignment]
-        store=store,
-        save=save,
-        finish=save,
-        news=lambda: [],
-        summary=lambda: "",
-        lost_seconds=lambda: 0.25,
-        check_last=lambda step: None,
-    )
     done.append(trainer.run(signal))
     return done
 

@@ -32,7 +32,7 @@ def make_run(
             moe=replace(config.moe, top_k=top_k),
         )
         for first, last in ((1, 4), (5, 8)):
-            reporter = Reporter(own, rank=0, world=2, resumed_step=first - 1)
+            reporter = Reporter.open(own, rank=0, world=2, resumed_step=first - 1)
             for step in range(first, last + 1):
                 fields = {n: v * (1 + 0.1 * step) for n, v in TIMES.items()}
                 fields["warm_up"] = step < first + 3

@@ -124,7 +124,7 @@ def test_a_run_that_failed_says_so(make_run: MakeRun, config: Config, capsys: Ca
     folder = make_run("run")
     own = replace(config, run=replace(config.run, dir=str(folder)))
     # What a trainer does on its way out, whatever has happened.
-    Reporter(own, rank=0, world=2, resumed_step=8).close()
+    Reporter.open(own, rank=0, world=2, resumed_step=8).close()
     capsys.readouterr()
     assert main([str(folder), "--watch"]) == 0
     assert "stopped by an error" in capsys.readouterr().out
