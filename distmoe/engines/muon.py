@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         """Update everything; collective over the ranks that share a model's weights."""
         for weight in self._whole:
             update = self._momentum_update(weight)
-            for part in torch.split(update, weight.rows, dim=-2):
+            for part in torch.split(update, list(weight.rows), dim=-2):
                 _direction_(part)
             self._apply(weight, update)
         for exchange, weights in self._exchanges:

@@ -44,10 +44,8 @@ def train_by_hand(
         {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.dtype]
     )
     master = {name: torch.tensor(initial[name]) for name, _ in model.named_parameters()}
-    muon = Muon(master, config) if config.optim.name == "muon" else None
-    optimizer = _adamw(
-        {n: w for n, w in master.items() if not muon or n not in muon.weights}, config
-    )
+    muon = Muon(master if config.optim.name == "muon" else {}, config)
+    optimizer = _adamw({n: w for n, w in master.items() if n not in muon.weights}, config)
     losses, norms, gradients = [], [], {}
     for batches in steps:
         model.load_state_dict(master, strict=False)
@@ -55,8 +53,7 @@ def train_by_hand(
         gradients = gradients or {name: w.grad.numpy().copy() for name, w in master.items()}
         norms.append(float(clip_grad_norm_(master.values(), config.optim.clip_norm)))
         optimizer.step()
-        if muon:
-            muon.step()
+        muon.step()
     final = {name: weight.numpy() for name, weight in master.items()}
     return {
         "initial": initial,
