@@ -120,6 +120,8 @@ def build_muon(
             weights.append(Weight(parameter, matrix_rows[name]))
         else:
             rest.append((name, parameter))
+    if len(weights) != len(matrix_rows):
+        raise AssertionError("matrices of the model are not among the parameters")
     return Muon(weights, build_adamw(rest, optim, matrix_rows), optim)
 
 
