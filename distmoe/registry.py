@@ -158,6 +158,13 @@ ENGINE_COSTS = Registry(
         "deepspeed": "distmoe.planner.engine_costs.deepspeed:DeepSpeedCosts",
     },
 )
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": "distmoe.engines.adamw:build_adamw",
+        "muon": "distmoe.engines.muon:build_muon",
+    },
+)
 SCHEDULES = Registry(
     "learning-rate schedule",
     {

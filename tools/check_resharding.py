@@ -2,6 +2,7 @@
 
 python tools/check_resharding.py --subset
 python tools/check_resharding.py --json docs/benchmarks/resharding.json
+python tools/check_resharding.py --optimizer muon --json docs/benchmarks/resharding-muon.json
 
 A layout is an engine, a number of ranks and an ep. Each trains two steps of the same tiny model,
 saves, and trains one more. Whoever loads the checkpoint must have bit for bit the same parameters,
@@ -23,7 +24,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -53,7 +54,7 @@ from distmoe.data.batches import Batch, rank_positions
 from distmoe.engines import Engine, make_engine
 from distmoe.launch.env import export_local_rank
 from distmoe.mesh import build_mesh
-from distmoe.registry import ENGINES
+from distmoe.registry import ENGINES, OPTIMIZERS
 from distmoe.train.step import train_step
 
 V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 2
@@ -106,6 +107,15 @@ class Found:
     @property
     def ok(self) -> bool:
         return not self.different and self.loss_error <= TOLERANCE
+
+
+def layouts_with(optimizer: str) -> list[Layout]:
+    """Those whose engine has it."""
+    if optimizer == "adamw":
+        return LAYOUTS
+    settings = {"optim.name": optimizer}
+    own = [one for one in LAYOUTS if one.engine != "deepspeed"]
+    return [replace(one, settings={**one.settings, **settings}) for one in own]
 
 
 def pairs(layouts: Sequence[Layout], *, subset: bool) -> list[tuple[Layout, Layout]]:
@@ -268,14 +278,14 @@ def fork_ranks(world: int, meeting: Path, work: Callable[[], None]) -> None:
             raise RuntimeError(f"a rank has failed: {meeting.name}")
 
 
-def run_all(folder: Path, *, subset: bool) -> list[Found]:
+def run_all(folder: Path, layouts: Sequence[Layout], *, subset: bool) -> list[Found]:
     """Every save, and then every load."""
-    for engine in {layout.engine for layout in LAYOUTS}:
+    for engine in {layout.engine for layout in layouts}:
         # Imported once, for all forks.
         ENGINES.load(engine)
     # By the first step.
     import_module("torch._dynamo")
-    wanted = pairs(LAYOUTS, subset=subset)
+    wanted = pairs(layouts, subset=subset)
     for layout in dict.fromkeys(source for source, _ in wanted):
         meeting = folder / f".save {layout.name}"
         fork_ranks(layout.world, meeting, partial(save, layout, folder))
@@ -292,10 +302,10 @@ def _report(folder: Path, source: Layout, target: Layout) -> Path:
     return folder / f"{source.name} {target.name}.json"
 
 
-def print_table(found: list[Found]) -> None:
+def print_table(layouts: Sequence[Layout], found: list[Found]) -> None:
     """Rows save, columns load: the relative error of the next loss, or what differs."""
     table = Table(title="saved by (rows), loaded by (columns)", title_justify="left")
-    names = [layout.name for layout in LAYOUTS]
+    names = [layout.name for layout in layouts]
     for name in ("", *names):
         table.add_column(name)
     by_pair = {(one.source, one.target): one for one in found}
@@ -321,12 +331,13 @@ def _cell(one: Found | None) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--subset", action="store_true", help="few layouts, each loaded by another")
+    parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    begun = time.monotonic()
+    begun, layouts = time.monotonic(), layouts_with(arguments.optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        found = run_all(Path(folder), subset=arguments.subset)
-    print_table(found)
+        found = run_all(Path(folder), layouts, subset=arguments.subset)
+    print_table(layouts, found)
     if arguments.json:
         facts = {
             "command": command_line(),

@@ -118,7 +118,7 @@ def _build_parser() -> argparse.ArgumentParser:
     own.add_argument("--json", action="store_true", help="print JSON")
     own = add("consolidate", _consolidate, "whole tensors, as safetensors")
     own.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder")
-    own.add_argument("--optimizer", action="store_true", help="with AdamW's moments")
+    own.add_argument("--optimizer", action="store_true", help="with the optimizer's moments")
     own.add_argument(
         "--max-gib",
         type=positive_number,

@@ -16,6 +16,7 @@ from distmoe.registry import (
     ENGINES,
     EXCHANGES,
     MOE_MLP_BACKENDS,
+    OPTIMIZERS,
     ROUNDING_RULES,
     ROUNDING_TRANSPORTS,
     ROUTERS,
@@ -35,6 +36,7 @@ NAMES: dict[str, tuple[Registry, tuple[str, ...]]] = {
     "moe.dispatch.exchange": (EXCHANGES, ("auto",)),
     "moe.kernel": (MOE_MLP_BACKENDS, ("auto",)),
     "parallel.engine": (ENGINES, ("auto",)),
+    "optim.name": (OPTIMIZERS, ()),
     "optim.schedule": (SCHEDULES, ()),
 }
 """Settings that pick from a registry, and what else they may be."""

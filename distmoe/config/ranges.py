@@ -98,6 +98,7 @@ RANGES = {
     "optim.beta1": DECAY,
     "optim.beta2": DECAY,
     "optim.eps": POSITIVE,
+    "optim.momentum": DECAY,
     "optim.weight_decay": NOT_NEGATIVE,
     "optim.clip_norm": NOT_NEGATIVE,
     "optim.warmup_steps": NOT_NEGATIVE,

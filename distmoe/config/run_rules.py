@@ -98,6 +98,12 @@ def _deepspeed(config: Config, world: int) -> Iterator[str]:
             "deepspeed.offload_parameters",
             f"be none with deepspeed.zero_stage {stage}, which keeps whole parameters",
         )
+    if config.optim.name != "adamw":
+        yield wrong(
+            config,
+            "optim.name",
+            "be adamw with parallel.engine 'deepspeed', which shards without regard to matrices",
+        )
 
 
 @rule("deepspeed.zero_stage")

@@ -287,16 +287,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    name: str = "adamw"
+    """adamw, or muon for the matrices of attention, MLPs and experts, with AdamW for all else."""
     lr: float = 1e-3
     """Peak learning rate."""
     beta1: float = 0.9
-    """Decay of the first moment."""
+    """Decay of AdamW's first moment."""
     beta2: float = 0.95
-    """Decay of the second moment."""
+    """Decay of AdamW's second moment."""
     eps: float = 1e-8
     """Epsilon of AdamW."""
+    momentum: float = 0.95
+    """Decay of Muon's momentum."""
     weight_decay: float = 0.1
     """Decoupled decay of matrices; norms and embeddings have none."""
     clip_norm: float = 1.0

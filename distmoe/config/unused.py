@@ -23,6 +23,7 @@ ONLY_WITH = {
     **dict.fromkeys(GQA_KEYS, ("model.attention", "gqa")),
     "deepspeed": ("parallel.engine", "deepspeed"),
     "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
+    "optim.momentum": ("optim.name", "muon"),
     "optim.decay_steps": ("optim.schedule", "wsd"),
 }
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from distmoe.config import OptimConfig
+from distmoe.engines.optimizer_state import STEP
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def decays(name: str) -> bool:
@@ -16,9 +19,13 @@ def decays(name: str) -> bool:
     return not (name.endswith(("norm.weight", ".bias")) or name.startswith("embedding."))
 
 
-def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with decoupled decay. One group per (mesh, decay): a fused update of tensors from two
-    meshes is refused by DTensor."""
+def build_adamw(
+    named: Iterable[tuple[str, Tensor]],
+    optim: OptimConfig,
+    matrix_rows: Mapping[str, tuple[int, ...]],
+) -> torch.optim.AdamW:
+    """AdamW with decoupled decay, element by element: ``matrix_rows`` makes no difference. One
+    group per (mesh, decay): a fused update of tensors from two meshes is refused by DTensor."""
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     on_gpu = False
     for name, parameter in named:
@@ -27,7 +34,11 @@ def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torc
         groups.setdefault((mesh, decays(name)), []).append(parameter)
     return torch.optim.AdamW(
         [
-            {"params": parameters, "weight_decay": optim.weight_decay if decay else 0.0}
+            {
+                "params": parameters,
+                "weight_decay": optim.weight_decay if decay else 0.0,
+                "states": (*MOMENTS, STEP),
+            }
             for (_, decay), parameters in groups.items()
         ],
         lr=optim.lr,
@@ -37,9 +48,3 @@ def build_adamw(named: Iterable[tuple[str, Tensor]], optim: OptimConfig) -> torc
         # them all for what lies in between.
         fused=on_gpu or None,
     )
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the learning rate ``lr``."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from distmoe.engines.optimizer_state import MOMENTS
+from distmoe.engines.adamw import MOMENTS
 from distmoe.mesh import Mesh
 
 # The flat fp32 partitions of this rank: of ZeRO 1 and 2, of ZeRO 1 in bf16, of ZeRO 3.

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from distmoe.config import Config
 from distmoe.engines import StepResult, compute_dtype, meta_model
-from distmoe.engines.adamw import decays, set_lr
+from distmoe.engines.adamw import decays
 from distmoe.engines.deepspeed_json import deepspeed_json, micro_batches
 from distmoe.engines.deepspeed_state import ZeroState
+from distmoe.engines.optimizer import set_lr
 from distmoe.mesh import Mesh
 from distmoe.model.init import initialize
 from distmoe.model.transformer import Transformer

@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from distmoe.config import Config
 from distmoe.engines import StepResult, compute_dtype, meta_model
-from distmoe.engines.adamw import build_adamw, set_lr
 from distmoe.engines.grad_norm import clip, grad_norm
+from distmoe.engines.optimizer import make_optimizer, set_lr
 from distmoe.engines.optimizer_state import load_optimizer_state, optimizer_state
 from distmoe.mesh import Mesh
 from distmoe.model.init import initialize
@@ -36,7 +36,7 @@ class Fsdp2Engine:
         self.model.tie()
         num_local = config.moe.num_experts // config.parallel.ep
         initialize(self.model, seed=config.run.seed, first_expert=mesh.ep_rank * num_local)
-        self.optimizer = build_adamw(self.model.named_parameters(), config.optim)
+        self.optimizer = make_optimizer(config, self.model, self.model.named_parameters())
 
     def _shard(self, dtype: torch.dtype) -> None:
         parallel = self.config.parallel

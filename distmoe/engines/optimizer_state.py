@@ -1,4 +1,4 @@
-"""AdamW's moments by parameter name, so that a checkpoint does not know groups or engines."""
+"""An optimizer's state by parameter name, so that a checkpoint does not know groups or engines."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+# The one state that is a number, and not shaped as its parameter.
+STEP = "step"
 
 
 def optimizer_state(
     optimizer: torch.optim.Optimizer, named: Iterable[tuple[str, Tensor]]
 ) -> dict[str, dict[str, Any]]:
-    """name -> {exp_avg, exp_avg_sq, step}. Before the first step the moments are made, as zeros,
-    so that a checkpoint can be loaded into them."""
-    state: dict[str, dict[str, Any]] = {}
+    """name -> its states, as the parameter's group lists them: of AdamW {exp_avg, exp_avg_sq,
+    step}. Before the first step they are made, as zeros, so that a checkpoint can be loaded into
+    them."""
+    states = {
+        parameter: group["states"]
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     # A fused update counts its steps on the device.
-    fused = any(group["fused"] for group in optimizer.param_groups)
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    found: dict[str, dict[str, Any]] = {}
     for name, parameter in named:
         own = optimizer.state[parameter]
         if not own:
-            own["step"] = torch.zeros((), device=parameter.device if fused else "cpu")
-            for moment in MOMENTS:
-                own[moment] = torch.zeros_like(parameter)
-        state[name] = {key: own[key] for key in (*MOMENTS, "step")}
-    return state
+            step = torch.zeros((), device=parameter.device if fused else "cpu")
+            for key in states[parameter]:
+                own[key] = step if key == STEP else torch.zeros_like(parameter)
+        found[name] = {key: own[key] for key in states[parameter]}
+    return found
 
 
 def load_optimizer_state(

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from distmoe.config import Config
 from distmoe.engines import StepResult, compute_dtype, meta_model
-from distmoe.engines.adamw import build_adamw, set_lr
 from distmoe.engines.grad_norm import clip, grad_norm
+from distmoe.engines.optimizer import make_optimizer, set_lr
 from distmoe.engines.optimizer_state import load_optimizer_state, optimizer_state
 from distmoe.mesh import Mesh
 from distmoe.model.init import initialize
 
 
 class SingleEngine:
-    """Plain autograd and AdamW. With bf16 the model holds bf16 copies of fp32 master weights, and
+    """Plain autograd. With bf16 the model holds bf16 copies of fp32 master weights, and
     gradients are added up in fp32 as they appear."""
 
     def __init__(self, config: Config, mesh: Mesh | None, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class SingleEngine:
         self.model.to(compute_dtype(config))
         for name, parameter in self.model.named_parameters():
             parameter.register_post_accumulate_grad_hook(self._collector(name))  # type: ignore[no-untyped-call]
-        self.optimizer = build_adamw(self.master.items(), config.optim)
+        self.optimizer = make_optimizer(config, self.model, self.master.items())
 
     def _collector(self, name: str) -> Any:
         master = self.master[name]

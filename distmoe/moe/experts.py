@@ -37,6 +37,7 @@ class Experts(nn.Module):
         width = activation_called(activation).width(intermediate_size)
         self.w_in_eGH = nn.Parameter(torch.empty(num_local, width, hidden_size))
         self.w_out_eHI = nn.Parameter(torch.empty(num_local, hidden_size, intermediate_size))
+        self.stacked_rows = {"w_in_eGH": (intermediate_size,) * (width // intermediate_size)}
         self._mark()
 
     def _mark(self) -> None:

@@ -13,6 +13,7 @@ class SwiGluMlp(nn.Module):
         super().__init__()
         self.in_proj = nn.Linear(hidden_size, 2 * intermediate_size, bias=False)
         self.out_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+        self.stacked_rows = {"in_proj.weight": (intermediate_size,) * 2}
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.in_proj(x).chunk(2, dim=-1)

@@ -67,6 +67,22 @@ class Collectives:
         """Reduce-scatter and all-gather."""
         return self.reduce(group, num_bytes) + self.gather(group, num_bytes)
 
+    def all_to_all(self, group: RankGroup, num_bytes: float) -> Transfer:
+        """Every rank keeps a part of ``num_bytes`` and sends the others theirs, all at once."""
+        if group.size == 1 or not num_bytes:
+            return Transfer()
+        latency = node_s = remote_s = 0.0
+        if group.per_node > 1:
+            link = self.profile.link("node")
+            latency = link.latency_s
+            node_s = num_bytes * (group.per_node - 1) / group.size / link.bytes_per_s
+        if group.num_nodes > 1:
+            link = self.profile.link("remote")
+            latency = max(latency, link.latency_s)
+            rate = link.bytes_per_s / (self.ranks_per_node if link.shared else 1)
+            remote_s = num_bytes * (group.size - group.per_node) / group.size / rate
+        return Transfer(latency + max(node_s, remote_s), node_s, remote_s)
+
     def _ring(self, group: RankGroup, num_bytes: float, share: float) -> Transfer:
         """``share``: what the transport reaches of the links."""
         if group.size == 1 or not num_bytes:

@@ -33,7 +33,7 @@ class JobMemory:
     """Bytes on one GPU, the rank that needs most, at the moment when it needs most.
 
     ``parameters``: every copy of the weights that is there all the time, fp32 masters among them.
-    ``gradients``: those that wait for the optimizer. ``optimizer``: two moments. ``buffers``:
+    ``gradients``: those that wait for the optimizer. ``optimizer``: moments. ``buffers``:
     gathered parameters, gradients on their way, and what the optimizer makes in between.
     ``activations``: kept for the backward, and what the moment adds, rows on their way among them.
     ``margin``: not tensors: the CUDA context, NCCL, fragmentation. ``moment``: which it is.

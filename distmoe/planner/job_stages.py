@@ -11,16 +11,18 @@ from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
+from distmoe.planner.optimizer_costs import ADAMW_BYTES, MUON_BYTES, muon_units
 from distmoe.planner.parameter_shapes import elements, model_units
 from distmoe.planner.pipeline_time import Stage
+from distmoe.planner.shard_sizes import sharded_model
 from distmoe.planner.step_parts import StepPart
 from distmoe.registry import ENGINE_COSTS
 
 GRADIENT_BYTES = 4
 """Of an element that is reduced: every engine is told to reduce in fp32."""
-UPDATE_BYTES = 92
-"""Memory traffic of the update of an element: AdamW as a list of operators, 80, the norm of the
-gradients, 4, and their clipping, 8."""
+CLIP_BYTES = 12
+"""Memory traffic of an element before it is updated: the norm of the gradients, 4, and their
+clipping, 8."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class _Builder:
             parts_s=self._parts,
             hides_reductions=self._traffic.hidden,
             once_s=self._once_s(every),
-            update_s=UPDATE_BYTES * sum(map(self._held, every)) / self._rates.bytes_per_s,
+            update_s=self._update_s(sum(map(self._held, every))),
         )
 
     def _stage(
@@ -136,6 +138,22 @@ class _Builder:
     def _held(self, size: _Parameters) -> float:
         """Elements of this rank's own shards."""
         return size.dense / self._dense.size + size.experts / self._experts.size
+
+    def _update_s(self, held: float) -> float:
+        """Of ``held`` elements. With Muon the owners of matrices that are cut get their rows, and
+        send them back; the work is spread evenly."""
+        config = self._config
+        muon = muon_units(config, model_units(config))
+        dense = muon.units.dense_elements / self._dense.size
+        experts = muon.units.expert_elements / self._experts.size
+        seconds = (CLIP_BYTES + ADAMW_BYTES) * (held - dense - experts) / self._rates.bytes_per_s
+        seconds += (CLIP_BYTES + MUON_BYTES) * (dense + experts) / self._rates.bytes_per_s
+        flops = muon.dense_flops / self._dense.size + muon.expert_flops / self._experts.size
+        seconds += flops / self._rates.dense_flops
+        seconds += 2 * self._links.all_to_all(self._dense, dense * self._itemsize).seconds
+        if sharded_model(config, muon.units).experts.by_rows:
+            seconds += 2 * self._links.all_to_all(self._experts, experts * self._itemsize).seconds
+        return seconds
 
     def _once_s(self, every: list[_Parameters]) -> float:
         """Reductions at the end of the step, and new parameters sent to all."""

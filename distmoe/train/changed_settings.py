@@ -39,6 +39,13 @@ def changed_settings(checkpoint: Path, config: Config) -> list[str]:
     return changed
 
 
+def saved_optimizer(checkpoint: Path) -> str:
+    """optim.name of the run that saved it."""
+    saved = tomllib.loads(read_manifest(checkpoint).about.get("config", ""))
+    # Older versions had no other.
+    return _value(saved, "optim.name") or "adamw"
+
+
 def _value(tables: dict[str, Any], key: str) -> Any:
     """The value of a dotted key, or None."""
     found: Any = tables

@@ -17,7 +17,7 @@ from distmoe.config import Config, ConfigError, RankInfo, to_toml
 from distmoe.config.rewound import RECORD, went_back
 from distmoe.engines import Engine
 from distmoe.train.changed_data import changed_data, data_marks, skipped_too_late
-from distmoe.train.changed_settings import changed_settings
+from distmoe.train.changed_settings import changed_settings, saved_optimizer
 from distmoe.train.progress import NOTHING_DONE, Progress, saved_progress
 from distmoe.train.rewind import forget, go_back, left_behind
 
@@ -96,6 +96,12 @@ class Checkpoints:
         if has_weights_only(path):
             raise ConfigError(
                 f"checkpoint {path} has weights only; begin a run with them by "
+                f"--checkpoint.init_from {path}"
+            )
+        if (was := saved_optimizer(path)) != self.config.optim.name:
+            raise ConfigError(
+                f"optim.name is {self.config.optim.name}; it must be {was} to go on from "
+                f"{path}, whose optimizer it was; to begin a run with the weights alone: "
                 f"--checkpoint.init_from {path}"
             )
         changed = changed_settings(path, self.config)

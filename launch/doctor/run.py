@@ -11,7 +11,7 @@ from distmoe.launch.doctor.situation import Check, Situation
 from distmoe.registry import MOE_MLP_TILES
 
 GIB = 1 << 30
-# fp32 weights and both moments of AdamW.
+# fp32 weights and both moments of AdamW; Muon keeps less.
 BYTES_PER_PARAMETER = 12
 NO_FILE = "no FILE was given"
 TUNE = "python tools/bench_moe.py --config FILE --tune --write-tiles TABLE"

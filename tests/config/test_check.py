@@ -204,6 +204,12 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "which keeps whole parameters",
         ),
         (
+            "--parallel.engine=deepspeed --optim.name=muon",
+            2,
+            "optim.name is muon; it must be adamw with parallel.engine 'deepspeed', which shards "
+            "without regard to matrices",
+        ),
+        (
             "--moe.dispatch.exchange=local --parallel.ep=2",
             2,
             "moe.dispatch.exchange is local; it must be auto or one of p2p, all_to_all, threaded, "

@@ -16,7 +16,10 @@ from distmoe.config import Config, RoundingConfig
 from distmoe.kernels.testing import assert_as_good_as
 
 REPLICATED = {"parallel.dp_replicate": 2, "parallel.dp_shard": 2}
+# The first step is clipped, the others are not.
+MUON = {"optim.name": "muon", "optim.clip_norm": 0.81}
 SIX_EXPERTS = {"num_experts": 6, "rounding": RoundingConfig("balance", tile=8, balance_groups=2)}
+FIVE_EXPERTS = {"num_experts": 5, "rounding": RoundingConfig("balance", tile=8, balance_groups=1)}
 
 # Name -> world, ep, sequences of a micro-batch, and what else is set.
 LINES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
@@ -29,6 +32,16 @@ LINES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     # Four ranks share six experts, so each holds some rows of all. Columns of w_out are no
     # multiple of 4.
     "cut by rows": (4, 1, 2, {"moe": SIX_EXPERTS | {"intermediate_size": 6}}),
+    "muon": (1, 1, 4, {"engine": "single", "settings": MUON}),
+    # Experts are cut over both axes and stay whole, the other matrices are not.
+    "muon, sharded": (4, 2, 2, {"settings": MUON}),
+    "muon, replicated, ungated, cut by rows": (
+        4, 1, 2,
+        {
+            "settings": MUON | REPLICATED,
+            "moe": FIVE_EXPERTS | {"activation": "relu2", "intermediate_size": 6},
+        },
+    ),
 }  # fmt: skip
 
 

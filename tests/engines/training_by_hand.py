@@ -44,7 +44,8 @@ def train_by_hand(
         {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.dtype]
     )
     master = {name: torch.tensor(initial[name]) for name, _ in model.named_parameters()}
-    optimizer = _adamw(master, config)
+    muon = Muon(master if config.optim.name == "muon" else {}, config)
+    optimizer = _adamw({n: w for n, w in master.items() if n not in muon.weights}, config)
     losses, norms, gradients = [], [], {}
     for batches in steps:
         model.load_state_dict(master, strict=False)
@@ -52,6 +53,7 @@ def train_by_hand(
         gradients = gradients or {name: w.grad.numpy().copy() for name, w in master.items()}
         norms.append(float(clip_grad_norm_(master.values(), config.optim.clip_norm)))
         optimizer.step()
+        muon.step()
     final = {name: weight.numpy() for name, weight in master.items()}
     return {
         "initial": initial,
@@ -76,6 +78,43 @@ def _adamw(named: dict[str, Tensor], config: Config) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, foreach=False
     )
+
+
+class Muon:
+    """Every matrix by its singular values: the iteration is an odd polynomial, which acts on each
+    of them by itself."""
+
+    def __init__(self, master: dict[str, Tensor], config: Config) -> None:
+        self.optim = config.optim
+        self.gated = config.moe.activation.endswith("glu")
+        self.weights = {
+            name: weight
+            for name, weight in master.items()
+            if name.startswith("blocks.") and weight.dim() > 1 and "router" not in name
+        }
+        self.momentum = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+
+    def matrices(self, name: str, weight: Tensor) -> list[Tensor]:
+        """Views: of each expert, of gate and up."""
+        two = name.endswith("in_proj.weight") or (self.gated and "w_in" in name)
+        halves = weight.chunk(2 if two else 1, dim=-2)
+        return [m for half in halves for m in (half if half.dim() == 3 else [half])]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        optim = self.optim
+        for name, weight in self.weights.items():
+            momentum = optim.momentum * self.momentum[name] + weight.grad
+            update = weight.grad + optim.momentum * momentum
+            self.momentum[name] = momentum
+            pairs = zip(self.matrices(name, weight), self.matrices(name, update), strict=True)
+            for own, matrix in pairs:
+                u, s, vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+                s = s / max(float(s.norm()), 1e-7)
+                for _ in range(5):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                own *= 1 - optim.lr * optim.weight_decay
+                own -= (optim.lr * 0.2 * max(matrix.shape) ** 0.5 * u @ s.diag() @ vt).float()
 
 
 def _backward(

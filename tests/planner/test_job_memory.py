@@ -74,28 +74,33 @@ def stored(tensors: list[Tensor]) -> int:
 
 LAYOUTS = [
     # World, replicas, ep, experts: 8 efsdp ranks have an expert each.
-    (64, 1, 8, 64),
+    (64, 1, 8, 64, "adamw"),
     # 2 experts for 8 ranks: cut by rows.
-    (64, 1, 8, 16),
+    (64, 1, 8, 16, "adamw"),
     # Every rank has its own experts; replicas.
-    (64, 2, 32, 64),
-    (4096, 8, 64, 512),
+    (64, 2, 32, 64, "adamw"),
+    (4096, 8, 64, 512, "adamw"),
+    (64, 1, 8, 16, "muon"),
+    (64, 2, 32, 64, "muon"),
 ]
 
 
-@pytest.mark.parametrize(("world", "replicas", "ep", "experts"), LAYOUTS)
-def test_shards_are_the_engines_own(world: int, replicas: int, ep: int, experts: int) -> None:
+@pytest.mark.parametrize(("world", "replicas", "ep", "experts", "optimizer"), LAYOUTS)
+def test_shards_are_the_engines_own(
+    world: int, replicas: int, ep: int, experts: int, optimizer: str
+) -> None:
     """Of the first rank, which has a whole chunk of everything."""
-    settings = {"parallel__dp_replicate": replicas, "parallel__ep": ep}
+    settings = {"parallel__dp_replicate": replicas, "parallel__ep": ep, "optim__name": optimizer}
     config = config_of(world, moe__num_experts=experts, **settings)
     with first_of(world):
         mesh = build_mesh(config.parallel, device_type="cpu")
         engine = Fsdp2Engine(with_dtype(config, "cpu"), mesh, torch.device("meta"))
         parameters = list(engine.model.parameters())
         moments = [
-            state[name]
+            tensor
             for state in engine.state_dict()["optimizer"].values()
-            for name in ("exp_avg", "exp_avg_sq")
+            for name, tensor in state.items()
+            if name != "step"
         ]
         predicted = predict_memory(config, world)
         assert stored(parameters) == predicted.parameters
@@ -229,15 +234,20 @@ MLA: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("dtype", "recomputed", "layers", "attention"),
-    [("fp32", "none", 2, {}), ("bf16", "full", 1, {}), ("bf16", "none", 2, MLA)],
+    ("dtype", "recomputed", "layers", "others"),
+    [
+        ("fp32", "none", 2, {}),
+        ("bf16", "full", 1, {}),
+        ("bf16", "none", 2, MLA),
+        ("fp32", "none", 1, {"optim__name": "muon"}),
+    ],
 )
 def test_a_real_step_holds_what_is_predicted(
-    dtype: str, recomputed: str, layers: int, attention: dict[str, Any]
+    dtype: str, recomputed: str, layers: int, others: dict[str, Any]
 ) -> None:
     settings = {
         **SMALL,
-        **attention,
+        **others,
         "model__n_layers": layers,
         "train__dtype": dtype,
         "train__activation_checkpoint": recomputed,

@@ -95,6 +95,17 @@ def test_a_jump_of_the_learning_rate_is_told(resumable: Path, data: Path, capsys
     assert "warning: lr jumps: that of step 4 is " in told
 
 
+def test_another_optimizer_goes_on_with_the_weights_alone(
+    resumable: Path, data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    muon, path = ["--optim.name", "muon"], resumable / CHECKPOINT.format(4)
+    with pytest.raises(ConfigError, match="optim.name is muon; it must be adamw to go on from"):
+        train_here(resumable, data, *muon)
+    train_here(tmp_path / "new", data, *muon, "--checkpoint.init_from", str(path))
+    with pytest.raises(ConfigError, match="optim.name is adamw; it must be muon to go on from"):
+        train_here(tmp_path / "new", data)
+
+
 @pytest.mark.parametrize("option", ["--checkpoint.resume", "--checkpoint.init_from"])
 def test_other_tokens_are_refused(resumable: Path, data: Path, tmp_path: Path, option: str) -> None:
     other = with_manifest(data, tmp_path / "other", tokenizer_sha256="5" * 64)

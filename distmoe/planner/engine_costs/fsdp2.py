@@ -9,8 +9,11 @@ is reduced last, so the head's gradient waits, whole, for the embedding's.
 
 from __future__ import annotations
 
+from math import prod
+
 from distmoe.config import Config
 from distmoe.planner.engine_costs import FP32, EngineTraffic, Held, Job
+from distmoe.planner.optimizer_costs import muon_buffers, muon_units
 from distmoe.planner.parameter_shapes import elements
 from distmoe.planner.shard_sizes import ShardedUnit, sharded_model
 from distmoe.planner.step_moments import Moment, Stage
@@ -24,7 +27,10 @@ class Fsdp2Costs:
         self.sharded = sharded_model(job.config, job.units)
         self.shard = self.sharded.shard(job.units)
         self.parameters = FP32 * self.shard
-        self.optimizer = 2 * FP32 * self.shard
+        self.muon = muon_units(job.config, job.units)
+        self.muon_weights = sharded_model(job.config, self.muon.units)
+        self.muon_shard = self.muon_weights.shard(self.muon.units)
+        self.optimizer = FP32 * (2 * self.shard - self.muon_shard)
         self.reshards = job.config.parallel.reshard_after_forward
 
     @staticmethod
@@ -138,11 +144,35 @@ class Fsdp2Costs:
         return max(embedding, self._reduce(root))
 
     def _optimizer_step(self) -> int:
-        """The root of the second moment: on a GPU of all parameters of a group at once, on a CPU
-        one by one, and divided by its correction."""
+        """Of AdamW the root of the second moment: on a GPU of all parameters of a group at once, on
+        a CPU one by one, and divided by its correction."""
         sharded = self.sharded
+        others = self.shard - self.muon_shard
         if self.job.on_gpu:
             experts = self.job.units.num_moe * sharded.experts.shard
-            return FP32 * max(experts, self.shard - experts)
-        units = (sharded.root, sharded.dense_block, sharded.moe_block, sharded.experts)
-        return 2 * FP32 * max(unit.largest for unit in units)
+            roots = others if self.muon_shard else max(experts, others - experts)
+        else:
+            blocks = (sharded.dense_block, sharded.moe_block, sharded.experts)
+            units = (sharded.root, *(() if self.muon_shard else blocks))
+            roots = 2 * max(unit.largest for unit in units)
+        return max(FP32 * roots, self._muon_buffers())
+
+    def _muon_buffers(self) -> int:
+        """Matrices are cut by rows, but for experts that are many enough."""
+        weights, muon = self.muon_weights, self.muon
+        parts = (
+            (weights.dense_block, muon.units.num_dense, muon.dense),
+            (weights.moe_block, muon.units.num_moe, muon.routed),
+            (weights.experts, muon.units.num_moe, muon.experts),
+        )
+        whole = batch = cut = largest_cut = 0
+        for unit, count, matrices in parts:
+            if unit.ranks > 1 and (unit is not weights.experts or unit.by_rows):
+                cut += count * unit.shard
+                largest_cut = max(largest_cut, *(prod(shape[-2:]) for shape in matrices), 0)
+            else:
+                whole = max(whole, unit.largest)
+                batch = max(batch, *(prod(shape) // unit.ranks for shape in matrices), 0)
+        return muon_buffers(
+            whole=whole, batch=batch, cut=cut, largest_cut=largest_cut, on_gpu=self.job.on_gpu
+        )

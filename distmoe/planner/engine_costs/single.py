@@ -1,4 +1,4 @@
-"""`SingleEngine`: a model in the compute dtype, fp32 master weights and gradients, two moments."""
+"""`SingleEngine`: a model in the compute dtype, fp32 master weights and gradients, moments."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from math import prod
 
 from distmoe.config import Config
 from distmoe.planner.engine_costs import FP32, EngineTraffic, Held, Job
+from distmoe.planner.optimizer_costs import muon_buffers, muon_units
 from distmoe.planner.parameter_shapes import elements
 from distmoe.planner.step_moments import Moment, Stage
 
@@ -18,7 +19,8 @@ class SingleCosts:
         units = job.units
         self.whole = units.dense_elements + units.expert_elements
         self.parameters = (FP32 + job.itemsize) * self.whole
-        self.optimizer = 2 * FP32 * self.whole
+        self.muon = muon_units(job.config, units)
+        self.optimizer = FP32 * (2 * self.whole - self.muon.elements)
 
     @staticmethod
     def traffic(config: Config) -> EngineTraffic:
@@ -46,10 +48,23 @@ class SingleCosts:
         return (b + FP32) * max(map(prod, block))
 
     def _optimizer_step(self) -> int:
-        """The root of the second moment: of all weights of a group at once on a GPU; one by one,
-        and divided by its correction, on a CPU."""
-        units = self.job.units
+        """Of AdamW the root of the second moment: of all weights of a group at once on a GPU; one
+        by one, and divided by its correction, on a CPU."""
+        units, muon = self.job.units, self.muon
         if self.job.on_gpu:
-            return FP32 * max(units.plain, self.whole - units.plain)
-        blocks = (*units.root, *units.dense_block, *units.moe_block, *units.experts)
-        return 2 * FP32 * max(map(prod, blocks))
+            roots = max(units.plain, self.whole - units.plain - muon.elements)
+        else:
+            blocks = (*units.dense_block, *units.moe_block, *units.experts)
+            roots = 2 * max(map(prod, (*units.root, *(() if muon.elements else blocks))))
+        weights = (*muon.units.dense_block, *muon.units.moe_block, *muon.units.experts)
+        matrices = (*muon.dense, *muon.routed, *muon.experts)
+        return max(
+            FP32 * roots,
+            muon_buffers(
+                whole=max(map(prod, weights), default=0),
+                batch=max(map(prod, matrices), default=0),
+                cut=0,
+                largest_cut=0,
+                on_gpu=self.job.on_gpu,
+            ),
+        )
