@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ from distmoe.moe.experts import Experts
 
 
 class Fsdp2Engine:
-    """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes.
+    """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes,
+    and so is the embedding, unless it is the head, too. The last norm and the head are the root's:
+    with a loss in chunks the head runs several times, and its gradient is reduced once.
 
     Expert parameters are DTensors over (efsdp, ep) whose logical shape has all E experts, so a
     checkpoint does not depend on ep.
@@ -47,14 +50,21 @@ class Fsdp2Engine:
         for module in self.model.modules():
             if isinstance(module, Experts):
                 self._shard_experts(module, policy)
-        for block in self.model.blocks:
+        units: list[nn.Module] = [*self.model.blocks]
+        if not self.config.model.tie_embeddings:
+            # Not in the root, which stays gathered until the backward ends.
+            units.append(self.model.embedding)
+        for unit in units:
             fully_shard(
-                block,
+                unit,
                 mesh=self.mesh.fsdp,
                 mp_policy=policy,
                 reshard_after_forward=parallel.reshard_after_forward,
             )
         fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
+        if isinstance(self.model.embedding, FSDPModule):
+            # The gradient of a look-up needs no weights.
+            self.model.embedding.set_unshard_in_backward(False)
         if parallel.ep > 1:
             self._gather_ahead()
         for module in self.model.modules():
@@ -64,16 +74,19 @@ class Fsdp2Engine:
                 module.set_force_sum_reduction_for_comms(True)
 
     def _gather_ahead(self) -> None:
-        """Every block gathers the parameters of the next one, and those of its experts.
+        """Every block gathers the parameters of the next one, and those of its experts; the root
+        those of the embedding, and that those of the first block.
 
         FSDP's own order issues a gather when the host comes to the module, which runs ahead of the
         device; but a layer whose experts are elsewhere makes the host wait for sizes.
         """
         units = [_sharded_units(block) for block in self.model.blocks]
-        for before, after in zip([_sharded_units(self.model), *units], units, strict=False):
+        embedding = _sharded_units(self.model.embedding)
+        first = [_sharded_units(self.model)[:1], *([embedding] if embedding else [])]
+        for before, after in pairwise([*first, *units]):
             before[0].set_modules_to_forward_prefetch(after)
         # Not the root: each router loss that it returns would have it gather the last block anew.
-        for before, after in zip(units, units[1:], strict=False):
+        for before, after in pairwise(units):
             after[0].set_modules_to_backward_prefetch([*after[1:], *before])
 
     def _shard_experts(self, experts: Experts, policy: MixedPrecisionPolicy) -> None:
@@ -110,7 +123,15 @@ class Fsdp2Engine:
     def discard(self) -> None:
         self.optimizer.zero_grad()
 
+    def _free_gathered(self) -> None:
+        """What a forward without a backward, as in validation, left gathered: checkpoints have the
+        shards, and moments belong to these."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def state_dict(self) -> dict[str, Any]:
+        self._free_gathered()
         named = dict(self.model.named_parameters())
         return {
             "model": {
@@ -121,6 +142,7 @@ class Fsdp2Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._free_gathered()
         with torch.no_grad():
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
                 tensor.copy_(state["model"][name])

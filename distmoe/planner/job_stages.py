@@ -73,7 +73,7 @@ class _Builder:
         num_moe = model.n_layers - model.n_dense_layers
         dense = self._stage(passes.dense_block, dense_block, count=model.n_dense_layers)
         moe = self._stage(passes.moe_block, moe_block, count=num_moe)
-        # Embedding and head are one unit: gathered first, reduced last.
+        # Embedding and head count as one unit: gathered first, reduced last.
         root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
         blocks = [dense] * model.n_dense_layers
         blocks += [_with_layer(moe, layer) for layer in range(num_moe)]

@@ -1,17 +1,19 @@
-"""When parameters are gathered."""
+"""When parameters are gathered, and that a checkpoint has them sharded."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 from ranks import run_ranks
 from test_parity import CPU, LAW, config_for, own_batches
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distmoe.engines import make_engine
 from distmoe.mesh import build_mesh
-from distmoe.train.step import train_step
+from distmoe.train.step import train_step, validation_loss
 
 WORLD, EP = 4, 2
 
@@ -53,13 +55,36 @@ def gathers(*, reshard: bool) -> tuple[list[int], list[int], int]:
 
 def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> None:
     forward, backward, total = gathers(reshard=True)
-    # Root, first and second block; the third with the second; nothing is left for it.
-    assert forward == [1 + 1 + 2, 1 + 1 + 2 + 2, 6]
+    # Root, embedding, first and second block; the third with the second; then nothing is left.
+    assert forward == [2 + 1 + 2, 2 + 1 + 2 + 2, 7]
     # Backward the third alone; its experts and the second block; the first. The root is whole.
-    assert backward == [6 + 1, 7 + 1 + 2, 10 + 1]
-    assert total == 11
+    assert backward == [7 + 1, 8 + 1 + 2, 11 + 1]
+    # The embedding's weights are not needed again.
+    assert total == 12
 
 
 def test_what_is_not_freed_is_not_gathered_again() -> None:
     _, _, total = gathers(reshard=False)
-    assert total == 6
+    assert total == 7
+
+
+@pytest.mark.parametrize("reshard", [True, False])
+def test_a_checkpoint_after_validation_has_shards_and_their_moments(reshard: bool) -> None:
+    def run(rank: int) -> None:
+        settings = {"parallel.reshard_after_forward": reshard}
+        config = config_for(2, 2, LAW[2, 2], settings=settings)
+        engine = make_engine(config, build_mesh(config.parallel, device_type="cpu"), CPU)
+        batches = own_batches(0, rank, 2, config.train.micro_batch_size)
+        on = {"device": CPU, "group": dist.group.WORLD}
+        train_step(engine, batches, lr=1e-3, moe=config.moe, **on)
+        validation_loss(engine, [batches], **on)
+        state = engine.state_dict()
+        assert all(isinstance(weight, DTensor) for weight in state["model"].values())
+        for name, own in state["optimizer"].items():
+            assert own["step"] == 1, name
+            assert own["exp_avg"].placements == state["model"][name].placements
+        validation_loss(engine, [batches], **on)
+        engine.load_state_dict(state | {"model": {n: 0 * w for n, w in state["model"].items()}})
+        assert not any(weight.any() for weight in engine.state_dict()["model"].values())
+
+    run_ranks(run, 2)

@@ -3,8 +3,9 @@
 Of torch's `fully_shard`: a unit is gathered into one flat buffer, from which its parameters are
 copied; the flat buffer of a unit that is gathered ahead waits for its turn, and in the forward one
 outlives it until the next unit comes. A unit's gradients are copied into one fp32 buffer, which
-lives until the next unit is reduced. The root stays gathered from its forward to its backward, and
-is reduced last, so the head's gradient waits, whole, for the embedding's.
+lives until the next unit is reduced. The root, with the head, stays gathered from its forward to
+its backward, and is reduced last, so the head's gradient waits, whole, for all others. The
+embedding is a unit that no backward gathers; tied, it is the head.
 """
 
 from __future__ import annotations
@@ -67,14 +68,21 @@ class Fsdp2Costs:
             return self._optimizer_step()
         if moment.stage is Stage.REDUCE_ROOT:
             return self._reduce_root()
-        root = self.b * self.sharded.root.gathered
+        root = self._gathered_edges()
         if moment.stage is Stage.LOSS:
             last = self._units(self.job.num_blocks - 1)
             lingering = self._flat(last[-1]) if last else 0
             return root + self._kept_gathered(self.job.num_blocks) + lingering
-        # The head's gradient waits for the embedding's.
-        root += self.b * elements(self.job.units.root[:1])
-        return root + self._ahead(moment.block) + self._of_block(moment)
+        return root + self._head_gradient() + self._ahead(moment.block) + self._of_block(moment)
+
+    def _gathered_edges(self) -> int:
+        """From the loss on: the root, and the embedding if it was not freed after its forward."""
+        kept = 0 if self.reshards else self.sharded.embedding.gathered
+        return self.b * (self.sharded.root.gathered + kept)
+
+    def _head_gradient(self) -> int:
+        """Whole; of the shape of the embedding."""
+        return self.b * elements(self.job.units.root[:1])
 
     def _of_block(self, moment: Moment) -> int:
         block, stage = moment.block, moment.stage
@@ -132,10 +140,14 @@ class Fsdp2Costs:
         return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided)
 
     def _reduce_root(self) -> int:
-        root = self.sharded.root
+        """The embedding's gradient is made and reduced, and then the root's."""
+        root, embedding = self.sharded.root, self.sharded.embedding
         first = FP32 * self._block(0).gathered if self.job.num_blocks else 0
-        embedding = self.b * (root.gathered + root.whole) + first
-        return max(embedding, self._reduce(root))
+        before = self._head_gradient() + self.b * root.gathered
+        # Two of one shape.
+        made = self._gathered_edges() + 2 * self._head_gradient() + first
+        reduced = before + self._reduce(embedding)
+        return max(made, reduced, FP32 * embedding.shard + self._reduce(root))
 
     def _optimizer_step(self) -> int:
         """The root of the second moment: on a GPU of all parameters of a group at once, on a CPU
@@ -144,5 +156,6 @@ class Fsdp2Costs:
         if self.job.on_gpu:
             experts = self.job.units.num_moe * sharded.experts.shard
             return FP32 * max(experts, self.shard - experts)
-        units = (sharded.root, sharded.dense_block, sharded.moe_block, sharded.experts)
+        blocks = (sharded.dense_block, sharded.moe_block, sharded.experts)
+        units = (sharded.root, sharded.embedding, *blocks)
         return 2 * FP32 * max(unit.largest for unit in units)
