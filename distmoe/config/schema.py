@@ -280,8 +280,9 @@ class TrainConfig:
     full: the experts too. Routing is never repeated."""
     compile: Literal["none", "dense"] = "none"
     """dense: torch.compile of attention, norms, dense MLPs and the loss; not with ZeRO 3."""
-    loss_chunk_tokens: int = 8192
-    """Tokens whose logits exist at one time."""
+    loss_chunk_tokens: int = 0
+    """Tokens whose logits exist at one time. 0: the fewest equal chunks of at most 2^29 logits,
+    which are 2 GiB in fp32."""
     max_skipped_steps: int = 10
     """Stop after this many consecutive steps with a loss or gradient that is not finite."""
     validate_every: int = 100

@@ -21,9 +21,9 @@ from distmoe.moe.experts import Experts
 
 
 class Fsdp2Engine:
-    """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes,
-    and so is the embedding, unless it is the head, too. The last norm and the head are the root's:
-    with a loss in chunks the head runs several times, and its gradient is reduced once.
+    """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes.
+    So are embedding and head, unless they are one: what is left, the root, stays gathered until the
+    backward ends, and is reduced last.
 
     Expert parameters are DTensors over (efsdp, ep) whose logical shape has all E experts, so a
     checkpoint does not depend on ep.
@@ -50,21 +50,16 @@ class Fsdp2Engine:
         for module in self.model.modules():
             if isinstance(module, Experts):
                 self._shard_experts(module, policy)
-        units: list[nn.Module] = [*self.model.blocks]
-        if not self.config.model.tie_embeddings:
-            # Not in the root, which stays gathered until the backward ends.
-            units.append(self.model.embedding)
-        for unit in units:
+        for block in self.model.blocks:
             fully_shard(
-                unit,
+                block,
                 mesh=self.mesh.fsdp,
                 mp_policy=policy,
                 reshard_after_forward=parallel.reshard_after_forward,
             )
+        if not self.config.model.tie_embeddings:
+            self._shard_edges(policy)
         fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
-        if isinstance(self.model.embedding, FSDPModule):
-            # The gradient of a look-up needs no weights.
-            self.model.embedding.set_unshard_in_backward(False)
         if parallel.ep > 1:
             self._gather_ahead()
         for module in self.model.modules():
@@ -73,17 +68,32 @@ class Fsdp2Engine:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
+    def _shard_edges(self, policy: MixedPrecisionPolicy) -> None:
+        """Embedding and head."""
+        embedding = fully_shard(self.model.embedding, mesh=self.mesh.fsdp, mp_policy=policy)
+        # The gradient of a look-up needs no weights.
+        embedding.set_unshard_in_backward(False)
+        # The head's backward comes next.
+        head = self.model.head
+        unit = fully_shard(head, mesh=self.mesh.fsdp, mp_policy=policy, reshard_after_forward=False)
+        # In a forward FSDP keeps the buffer that a unit was gathered into until the next unit
+        # comes. None comes after the head, and logits do; so it is waited for outside of FSDP's
+        # own forward, after which the buffer is freed.
+        head.register_forward_pre_hook(lambda *_: unit.unshard(), prepend=True)
+        _sharded_units(self.model.blocks[-1])[0].set_modules_to_forward_prefetch([unit])
+
     def _gather_ahead(self) -> None:
-        """Every block gathers the parameters of the next one, and those of its experts; the root
-        those of the embedding, and that those of the first block.
+        """Every block gathers the parameters of the next one, and those of its experts; so do the
+        root, the embedding and the head.
 
         FSDP's own order issues a gather when the host comes to the module, which runs ahead of the
         device; but a layer whose experts are elsewhere makes the host wait for sizes.
         """
-        units = [_sharded_units(block) for block in self.model.blocks]
-        embedding = _sharded_units(self.model.embedding)
-        first = [_sharded_units(self.model)[:1], *([embedding] if embedding else [])]
-        for before, after in pairwise([*first, *units]):
+        model = self.model
+        inner = [_sharded_units(part) for part in (model.embedding, *model.blocks, model.head)]
+        # Tied, embedding and head are the root's.
+        units = [part for part in inner if part]
+        for before, after in pairwise([_sharded_units(model)[:1], *units]):
             before[0].set_modules_to_forward_prefetch(after)
         # Not the root: each router loss that it returns would have it gather the last block anew.
         for before, after in pairwise(units):

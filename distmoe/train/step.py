@@ -13,7 +13,8 @@ from torch import Tensor
 from distmoe.config import MoEConfig
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult
-from distmoe.model.transformer import IGNORE, LossSums
+from distmoe.model.linear_cross_entropy import IGNORE
+from distmoe.model.transformer import LossSums
 from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.layer import MoE
 from distmoe.moe.stats import MoEStats

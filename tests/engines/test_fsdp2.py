@@ -55,17 +55,17 @@ def gathers(*, reshard: bool) -> tuple[list[int], list[int], int]:
 
 def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> None:
     forward, backward, total = gathers(reshard=True)
-    # Root, embedding, first and second block; the third with the second; then nothing is left.
-    assert forward == [2 + 1 + 2, 2 + 1 + 2 + 2, 7]
-    # Backward the third alone; its experts and the second block; the first. The root is whole.
-    assert backward == [7 + 1, 8 + 1 + 2, 11 + 1]
+    # Root, embedding, first and second block; the third with the second; the head with the third.
+    assert forward == [2 + 1 + 2, 2 + 1 + 2 + 2, 8]
+    # Backward the third with the head, which is there; with the third the second; the first.
+    assert backward == [8 + 2, 10 + 2, 12 + 1]
     # The embedding's weights are not needed again.
-    assert total == 12
+    assert total == 13
 
 
 def test_what_is_not_freed_is_not_gathered_again() -> None:
     _, _, total = gathers(reshard=False)
-    assert total == 7
+    assert total == 8
 
 
 @pytest.mark.parametrize("reshard", [True, False])

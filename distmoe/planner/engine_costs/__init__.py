@@ -51,7 +51,7 @@ class Job:
         """Elements of one rank's weights that have their gradients in the first micro-batch: those
         of the blocks after this one, of its experts after their turn, and the head's."""
         units = self.units
-        if moment.stage is Stage.LOSS:
+        if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
             return 0
         if moment.block < 0:
             return units.dense_elements + units.expert_elements

@@ -3,9 +3,10 @@
 Of torch's `fully_shard`: a unit is gathered into one flat buffer, from which its parameters are
 copied; the flat buffer of a unit that is gathered ahead waits for its turn, and in the forward one
 outlives it until the next unit comes. A unit's gradients are copied into one fp32 buffer, which
-lives until the next unit is reduced. The root, with the head, stays gathered from its forward to
-its backward, and is reduced last, so the head's gradient waits, whole, for all others. The
-embedding is a unit that no backward gathers; tied, it is the head.
+lives until the next unit is reduced. The head is gathered until its gradient is reduced, the first
+of all; the embedding for its forward only. Where they are one they are the root's, which stays
+gathered from its forward to its backward and is reduced last, so the head's gradient waits, whole,
+for all others.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class Fsdp2Costs:
         return [self._block(block), *experts]
 
     def _gradients(self, moment: Moment) -> int:
-        """fp32 shards of the blocks that are reduced; the root's come last."""
+        """fp32 shards of the head and the blocks that are reduced; the root's come last."""
         if self.job.accumulates or moment.stage is Stage.STEP:
             return FP32 * self.shard
-        if moment.stage is Stage.LOSS:
+        if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
             return 0
-        units = self.job.units
-        done = max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
+        units, done = self.job.units, self.sharded.head.shard
+        done += max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
         moe = max(self.job.num_blocks - max(moment.block + 1, units.num_dense), 0)
         done += moe * (self.sharded.moe_block.shard + self.sharded.experts.shard)
         after_experts = moment.stage in (Stage.ATTENTION, Stage.REDUCE_BLOCK)
@@ -68,20 +69,23 @@ class Fsdp2Costs:
             return self._optimizer_step()
         if moment.stage is Stage.REDUCE_ROOT:
             return self._reduce_root()
-        root = self._gathered_edges()
+        root, blocks = self.b * self.sharded.root.gathered, self.job.num_blocks
         if moment.stage is Stage.LOSS:
-            last = self._units(self.job.num_blocks - 1)
+            last = self._units(blocks - 1)
             lingering = self._flat(last[-1]) if last else 0
-            return root + self._kept_gathered(self.job.num_blocks) + lingering
-        return root + self._head_gradient() + self._ahead(moment.block) + self._of_block(moment)
+            return (
+                root + self.b * self.sharded.head.gathered + self._kept_gathered(blocks) + lingering
+            )
+        root += self._ahead(moment.block) + self._waiting_head_gradient()
+        if moment.stage is Stage.REDUCE_HEAD:
+            return root + self._kept_gathered(blocks) + self._reduce(self.sharded.head)
+        return root + self._of_block(moment)
 
-    def _gathered_edges(self) -> int:
-        """From the loss on: the root, and the embedding if it was not freed after its forward."""
-        kept = 0 if self.reshards else self.sharded.embedding.gathered
-        return self.b * (self.sharded.root.gathered + kept)
+    def _waiting_head_gradient(self) -> int:
+        """The root's, where the head is the embedding."""
+        return 0 if self.sharded.head.whole else self._embedding_gradient()
 
-    def _head_gradient(self) -> int:
-        """Whole; of the shape of the embedding."""
+    def _embedding_gradient(self) -> int:
         return self.b * elements(self.job.units.root[:1])
 
     def _of_block(self, moment: Moment) -> int:
@@ -111,8 +115,9 @@ class Fsdp2Costs:
         return self.b * experts.gathered + (self._flat(experts) if recomputed else 0)
 
     def _last_reduced(self, block: int) -> int:
-        """The fp32 buffer of the block that was reduced before."""
-        return FP32 * self._block(block).gathered if block < self.job.num_blocks else 0
+        """The fp32 buffer of the block that was reduced before, or of the head."""
+        unit = self._block(block) if block < self.job.num_blocks else self.sharded.head
+        return FP32 * unit.gathered
 
     def _flat(self, unit: ShardedUnit) -> int:
         return self.b * unit.gathered if unit.ranks > 1 else 0
@@ -142,12 +147,11 @@ class Fsdp2Costs:
     def _reduce_root(self) -> int:
         """The embedding's gradient is made and reduced, and then the root's."""
         root, embedding = self.sharded.root, self.sharded.embedding
-        first = FP32 * self._block(0).gathered if self.job.num_blocks else 0
-        before = self._head_gradient() + self.b * root.gathered
-        # Two of one shape.
-        made = self._gathered_edges() + 2 * self._head_gradient() + first
-        reduced = before + self._reduce(embedding)
-        return max(made, reduced, FP32 * embedding.shard + self._reduce(root))
+        gathered = self.b * root.gathered
+        made = gathered + self._waiting_head_gradient() + self._embedding_gradient()
+        made += self._last_reduced(0)
+        last = FP32 * embedding.gathered + self._reduce(root)
+        return max(made, gathered + self._reduce(embedding), last)
 
     def _optimizer_step(self) -> int:
         """The root of the second moment: on a GPU of all parameters of a group at once, on a CPU
@@ -156,6 +160,6 @@ class Fsdp2Costs:
         if self.job.on_gpu:
             experts = self.job.units.num_moe * sharded.experts.shard
             return FP32 * max(experts, self.shard - experts)
-        blocks = (sharded.dense_block, sharded.moe_block, sharded.experts)
-        units = (sharded.root, sharded.embedding, *blocks)
+        edges = (sharded.root, sharded.embedding, sharded.head)
+        units = (*edges, sharded.dense_block, sharded.moe_block, sharded.experts)
         return 2 * FP32 * max(unit.largest for unit in units)
