@@ -192,7 +192,11 @@ class ParallelConfig:
     """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
     reports."""
     reshard_after_forward: bool = True
-    """With fsdp2, free the gathered parameters between forward and backward."""
+    """With fsdp2, free the gathered parameters between forward and backward. false: gather them
+    once a step, but for the embedding, and free them in the last micro-batch's backward."""
+    reduce_gradients: Literal["micro_batch", "step"] = "micro_batch"
+    """With fsdp2: add up shards of gradients, reduced after every micro-batch; or whole gradients,
+    in fp32, which are reduced once a step."""
     profile: str = ""
     """Speeds of links and devices, a file that `distmoe doctor comm --save` wrote. Empty: those of
     the device, if it is a known one."""

@@ -12,6 +12,7 @@ from distmoe.config.schema import Config
 ONLY_WITH = {
     "deepspeed": ("parallel.engine", "deepspeed"),
     "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
+    "parallel.reduce_gradients": ("parallel.engine", "fsdp2"),
     "optim.decay_steps": ("optim.schedule", "wsd"),
 }
 

@@ -116,7 +116,13 @@ class Fsdp2Engine:
             shard_placement_fn=lambda parameter: Shard(dim),
         )
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        parallel, model = self.config.parallel, self.model
+        # Until the last one, what costs memory is the user's choice, and what costs none is not
+        # sent: replicas can add up the shards of all micro-batches before they meet.
+        model.set_requires_gradient_sync(last or parallel.reduce_gradients == "micro_batch")
+        model.set_requires_all_reduce(last)
+        model.set_reshard_after_backward(last or parallel.reshard_after_forward)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> StepResult:

@@ -125,7 +125,7 @@ def _forward_backward(
     layers: list[list[MoEStats]] = []
     witness = Witness(engine.model)
     with witness.watching():
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             with named_range("forward"):
                 out = _forward(engine, batch, device)
             witness.forward(out)
@@ -134,7 +134,8 @@ def _forward_backward(
             z = _mean([losses.z for losses in out.layers], len(batches), device)
             router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
             with named_range("backward"):
-                engine.backward(token_loss + len(out.layers) * router_loss)
+                loss = token_loss + len(out.layers) * router_loss
+                engine.backward(loss, last=number == len(batches))
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
             layers.append([layer.stats for layer in moe_layers])
     return _Own(sums, time.process_time() - started, layers, witness)

@@ -78,7 +78,7 @@ def test_flops_are_what_torch_counts(config: Config) -> None:
     engine = SingleEngine(config, None, torch.device("cpu"))
     tokens_BS = torch.randint(50, (2, config.data.seq_len))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        engine.backward(engine.model(tokens_BS, tokens_BS).token_loss)
+        engine.backward(engine.model(tokens_BS, tokens_BS).token_loss, last=True)
     counts = parameter_counts(config.model, config.moe)
     norms = counts.norms + (2 * 4 * config.model.n_layers if config.model.qk_norm else 0)
     flops = flops_per_token(config)
