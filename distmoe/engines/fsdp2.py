@@ -59,7 +59,7 @@ class Fsdp2Engine:
             )
         if not self.config.model.tie_embeddings:
             self._shard_edges(policy)
-        fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
+        self._root = fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
         if parallel.ep > 1:
             self._gather_ahead()
         for module in self.model.modules():
@@ -117,12 +117,12 @@ class Fsdp2Engine:
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        parallel, model = self.config.parallel, self.model
+        parallel, root = self.config.parallel, self._root
         # Until the last one, what costs memory is the user's choice, and what costs none is not
         # sent: replicas can add up the shards of all micro-batches before they meet.
-        model.set_requires_gradient_sync(last or parallel.reduce_gradients == "micro_batch")
-        model.set_requires_all_reduce(last)
-        model.set_reshard_after_backward(last or parallel.reshard_after_forward)
+        root.set_requires_gradient_sync(last or parallel.reduce_gradients == "micro_batch")
+        root.set_requires_all_reduce(last)
+        root.set_reshard_after_backward(last or parallel.reshard_after_forward)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> StepResult:

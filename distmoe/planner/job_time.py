@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token
 from distmoe.planner.expert_time import ExpertTimes
-from distmoe.planner.job_stages import JobStages
+from distmoe.planner.job_stages import JobStages, micro_batches
 from distmoe.planner.pipeline_simulation import simulate
 from distmoe.planner.step_parts import WAITS, StepPart
 
@@ -57,10 +57,10 @@ class StepTime:
         return sum(self.parts_s[name] for name in WAITS) / self.seconds
 
 
-def least_seconds(config: Config, world: int, stages: JobStages) -> float:
+def least_seconds(config: Config, stages: JobStages) -> float:
     """A bound from below: no experts, no waits."""
     computed = sum(stages.parts_s.values())
-    return _micro_batches(config, world) * computed + stages.once_s + stages.update_s
+    return micro_batches(config) * computed + stages.once_s + stages.update_s
 
 
 def step_time(
@@ -72,19 +72,21 @@ def step_time(
     peak_flops: float | None,
 ) -> StepTime:
     """Of a resolved config on ``world`` ranks; ``experts``: None for a model without."""
-    pipeline = simulate(
-        stages.stages,
-        experts,
-        recomputes_experts=config.train.activation_checkpoint == "full",
-        hides_reductions=stages.hides_reductions,
-    )
-    n = _micro_batches(config, world)
-    parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
-    parts[StepPart.EXPERTS] = n * pipeline.busy_s
-    parts[StepPart.EXCHANGE] = n * pipeline.exposed_s
-    parts[StepPart.SLOWER_RANKS] = n * pipeline.straggler_s
+    parts = {name: micro_batches(config) * part for name, part in stages.parts_s.items()}
+    parts |= dict.fromkeys((StepPart.EXPERTS, StepPart.EXCHANGE, StepPart.SLOWER_RANKS), 0.0)
     parts[StepPart.OPTIMIZER] = stages.update_s
-    seconds = n * pipeline.seconds + stages.once_s + stages.update_s
+    seconds = stages.once_s + stages.update_s
+    for kind, count in stages.micro_batches.items():
+        pipeline = simulate(
+            kind,
+            experts,
+            recomputes_experts=config.train.activation_checkpoint == "full",
+            hides_reductions=stages.hides_reductions,
+        )
+        parts[StepPart.EXPERTS] += count * pipeline.busy_s
+        parts[StepPart.EXCHANGE] += count * pipeline.exposed_s
+        parts[StepPart.SLOWER_RANKS] += count * pipeline.straggler_s
+        seconds += count * pipeline.seconds
     # All that is left: nothing but collectives of parameters and gradients makes ranks wait.
     parts[StepPart.PARAMETERS] = max(0.0, seconds - sum(parts.values()))
     return StepTime(
@@ -95,7 +97,3 @@ def step_time(
         model_flops=flops_per_token(config).model,
         peak_flops=peak_flops,
     )
-
-
-def _micro_batches(config: Config, world: int) -> int:
-    return config.train.global_batch_size // (world * config.train.micro_batch_size)

@@ -171,7 +171,7 @@ class Planner:
         exchange = self._exchange(config, pinned)
         config = exchange.applied_to(config)
         stages = job_stages(config, self.hardware, dtype=self._dtype)
-        least_s = least_seconds(config, self.world, stages)
+        least_s = least_seconds(config, stages)
         if exchange.times is not None:
             passes = (exchange.times.forward, exchange.times.backward)
             micro_batches = (

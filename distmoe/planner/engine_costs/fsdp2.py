@@ -28,11 +28,20 @@ class Fsdp2Costs:
         self.parameters = FP32 * self.shard
         self.optimizer = 2 * FP32 * self.shard
         self.reshards = job.config.parallel.reshard_after_forward
+        # Until the last micro-batch: all that was gathered, and all gradients, whole.
+        self.keeps_gathered = job.accumulates and not self.reshards
+        self.whole_gradients = job.accumulates and job.config.parallel.reduce_gradients == "step"
 
     @staticmethod
     def traffic(config: Config) -> EngineTraffic:
+        reshards = config.parallel.reshard_after_forward
+        every = config.parallel.reduce_gradients == "micro_batch"
         return EngineTraffic(
-            gathers_forward=True, gathers_backward=config.parallel.reshard_after_forward
+            gathers_forward=True,
+            gathers_backward=reshards,
+            gathers_once=not reshards,
+            reduces_every_backward=every,
+            reduces_in_last=not every,
         )
 
     def held(self, moment: Moment) -> Held:
@@ -51,6 +60,8 @@ class Fsdp2Costs:
 
     def _gradients(self, moment: Moment) -> int:
         """fp32 shards of the head and the blocks that are reduced; the root's come last."""
+        if self.whole_gradients and moment.stage is not Stage.STEP:
+            return FP32 * (self.job.units.dense_elements + self.job.units.expert_elements)
         if self.job.accumulates or moment.stage is Stage.STEP:
             return FP32 * self.shard
         if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
@@ -70,12 +81,12 @@ class Fsdp2Costs:
         if moment.stage is Stage.REDUCE_ROOT:
             return self._reduce_root()
         root, blocks = self.b * self.sharded.root.gathered, self.job.num_blocks
+        if moment.stage is Stage.LOSS or self.keeps_gathered:
+            root += self.b * self.sharded.head.gathered
         if moment.stage is Stage.LOSS:
             last = self._units(blocks - 1)
             lingering = self._flat(last[-1]) if last else 0
-            return (
-                root + self.b * self.sharded.head.gathered + self._kept_gathered(blocks) + lingering
-            )
+            return root + self._kept_gathered(blocks) + lingering
         root += self._ahead(moment.block) + self._waiting_head_gradient()
         if moment.stage is Stage.REDUCE_HEAD:
             return root + self._kept_gathered(blocks) + self._reduce(self.sharded.head)
@@ -90,14 +101,12 @@ class Fsdp2Costs:
 
     def _of_block(self, moment: Moment) -> int:
         block, stage = moment.block, moment.stage
-        own, before = self._block(block), self._kept_gathered(block)
+        own, gathered = self._block(block), self._gathered(block, stage)
         if stage is Stage.REDUCE_BLOCK:
-            return before + self._reduce(own)
-        gathered = before + self.b * own.gathered
+            return gathered + self._reduce(own)
         if stage is Stage.REDUCE_EXPERTS:
             return gathered + self._reduce(self.sharded.experts)
         if stage in (Stage.EXPERTS, Stage.EXPERT_WEIGHTS):
-            gathered += self._experts_in_use()
             if stage is Stage.EXPERT_WEIGHTS:
                 gathered += self.b * self.sharded.experts.whole
             return gathered + self._last_reduced(block + 1)
@@ -106,6 +115,14 @@ class Fsdp2Costs:
         if self.job.has_experts(block):
             return gathered + FP32 * self.sharded.experts.gathered
         return gathered + self._last_reduced(block + 1)
+
+    def _gathered(self, block: int, stage: Stage) -> int:
+        """Blocks that were not freed, and of the block in its backward what it still needs."""
+        if self.keeps_gathered:
+            return self._kept_gathered(self.job.num_blocks)
+        own = 0 if stage is Stage.REDUCE_BLOCK else self.b * self._block(block).gathered
+        uses_experts = stage in (Stage.EXPERTS, Stage.EXPERT_WEIGHTS)
+        return self._kept_gathered(block) + own + (self._experts_in_use() if uses_experts else 0)
 
     def _experts_in_use(self) -> int:
         """Of the block in its backward. Recomputed, they are gathered as in a forward, where the
@@ -131,9 +148,12 @@ class Fsdp2Costs:
         return sum(map(self._flat, units if self.job.config.parallel.ep > 1 else units[:1]))
 
     def _kept_gathered(self, blocks: int) -> int:
-        """Of the blocks before this one that were not freed after their forward."""
+        """Of the blocks before this one that were not freed after their forward; of all blocks
+        but in a step's last micro-batch."""
         if self.reshards:
             return 0
+        if self.job.accumulates:
+            blocks = self.job.num_blocks
         units = [unit for block in range(blocks) for unit in self._units(block)]
         return self.b * sum(unit.gathered for unit in units)
 
