@@ -29,7 +29,7 @@ WORLD = 16
 DENSE = 2 * 1024 * 128 * (8 + 4) + 2 * 128 + 2 * 1024 + 32 * 1024
 EXPERTS = 32 * 3 * 1024 * 512
 # Two thirds of the layouts fit.
-TIGHT = 9
+TIGHT = 8
 
 
 def hardware(memory_gib: float = 80) -> Hardware:
