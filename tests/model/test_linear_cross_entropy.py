@@ -8,12 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from distmoe.bench.live_storages import LiveStorages
 from distmoe.config import Config
+from distmoe.config.keys import with_values
 from distmoe.config.loss_chunks import MOST_LOGITS, loss_chunk_tokens
 from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.model.linear_cross_entropy import IGNORE, linear_cross_entropy
+from distmoe.planner.loss_activations import loss_activations
 
 T, H, V = 37, 24, 50
 # No power of two, which bf16 would multiply by without rounding.
@@ -80,20 +83,36 @@ def test_a_logit_that_is_not_finite_is_seen_in_the_loss() -> None:
     assert not linear_cross_entropy(x_TH, weight_VH, label_T, chunk_tokens=5).isfinite()
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
-def test_two_chunks_of_logits_are_the_most_that_exist(dtype: torch.dtype, size: int) -> None:
-    """In the compute dtype and in fp32; beside them the gradients, that of the head in fp32."""
-    tokens, chunk, hidden, words = 512, 64, 8, 1024
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("vocab_size", "hidden_size", "chunk"),
+    # By default one chunk and three; small chunks of a wide model.
+    [(50_304, 2048, 0), (151_936, 2048, 0), (151_936, 4096, 512)],
+)
+def test_what_exists_at_one_time_is_what_a_plan_says(
+    dtype: str, vocab_size: int, hidden_size: int, chunk: int
+) -> None:
+    """Of tensors that have sizes and no elements."""
+    values = {
+        "model.vocab_size": vocab_size,
+        "model.hidden_size": hidden_size,
+        "data.seq_len": 8192,
+        "train.micro_batch_size": 1,
+        "train.loss_chunk_tokens": chunk,
+    }
+    config = with_values(Config(), values)
+    options = {"dtype": {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]}
     storages = LiveStorages()
-    with storages:
-        x_TH = torch.zeros(tokens, hidden, dtype=dtype, requires_grad=True)
-        weight_VH = torch.zeros(words, hidden, dtype=dtype, requires_grad=True)
-        label_T = torch.zeros(tokens, dtype=torch.int64)
-        linear_cross_entropy(x_TH, weight_VH, label_T, chunk_tokens=chunk).backward()
-    operands = size * (tokens + words) * hidden + 8 * tokens
-    gradients = size * tokens * hidden + 4 * words * hidden
-    expected = operands + gradients + (size + 4) * chunk * words
-    assert storages.peak[""] == pytest.approx(expected, rel=0.02)
+    with FakeTensorMode(), storages:
+        x_TH = torch.empty(8192, hidden_size, requires_grad=True, **options)
+        weight_VH = torch.empty(vocab_size, hidden_size, requires_grad=True, **options)
+        label_T = torch.empty(8192, dtype=torch.int64)
+        operands = storages.read()
+        chunk_tokens = loss_chunk_tokens(config, 8192)
+        linear_cross_entropy(x_TH, weight_VH, label_T, chunk_tokens=chunk_tokens).backward()
+    itemsize = options["dtype"].itemsize
+    predicted = loss_activations(config, itemsize=itemsize).widest + itemsize * x_TH.numel()
+    assert storages.peak[""] - operands == pytest.approx(predicted, rel=0.001)
 
 
 def test_chunks_are_few_and_equal() -> None:
