@@ -160,9 +160,11 @@ class Fsdp2Costs:
     def _reduce(self, unit: ShardedUnit) -> int:
         """Whole gradients are copied into the fp32 buffer and freed; then come the shards. Where
         there is nothing to sum, the buffer is divided by 1 into another one."""
-        copied = self.b * unit.whole * (2 if unit.by_rows else 1)
+        # Gradients that were added up are counted as such.
+        counted = FP32 * unit.whole if self.whole_gradients else 0
+        copied = self.b * unit.whole * (unit.by_rows + (not counted))
         divided = FP32 * unit.gathered if unit.ranks == 1 else 0
-        return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided)
+        return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided - counted)
 
     def _reduce_root(self) -> int:
         """The embedding's gradient is made and reduced, and then the root's."""
