@@ -118,8 +118,8 @@ class Fsdp2Engine:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         parallel, root = self.config.parallel, self._root
-        # Until the last one, what costs memory is the user's choice, and what costs none is not
-        # sent: replicas can add up the shards of all micro-batches before they meet.
+        # What saves messages and costs memory is the user's choice. Replicas add up their own
+        # shards until the last micro-batch: that costs none.
         root.set_requires_gradient_sync(last or parallel.reduce_gradients == "micro_batch")
         root.set_requires_all_reduce(last)
         root.set_reshard_after_backward(last or parallel.reshard_after_forward)

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 import torch.distributed as dist
 from ranks import run_ranks
 from test_parity import CPU, LAW, config_for, own_batches
@@ -97,18 +96,12 @@ def test_a_block_finds_the_next_one_gathered_and_none_is_gathered_twice() -> Non
     assert micro_batches == 2 * [{"gathers": UNITS + 5, "reduces": UNITS}]
 
 
-def test_what_is_not_freed_is_gathered_once_a_step() -> None:
-    *_, micro_batches = collectives(parallel__reshard_after_forward=False)
-    assert micro_batches == [
-        {"gathers": UNITS, "reduces": UNITS},
-        # The embedding.
-        {"gathers": 1, "reduces": UNITS},
-    ]
-
-
-def test_whole_gradients_are_reduced_once_a_step() -> None:
-    *_, micro_batches = collectives(parallel__reduce_gradients="step")
-    assert micro_batches == [{"gathers": UNITS + 5}, {"gathers": UNITS + 5, "reduces": UNITS}]
+def test_what_is_kept_whole_is_gathered_and_reduced_once_a_step() -> None:
+    *_, micro_batches = collectives(
+        parallel__reshard_after_forward=False, parallel__reduce_gradients="step"
+    )
+    # The second gathers the embedding.
+    assert micro_batches == [{"gathers": UNITS}, {"gathers": 1, "reduces": UNITS}]
 
 
 def test_replicas_meet_once_a_step() -> None:
@@ -118,10 +111,11 @@ def test_replicas_meet_once_a_step() -> None:
     assert micro_batches == [counts, counts | {"all-reduces": UNITS}]
 
 
-@pytest.mark.parametrize("reshard", [True, False])
-def test_a_checkpoint_after_validation_has_shards_and_their_moments(reshard: bool) -> None:
+def test_a_checkpoint_after_validation_has_shards_and_their_moments() -> None:
+    """Of the root, and of blocks that a forward leaves gathered."""
+
     def run(rank: int) -> None:
-        settings = {"parallel.reshard_after_forward": reshard}
+        settings = {"parallel.reshard_after_forward": False}
         config = config_for(2, 2, LAW[2, 2], settings=settings)
         engine = make_engine(config, build_mesh(config.parallel, device_type="cpu"), CPU)
         batches = own_batches(0, rank, 2, config.train.micro_batch_size)

@@ -22,7 +22,13 @@ SIX_EXPERTS = {"num_experts": 6, "rounding": RoundingConfig("balance", tile=8, b
 LINES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "single": (1, 1, 4, {"engine": "single"}),
     # Two micro-batches.
-    "replicated, ungated": (4, 2, 1, {"settings": REPLICATED, "moe": {"activation": "relu2"}}),
+    "replicated, kept gathered, ungated": (
+        4, 2, 1,
+        {
+            "settings": REPLICATED | {"parallel.reshard_after_forward": False},
+            "moe": {"activation": "relu2"},
+        },
+    ),
     "tied, kept gathered": (
         2, 2, 2,
         {"settings": {"model.tie_embeddings": True, "parallel.reshard_after_forward": False}},
