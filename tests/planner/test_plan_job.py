@@ -28,8 +28,8 @@ WORLD = 16
 # Elements of a block: attention, norms and router; and its experts.
 DENSE = 2 * 1024 * 128 * (8 + 4) + 2 * 128 + 2 * 1024 + 32 * 1024
 EXPERTS = 32 * 3 * 1024 * 512
-# Two thirds of the layouts fit.
-TIGHT = 8
+# More than half of the layouts fit.
+TIGHT = 7
 
 
 def hardware(memory_gib: float = 80) -> Hardware:
