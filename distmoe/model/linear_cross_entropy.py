@@ -20,9 +20,6 @@ from torch.autograd.function import once_differentiable
 # Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
 IGNORE = -100
 
-# Of a gradient in bf16, whose fp32 copies exist at one time.
-ROWS = 8192
-
 ChunkLoss = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -35,14 +32,14 @@ def chunk_cross_entropy(x_CH: Tensor, weight_VH: Tensor, label_C: Tensor) -> tup
     label_C1 = label_C[:, None].where(is_valid_C1, 0)
     logits_CV = F.linear(x_CH, weight_VH)
     prob_CV = logits_CV - logits_CV.amax(1, keepdim=True).float()
-    # Everything from here on is in place.
+    # What follows is in place.
     del logits_CV
     own_C1 = prob_CV.gather(1, label_C1)
     sum_C1 = prob_CV.exp_().sum(1, keepdim=True)
     loss_C1 = sum_C1.log() - own_C1
     # The probabilities are still to be divided by the sum.
     prob_CV.scatter_add_(1, label_C1, -sum_C1)
-    dlogits_CV = prob_CV.mul_(is_valid_C1 / sum_C1).to(x_CH.dtype)
+    dlogits_CV = _product(prob_CV, is_valid_C1 / sum_C1, x_CH.dtype)
     return loss_C1.where(is_valid_C1, 0).sum(), dlogits_CV
 
 
@@ -80,8 +77,9 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         (dx_TH, dweight_VH), ctx.gradients = ctx.gradients, None
-        dtype = dx_TH.dtype
-        dx_TH, dweight_VH = _times(dx_TH, dloss), _times(dweight_VH, dloss).to(dtype)
+        # With a dim, or it would be rounded to bf16 before it multiplies.
+        factor_1, dtype = dloss[None], dx_TH.dtype
+        dx_TH, dweight_VH = (_product(t, factor_1, dtype) for t in (dx_TH, dweight_VH))
         return dx_TH, dweight_VH, None, None, None
 
 
@@ -91,11 +89,10 @@ def _plus_product(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     return total.addmm_(a, b) if total.dtype == a.dtype else total.add_(a @ b)
 
 
-def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """In place, in fp32: a product with a bf16 tensor would round the factor to bf16 first."""
-    for rows in torch.split(gradient, ROWS):
-        rows.copy_(rows.float().mul_(factor))
-    return gradient
+def _product(t: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In fp32, rounded to ``dtype`` as it is written; in place of ``t`` if that has the dtype."""
+    out = t if t.dtype == dtype else torch.empty_like(t, dtype=dtype)
+    return torch.mul(t, factor, out=out)
 
 
 def linear_cross_entropy(

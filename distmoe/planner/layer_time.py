@@ -152,13 +152,14 @@ def _edges(config: Config, tokens: int, s: int) -> Passes:
     H, V = config.model.hidden_size, config.model.vocab_size
     # Logits are written, their largest is found, and they are written anew, less that.
     per_logit = 3 * s + 4
-    # exp, its sum, and the division by it; the result is rounded, and read by two products.
-    per_logit += 8 + 4 + 8 + (4 + s if s < 4 else 0) + 2 * s
+    # exp, its sum, and the division by it, whose result is read by two products.
+    per_logit += 8 + 4 + (4 + s) + 2 * s
     chunks = -(-tokens // loss_chunk_tokens(config, tokens))
     added_up = chunks * (8 + (2 * s if s < 4 else 0)) * V * H if chunks > 1 else 0
     head = Passes(
         Work(6 * tokens * H * V, 0.0, tokens * V * per_logit + added_up, chunks * HEAD_OPS),
-        Work(bytes=(8 if s == 4 else 16 + 2 * s) * (V + tokens) * H, ops=HEAD_OPS),
+        # Gradients of head and tokens are read and written.
+        Work(bytes=((4 if added_up else s) * V + s * (V + 2 * tokens)) * H, ops=4),
     )
     rows = 2 * s * tokens * H
     embedding = Passes(Work(bytes=rows), Work(bytes=rows + s * V * H))

@@ -64,7 +64,7 @@ def test_chunks_of_the_loss_add_up_the_gradient_of_the_head() -> None:
     assert two.forward.dense_flops == one.forward.dense_flops
     # Twice: a product in bf16 is written and read, and the sum in fp32 read and written.
     assert two.forward.bytes - one.forward.bytes == 2 * 12 * 256 * 512
-    assert two.backward == one.backward
+    assert two.backward.bytes - one.backward.bytes == 2 * 256 * 512
 
 
 def test_seconds_of_work() -> None:
