@@ -52,11 +52,11 @@ class Phases:
         self.model = engine.model
         self.kept: int = 0
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         gc.collect()
         self.kept = self._storages.read()
         self._storages.phase = "backward"
-        self._engine.backward(loss)
+        self._engine.backward(loss, last=last)
         self._storages.phase = "forward"
 
     def step(self, lr: float) -> StepResult:

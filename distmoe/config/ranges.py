@@ -108,7 +108,7 @@ RANGES = {
     "train.max_minutes": NOT_NEGATIVE,
     "train.global_batch_size": COUNT,
     "train.micro_batch_size": COUNT_OR_UNSET,
-    "train.loss_chunk_tokens": COUNT,
+    "train.loss_chunk_tokens": COUNT_OR_UNSET,
     "train.max_skipped_steps": COUNT,
     "train.validate_every": NOT_NEGATIVE,
     "train.validation_batches": COUNT,

@@ -239,7 +239,11 @@ class ParallelConfig:
     """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
     reports."""
     reshard_after_forward: bool = True
-    """With fsdp2, free the gathered parameters between forward and backward."""
+    """With fsdp2, free the gathered parameters between forward and backward. false: gather them
+    once a step, but for the embedding, and free them in the last micro-batch's backward."""
+    reduce_gradients: Literal["micro_batch", "step"] = "micro_batch"
+    """With fsdp2: add up shards of gradients, reduced after every micro-batch; or whole gradients,
+    in fp32, which are reduced once a step."""
     profile: str = ""
     """Speeds of links and devices, a file that `distmoe doctor comm --save` wrote. Empty: those of
     the device, if it is a known one."""
@@ -334,8 +338,9 @@ class TrainConfig:
     full: the experts too. Routing is never repeated."""
     compile: Literal["none", "dense"] = "none"
     """dense: torch.compile of attention, norms, dense MLPs and the loss; not with ZeRO 3."""
-    loss_chunk_tokens: int = 8192
-    """Tokens whose logits exist at one time."""
+    loss_chunk_tokens: int = 0
+    """Tokens whose logits exist at one time. 0: the fewest equal chunks of at most 2^29 logits,
+    which are 2 GiB in fp32."""
     max_skipped_steps: int = 10
     """Stop after this many consecutive steps with a loss or gradient that is not finite."""
     validate_every: int = 100

@@ -24,6 +24,7 @@ ONLY_WITH = {
     "deepspeed": ("parallel.engine", "deepspeed"),
     "parallel.reshard_after_forward": ("parallel.engine", "fsdp2"),
     "optim.momentum": ("optim.name", "muon"),
+    "parallel.reduce_gradients": ("parallel.engine", "fsdp2"),
     "optim.decay_steps": ("optim.schedule", "wsd"),
 }
 

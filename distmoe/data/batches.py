@@ -19,7 +19,7 @@ from distmoe.data.corpora import Samples
 from distmoe.data.mixture import MixtureSampler
 from distmoe.data.sampler import GlobalBatchSampler
 from distmoe.data.tokens import TokenSplit
-from distmoe.model.transformer import IGNORE
+from distmoe.model.linear_cross_entropy import IGNORE
 
 
 @dataclass(frozen=True)

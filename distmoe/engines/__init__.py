@@ -38,8 +38,8 @@ class Engine(Protocol):
 
     model: Transformer
 
-    def backward(self, loss: Tensor) -> None:
-        """Add this micro-batch's gradients."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add this micro-batch's gradients; ``last`` of the step."""
         ...
 
     def step(self, lr: float) -> StepResult:

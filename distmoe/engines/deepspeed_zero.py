@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distmoe.config import Config
 from distmoe.engines import StepResult, compute_dtype, meta_model
 from distmoe.engines.adamw import decays
-from distmoe.engines.deepspeed_json import deepspeed_json, micro_batches
+from distmoe.engines.deepspeed_json import deepspeed_json
 from distmoe.engines.deepspeed_state import ZeroState
 from distmoe.engines.optimizer import set_lr
 from distmoe.mesh import Mesh
@@ -79,15 +79,13 @@ class DeepSpeedZeroEngine:
         self.state = ZeroState(self.model, self.zero.optimizer, experts, mesh)
         self.state.set_masters(masters)
         self.model.register_forward_pre_hook(self._before_forward)
-        self._micro_batches, self._backwards = micro_batches(config, self.world), 0
 
     def _before_forward(self, *_: Any) -> None:
         """The part of DeepSpeed's own forward that matters: its bookkeeping of backwards."""
         self.zero.optimizer.clear_backward_seen_flag()
 
-    def backward(self, loss: Tensor) -> None:
-        self._backwards += 1
-        self.zero.set_gradient_accumulation_boundary(self._backwards == self._micro_batches)
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        self.zero.set_gradient_accumulation_boundary(last)
         # DeepSpeed's forward would hook this to the outputs, if they were a tuple of tensors.
         self.zero._backward_prologue()
         # DeepSpeed divides by the ranks; gradients are to be sums. The second factor is 1, or NaN
@@ -97,7 +95,6 @@ class DeepSpeedZeroEngine:
 
     def step(self, lr: float) -> StepResult:
         set_lr(self.optimizer, lr)
-        self._backwards = 0
         self.zero.step()
         skipped = bool(self.zero.optimizer.overflow)
         norm = float("nan") if skipped else float(self.zero.get_global_grad_norm())

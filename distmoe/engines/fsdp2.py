@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from distmoe.moe.experts import Experts
 
 class Fsdp2Engine:
     """``fully_shard`` per block; the experts of a block are a unit of their own on their own axes.
+    So are embedding and head, unless they are one: what is left, the root, stays gathered until the
+    backward ends, and is reduced last.
 
     Expert parameters are DTensors over (efsdp, ep) whose logical shape has all E experts, so a
     checkpoint does not depend on ep.
@@ -54,7 +57,9 @@ class Fsdp2Engine:
                 mp_policy=policy,
                 reshard_after_forward=parallel.reshard_after_forward,
             )
-        fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
+        if not self.config.model.tie_embeddings:
+            self._shard_edges(policy)
+        self._root = fully_shard(self.model, mesh=self.mesh.fsdp, mp_policy=policy)
         if parallel.ep > 1:
             self._gather_ahead()
         for module in self.model.modules():
@@ -63,17 +68,35 @@ class Fsdp2Engine:
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
 
+    def _shard_edges(self, policy: MixedPrecisionPolicy) -> None:
+        """Embedding and head."""
+        embedding = fully_shard(self.model.embedding, mesh=self.mesh.fsdp, mp_policy=policy)
+        # The gradient of a look-up needs no weights.
+        embedding.set_unshard_in_backward(False)
+        # The head's backward comes next.
+        head = self.model.head
+        unit = fully_shard(head, mesh=self.mesh.fsdp, mp_policy=policy, reshard_after_forward=False)
+        # In a forward FSDP keeps the buffer that a unit was gathered into until the next unit
+        # comes. None comes after the head, and logits do; so it is waited for outside of FSDP's
+        # own forward, after which the buffer is freed.
+        head.register_forward_pre_hook(lambda *_: unit.unshard(), prepend=True)
+        _sharded_units(self.model.blocks[-1])[0].set_modules_to_forward_prefetch([unit])
+
     def _gather_ahead(self) -> None:
-        """Every block gathers the parameters of the next one, and those of its experts.
+        """Every block gathers the parameters of the next one, and those of its experts; so do the
+        root, the embedding and the head.
 
         FSDP's own order issues a gather when the host comes to the module, which runs ahead of the
         device; but a layer whose experts are elsewhere makes the host wait for sizes.
         """
-        units = [_sharded_units(block) for block in self.model.blocks]
-        for before, after in zip([_sharded_units(self.model), *units], units, strict=False):
+        model = self.model
+        inner = [_sharded_units(part) for part in (model.embedding, *model.blocks, model.head)]
+        # Tied, embedding and head are the root's.
+        units = [part for part in inner if part]
+        for before, after in pairwise([_sharded_units(model)[:1], *units]):
             before[0].set_modules_to_forward_prefetch(after)
         # Not the root: each router loss that it returns would have it gather the last block anew.
-        for before, after in zip(units, units[1:], strict=False):
+        for before, after in pairwise(units):
             after[0].set_modules_to_backward_prefetch([*after[1:], *before])
 
     def _shard_experts(self, experts: Experts, policy: MixedPrecisionPolicy) -> None:
@@ -93,7 +116,13 @@ class Fsdp2Engine:
             shard_placement_fn=lambda parameter: Shard(dim),
         )
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        parallel, root = self.config.parallel, self._root
+        # What saves messages and costs memory is the user's choice. Replicas add up their own
+        # shards until the last micro-batch: that costs none.
+        root.set_requires_gradient_sync(last or parallel.reduce_gradients == "micro_batch")
+        root.set_requires_all_reduce(last)
+        root.set_reshard_after_backward(last or parallel.reshard_after_forward)
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> StepResult:
@@ -110,7 +139,15 @@ class Fsdp2Engine:
     def discard(self) -> None:
         self.optimizer.zero_grad()
 
+    def _free_gathered(self) -> None:
+        """What a forward without a backward, as in validation, left gathered: checkpoints have the
+        shards, and moments belong to these."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def state_dict(self) -> dict[str, Any]:
+        self._free_gathered()
         named = dict(self.model.named_parameters())
         return {
             "model": {
@@ -121,6 +158,7 @@ class Fsdp2Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._free_gathered()
         with torch.no_grad():
             for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
                 tensor.copy_(state["model"][name])

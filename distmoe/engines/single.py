@@ -48,7 +48,7 @@ class SingleEngine:
 
         return collect
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self, lr: float) -> StepResult:

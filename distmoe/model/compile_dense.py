@@ -28,7 +28,7 @@ def compile_dense(model: Transformer, device: torch.device) -> None:
         if isinstance(block, Block):
             _compile_block(block)
     _compile(model.final_norm, "forward")
-    _compile(model, "chunk_loss")
+    _compile(model.head, "chunk_loss")
 
 
 def _compile_block(block: Block) -> None:

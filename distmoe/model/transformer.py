@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from distmoe.config import Config
+from distmoe.config.loss_chunks import loss_chunk_tokens
 from distmoe.model.attention import attention_sizes
 from distmoe.model.block import Block
 from distmoe.model.causal_attention import document_mask
+from distmoe.model.head import Head
 from distmoe.model.norm import RMSNorm
 from distmoe.model.rope import rope_tables
 from distmoe.moe.layer import MoE, MoELosses
 from distmoe.moe.layer_groups import node_groups_for
 from distmoe.named_range import named_range
-
-# Labels with this value carry no loss, as in torch.nn.functional.cross_entropy.
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Transformer(nn.Module):
             for layer in range(model.n_layers)
         )
         self.final_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
-        self.head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+        self.head = Head(model.hidden_size, model.vocab_size)
         self.tie()
 
     def tie(self) -> None:
@@ -110,22 +106,8 @@ class Transformer(nn.Module):
         if labels_BS is None:
             logits_BSV: Tensor = self.head(x_BSH)
             return logits_BSV
+        x_TH, label_T = x_BSH.flatten(0, 1), labels_BS.flatten()
+        chunk = loss_chunk_tokens(self.config, len(x_TH))
         with named_range("loss"):
-            token_loss = self._token_loss(x_BSH.flatten(0, 1), labels_BS.flatten())
+            token_loss = self.head(x_TH, label_T, chunk_tokens=chunk)
         return LossSums(token_loss, layers)
-
-    def _token_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
-        """Sum of cross entropies; the logits of ``loss_chunk_tokens`` tokens exist at one time."""
-        chunk = self.config.train.loss_chunk_tokens
-        if len(x_TH) <= chunk:
-            return self.chunk_loss(x_TH, label_T)
-        parts = [
-            checkpoint(self.chunk_loss, x, label, use_reentrant=False)
-            for x, label in zip(torch.split(x_TH, chunk), torch.split(label_T, chunk), strict=True)
-        ]
-        return torch.stack(parts).sum()
-
-    def chunk_loss(self, x_TH: Tensor, label_T: Tensor) -> Tensor:
-        """Sum of the cross entropies of some tokens."""
-        logits_TV = self.head(x_TH).float()
-        return F.cross_entropy(logits_TV, label_T, ignore_index=IGNORE, reduction="sum")

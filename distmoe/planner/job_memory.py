@@ -105,6 +105,7 @@ def _itemsize(config: Config) -> int:
 def _moments(job: Job) -> Iterator[Moment]:
     dense, blocks = job.units.num_dense, job.num_blocks
     yield Moment(Stage.LOSS, blocks)
+    yield Moment(Stage.REDUCE_HEAD, blocks)
     ends = {0, dense - 1, dense, blocks - 1}
     for block in sorted(i for i in ends if 0 <= i < blocks):
         if job.has_experts(block):
@@ -127,8 +128,8 @@ def _activations(
     if moment.stage is Stage.STEP:
         return 0
     before = _kept(job, moment.block, blocks)
-    if moment.stage is Stage.LOSS:
-        return before + loss.kept + loss.widest
+    if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
+        return before + loss.kept + (loss.widest if moment.stage is Stage.LOSS else 0)
     if moment.block < 0:
         return blocks["dense"].x
     kind = blocks["moe" if job.has_experts(moment.block) else "dense"]
@@ -143,6 +144,6 @@ def _kept(job: Job, block: int, blocks: dict[str, BlockActivations]) -> int:
 
 def _name(moment: Moment) -> str:
     what = str(moment.stage.value)
-    if moment.stage in (Stage.LOSS, Stage.REDUCE_ROOT, Stage.STEP):
+    if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD, Stage.REDUCE_ROOT, Stage.STEP):
         return what
     return f"block {moment.block}: {what}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distmoe.config import Config
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
@@ -27,15 +28,24 @@ clipping, 8."""
 
 @dataclass(frozen=True)
 class JobStages:
-    """``stages`` of a micro-batch in the order of the forward. ``parts_s``: what they compute, by
-    what takes it. ``once_s``: collectives of a step that are in no micro-batch; ``update_s``: the
-    optimizer."""
+    """``stages`` of a step's only micro-batch in the order of the forward; ``micro_batches``: those
+    of several, with how many there are of a kind, as the first may gather and the last reduce for
+    all. ``parts_s``: what one computes, by what takes it. ``once_s``: collectives of a step that
+    are in no micro-batch; ``update_s``: the optimizer."""
 
     stages: tuple[Stage, ...]
+    micro_batches: Mapping[tuple[Stage, ...], int]
     parts_s: Mapping[StepPart, float]
     hides_reductions: bool
     once_s: float
     update_s: float
+
+
+def micro_batches(config: Config) -> int:
+    """Of one rank in one step, of a resolved config."""
+    parallel, train = config.parallel, config.train
+    world = parallel.dp_replicate * parallel.dp_shard
+    return train.global_batch_size // (world * train.micro_batch_size)
 
 
 def job_stages(config: Config, hardware: Hardware, *, dtype: str) -> JobStages:
@@ -72,17 +82,19 @@ class _Builder:
     def build(self) -> JobStages:
         passes = model_passes(self._config, self._itemsize)
         units = model_units(self._config)
-        edges, dense_block = (_Parameters(elements(u)) for u in (units.root, units.dense_block))
+        edges = _Parameters(elements(units.root))
+        dense_block = _Parameters(elements(units.dense_block))
         moe_block = _Parameters(elements(units.moe_block), elements(units.experts))
         num_dense, num_moe = units.num_dense, units.num_moe
         dense = self._stage(passes.dense_block, dense_block, count=num_dense)
         moe = self._stage(passes.moe_block, moe_block, count=num_moe, has_experts=True)
-        # Embedding and head are one unit: gathered first, reduced last.
+        # Embedding and head count as one: gathered first, reduced last.
         root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
-        blocks = [dense] * num_dense + [moe] * num_moe
+        stages = (root, *[dense] * num_dense, *[moe] * num_moe, head)
         every = [edges] + [dense_block] * num_dense + [moe_block] * num_moe
         return JobStages(
-            stages=(root, *blocks, head),
+            stages=stages,
+            micro_batches=self._micro_batches(stages, [*every, _Parameters()]),
             parts_s=self._parts,
             hides_reductions=self._traffic.hidden,
             once_s=self._once_s(every),
@@ -115,8 +127,28 @@ class _Builder:
             has_experts=has_experts,
             gather=gather if traffic.gathers_forward else Transfer(),
             gather_again=gather if traffic.gathers_backward and passes else Transfer(),
-            reduce=self._reduce(size) if traffic.reduces_every_backward else Transfer(),
+            reduce=self._reduce(size) if self._reduces_in_backward else Transfer(),
         )
+
+    def _micro_batches(
+        self, stages: tuple[Stage, ...], sizes: list[_Parameters]
+    ) -> Mapping[tuple[Stage, ...], int]:
+        number = micro_batches(self._config)
+        places = Counter((i == 0, i == number - 1) for i in range(number))
+        kinds: Counter[tuple[Stage, ...]] = Counter()
+        for (first, last), count in places.items():
+            parts = zip(stages, sizes, strict=True)
+            kinds[tuple(self._at(*part, first=first, last=last) for part in parts)] += count
+        return kinds
+
+    def _at(self, stage: Stage, size: _Parameters, *, first: bool, last: bool) -> Stage:
+        """In the first or last micro-batch of a step, or between."""
+        if self._traffic.gathers_once and not first:
+            stage = replace(stage, gather=Transfer())
+        if last:
+            return stage
+        again = self._traffic.reduces_every_backward
+        return replace(stage, reduce=self._reduce_inside(size) if again else Transfer())
 
     def _seconds(self, work: Work, count: int) -> float:
         parts = work.parts_s(self._rates)
@@ -129,11 +161,18 @@ class _Builder:
         dense = self._links.gather(self._dense, size.dense * self._itemsize)
         return dense + self._links.gather(self._experts, size.experts * self._itemsize)
 
+    @property
+    def _reduces_in_backward(self) -> bool:
+        return self._traffic.reduces_every_backward or self._traffic.reduces_in_last
+
     def _reduce(self, size: _Parameters) -> Transfer:
-        dense = self._links.reduce(self._dense, size.dense * GRADIENT_BYTES)
-        experts = self._links.reduce(self._experts, size.experts * GRADIENT_BYTES)
         replicas = self._links.all_reduce(self._replicas, self._held(size) * GRADIENT_BYTES)
-        return dense + experts + replicas
+        return self._reduce_inside(size) + replicas
+
+    def _reduce_inside(self, size: _Parameters) -> Transfer:
+        """Of a replica."""
+        dense = self._links.reduce(self._dense, size.dense * GRADIENT_BYTES)
+        return dense + self._links.reduce(self._experts, size.experts * GRADIENT_BYTES)
 
     def _held(self, size: _Parameters) -> float:
         """Elements of this rank's own shards."""
@@ -158,7 +197,7 @@ class _Builder:
     def _once_s(self, every: list[_Parameters]) -> float:
         """Reductions at the end of the step, and new parameters sent to all."""
         seconds = 0.0
-        if not self._traffic.reduces_every_backward:
+        if not self._reduces_in_backward:
             seconds += sum(self._reduce(size).seconds for size in every)
         if self._traffic.gathers_update:
             seconds += sum(self._gather(size).seconds for size in every)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token
 from distmoe.planner.expert_time import ExpertTimes
-from distmoe.planner.job_stages import JobStages
+from distmoe.planner.job_stages import JobStages, micro_batches
 from distmoe.planner.pipeline_time import micro_batch_s
 from distmoe.planner.step_parts import WAITS, StepPart
 
@@ -66,14 +66,7 @@ def step_time(
     peak_flops: float | None,
 ) -> StepTime:
     """Of a resolved config on ``world`` ranks; ``experts``: None for a model without."""
-    recomputes = config.train.activation_checkpoint == "full"
-    n = config.train.global_batch_size // (world * config.train.micro_batch_size)
-    micro_s = micro_batch_s(
-        stages.stages,
-        experts,
-        recomputes_experts=recomputes,
-        hides_reductions=stages.hides_reductions,
-    )
+    recomputes, n = config.train.activation_checkpoint == "full", micro_batches(config)
     parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
     passes = [one for both in experts.passes(recomputes) for one in both] if experts else []
     runs = n * sum(stage.has_experts for stage in stages.stages)
@@ -81,7 +74,14 @@ def step_time(
     parts[StepPart.EXCHANGE] = runs * sum(one.mean_s - one.busy_s for one in passes)
     parts[StepPart.SLOWER_RANKS] = runs * sum(one.busiest_s - one.mean_s for one in passes)
     parts[StepPart.OPTIMIZER] = stages.update_s
-    seconds = n * micro_s + stages.once_s + stages.update_s
+    seconds = stages.once_s + stages.update_s
+    for kind, count in stages.micro_batches.items():
+        seconds += count * micro_batch_s(
+            kind,
+            experts,
+            recomputes_experts=recomputes,
+            hides_reductions=stages.hides_reductions,
+        )
     # All that is left: nothing but collectives of parameters and gradients makes ranks wait.
     parts[StepPart.PARAMETERS] = max(0.0, seconds - sum(parts.values()))
     return StepTime(

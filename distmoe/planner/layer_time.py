@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config, ModelConfig, MoEConfig
+from distmoe.config.loss_chunks import loss_chunk_tokens
 from distmoe.model.attention import attention_sizes
 from distmoe.planner.step_parts import StepPart
 
@@ -20,7 +21,7 @@ ATTENTION_BACKWARD = 2.5
 # Counted in the code, not measured.
 ROUTER_BYTES, ROUTER_BYTES_BACKWARD = 60, 24
 # Operators that the host launches for a pass, and what one takes eager PyTorch. Assumed.
-ATTENTION_OPS, MLP_OPS, MOE_OPS, HEAD_OPS = 50, 10, 80, 10
+ATTENTION_OPS, MLP_OPS, MOE_OPS, HEAD_OPS = 50, 10, 80, 20
 OP_S = 5e-6
 
 
@@ -144,17 +145,21 @@ def _routed(moe: MoEConfig, tokens: int, s: int) -> Passes:
 
 
 def _edges(config: Config, tokens: int, s: int) -> Passes:
-    """Rows of the embedding; logits, cast to fp32, and their cross entropy, whose chunks are
-    computed again in the backward where there are several."""
+    """Rows of the embedding; logits and their cross entropy with all gradients, which the forward
+    makes and the backward multiplies. The head's is added up in fp32 where there are several
+    chunks."""
     H, V = config.model.hidden_size, config.model.vocab_size
-    cast = s + 4 if s < 4 else 0
-    flops = 2 * tokens * H * V
+    # Logits are written, their largest is found, and they are written anew, less that.
+    per_logit = 3 * s + 4
+    # exp, its sum, and the division by it, whose result is read by two products.
+    per_logit += 8 + 4 + (4 + s) + 2 * s
+    chunks = -(-tokens // loss_chunk_tokens(config, tokens))
+    added_up = chunks * (8 + (2 * s if s < 4 else 0)) * V * H if chunks > 1 else 0
     head = Passes(
-        Work(flops, 0.0, tokens * V * (s + cast + 8), HEAD_OPS),
-        Work(2 * flops, 0.0, tokens * V * (12 + cast + 2 * s), 2 * HEAD_OPS),
+        Work(6 * tokens * H * V, 0.0, tokens * V * per_logit + added_up, chunks * HEAD_OPS),
+        # Gradients of head and tokens are read and written.
+        Work(bytes=((4 if added_up else s) * V + s * (V + 2 * tokens)) * H, ops=4),
     )
-    if tokens > config.train.loss_chunk_tokens:
-        head = head.recomputed()
     rows = 2 * s * tokens * H
     embedding = Passes(Work(bytes=rows), Work(bytes=rows + s * V * H))
     return head + embedding + _norm_and_residual(H, tokens, s)

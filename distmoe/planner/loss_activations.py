@@ -5,27 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config
+from distmoe.config.loss_chunks import loss_chunk_tokens
 
 FP32 = 4
 
 
 @dataclass(frozen=True)
 class LossActivations:
-    """``kept``: of the final norm. ``widest``: what the loss of a chunk of tokens adds."""
+    """``kept``: of the final norm, and the gradient of its result, which the loss makes.
+    ``widest``: what the loss of a chunk of tokens adds, the head's gradient among it."""
 
     kept: int
     widest: int
 
 
 def loss_activations(config: Config, *, itemsize: int) -> LossActivations:
-    """The logits of ``loss_chunk_tokens`` tokens exist at one time. Their backward holds the
-    log-probabilities, the gradient of these, and that of the logits, all in fp32; with several
-    chunks beside the head's gradient of those before, in the compute dtype."""
+    """`linear_cross_entropy`: a chunk's logits and their exponentials in fp32; then their gradient
+    and the head's. With several chunks that is added up in fp32, to which a product in bf16 is
+    added."""
     model, T = config.model, config.train.micro_batch_size * config.data.seq_len
-    chunk = min(T, config.train.loss_chunk_tokens)
+    V, H = model.vocab_size, model.hidden_size
+    chunk = min(T, loss_chunk_tokens(config, T))
     norms = 1 if config.run.device != "cpu" else 2
-    kept = T * model.hidden_size * (FP32 * norms + itemsize)
-    widest = 3 * FP32 * chunk * model.vocab_size
-    if chunk < T:
-        widest += itemsize * model.vocab_size * model.hidden_size
-    return LossActivations(kept, widest)
+    kept = T * H * (FP32 * norms + 2 * itemsize)
+    added_up = FP32 * V * H if chunk < T else 0
+    product = 0 if added_up and itemsize == FP32 else itemsize * V * H
+    logits = (itemsize + FP32) * chunk * V
+    return LossActivations(kept, added_up + max(logits, itemsize * chunk * V + product))

@@ -1,7 +1,7 @@
 """The shapes of a model's parameters on one rank of the ep axis, by the unit that owns them.
 
-A unit is what FSDP gathers at one time: the root (embedding, last norm, head), the dense part of a
-block, the experts of a block.
+A unit is what FSDP gathers at one time: the dense part of a block, the experts of a block, and the
+root. Embedding, last norm and head count as the root here; fsdp2 gathers each by itself.
 """
 
 from __future__ import annotations

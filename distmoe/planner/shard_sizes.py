@@ -34,9 +34,12 @@ class ShardedUnit:
 
 @dataclass(frozen=True)
 class ShardedModel:
-    """The units of a model under fsdp2."""
+    """The units of a model under fsdp2. The root has the last norm, and embedding and head where
+    these are one; else each is a unit of its own."""
 
     root: ShardedUnit
+    embedding: ShardedUnit
+    head: ShardedUnit
     dense_block: ShardedUnit
     moe_block: ShardedUnit
     experts: ShardedUnit
@@ -46,6 +49,8 @@ class ShardedModel:
         per_moe_block = self.moe_block.shard + self.experts.shard
         return (
             self.root.shard
+            + self.embedding.shard
+            + self.head.shard
             + units.num_dense * self.dense_block.shard
             + units.num_moe * per_moe_block
         )
@@ -57,8 +62,11 @@ def sharded_model(config: Config, units: ModelUnits) -> ShardedModel:
     shard, ep = config.parallel.dp_shard, config.parallel.ep
     efsdp = shard // ep
     by_rows = bool(config.moe.num_experts // ep % efsdp)
+    embedding, norm, head = units.root[:1], units.root[1:2], units.root[2:]
     return ShardedModel(
-        root=_unit(units.root, shard, dim=0),
+        root=_unit(norm if head else embedding + norm, shard, dim=0),
+        embedding=_unit(embedding if head else (), shard, dim=0),
+        head=_unit(head, shard, dim=0),
         dense_block=_unit(units.dense_block, shard, dim=0),
         moe_block=_unit(units.moe_block, shard, dim=0),
         experts=_unit(units.experts, efsdp, dim=1 if by_rows else 0),

@@ -13,7 +13,8 @@ from torch import Tensor
 from distmoe.config import MoEConfig
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult
-from distmoe.model.transformer import IGNORE, LossSums
+from distmoe.model.linear_cross_entropy import IGNORE
+from distmoe.model.transformer import LossSums
 from distmoe.moe.expert_bias import update_expert_bias
 from distmoe.moe.host_copy import enqueued
 from distmoe.moe.layer import MoE
@@ -125,7 +126,7 @@ def _forward_backward(
     layers: list[list[MoEStats]] = []
     witness = Witness(engine.model)
     with witness.watching():
-        for batch in batches:
+        for number, batch in enumerate(batches, 1):
             with named_range("forward"):
                 out = _forward(engine, batch, device)
             witness.forward(out)
@@ -134,7 +135,8 @@ def _forward_backward(
             z = _mean([losses.z for losses in out.layers], len(batches), device)
             router_loss = moe.load_balance_coef * balance + moe.z_loss_coef * z
             with named_range("backward"):
-                engine.backward(token_loss + len(out.layers) * router_loss)
+                loss = token_loss + len(out.layers) * router_loss
+                engine.backward(loss, last=number == len(batches))
             sums += torch.stack([token_loss.detach(), balance.detach(), z.detach()])
             layers.append([layer.stats for layer in moe_layers])
     return _Own(sums, time.process_time() - started, layers, witness)

@@ -112,7 +112,9 @@ def skip(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     losses = [spoilt.step(0).loss]
     before = spoilt.state()
     backward = engine.backward
-    engine.backward = lambda loss: backward(loss * (float("nan") if is_last else 1))  # type: ignore[method-assign]
+    engine.backward = lambda loss, last: backward(  # type: ignore[method-assign]
+        loss * (float("nan") if is_last else 1), last=last
+    )
     outcomes = [spoilt.step(1)]
     engine.backward = backward  # type: ignore[method-assign]
     hook = engine.model.register_forward_hook(

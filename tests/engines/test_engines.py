@@ -37,8 +37,8 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
         before = {n: p.to_local().clone() for n, p in engine.model.named_parameters()}
         real = engine.backward
 
-        def spoil(loss: torch.Tensor) -> None:
-            real(loss * (float("nan") if rank == 1 else 1.0))
+        def spoil(loss: torch.Tensor, last: bool) -> None:
+            real(loss * (float("nan") if rank == 1 else 1.0), last=last)
 
         options = {"lr": 1e-3, "moe": config.moe, "device": CPU, "group": dist.group.WORLD}
         batches = own_batches(0, rank, 2, config.train.micro_batch_size)

@@ -24,14 +24,27 @@ FIVE_EXPERTS = {"num_experts": 5, "rounding": RoundingConfig("balance", tile=8, 
 # Name -> world, ep, sequences of a micro-batch, and what else is set.
 LINES: dict[str, tuple[int, int, int, dict[str, Any]]] = {
     "single": (1, 1, 4, {"engine": "single"}),
-    "replicated, ungated": (4, 2, 2, {"settings": REPLICATED, "moe": {"activation": "relu2"}}),
+    # Two micro-batches.
+    "replicated, kept gathered, ungated": (
+        4, 2, 1,
+        {
+            "settings": REPLICATED | {"parallel.reshard_after_forward": False},
+            "moe": {"activation": "relu2"},
+        },
+    ),
     "tied, kept gathered": (
         2, 2, 2,
         {"settings": {"model.tie_embeddings": True, "parallel.reshard_after_forward": False}},
     ),
     # Four ranks share six experts, so each holds some rows of all. Columns of w_out are no
     # multiple of 4.
-    "cut by rows": (4, 1, 2, {"moe": SIX_EXPERTS | {"intermediate_size": 6}}),
+    "cut by rows, reduced once": (
+        4, 1, 1,
+        {
+            "moe": SIX_EXPERTS | {"intermediate_size": 6},
+            "settings": {"parallel.reduce_gradients": "step"},
+        },
+    ),
     "muon": (1, 1, 4, {"engine": "single", "settings": MUON}),
     # Experts are cut over both axes and stay whole, the other matrices are not.
     "muon, sharded": (4, 2, 2, {"settings": MUON}),

@@ -113,7 +113,7 @@ def assert_torch_counts_the_same(config: Config, *, norms: int) -> None:
     engine = SingleEngine(config, None, torch.device("cpu"))
     tokens_BS = torch.randint(50, (2, config.data.seq_len))
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        engine.backward(engine.model(tokens_BS, tokens_BS).token_loss)
+        engine.backward(engine.model(tokens_BS, tokens_BS).token_loss, last=True)
     flops = flops_per_token(config)
     assert counter.get_total_flops() == tokens_BS.numel() * (flops.palm - 6 * norms)
 

@@ -20,7 +20,8 @@ from distmoe.model.causal_attention import (
     document_mask,
 )
 from distmoe.model.init import initialize
-from distmoe.model.transformer import IGNORE, Transformer
+from distmoe.model.linear_cross_entropy import IGNORE
+from distmoe.model.transformer import Transformer
 
 S, V, END = 16, 40, 0
 # Documents of two rows, each with its end.

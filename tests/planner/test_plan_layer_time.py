@@ -34,14 +34,15 @@ def total(config: Config) -> tuple[Work, Work]:
 
 @pytest.mark.parametrize("kind", ["gqa", "mla"])
 def test_products_are_the_flops_of_the_model(kind: str) -> None:
-    """6 a parameter and token, but for the look-up, norms, and routed experts."""
+    """6 a parameter and token, but for the look-up, norms, and routed experts; the head's in the
+    forward."""
     config = replace(CONFIG, model=replace(CONFIG.model, attention=kind))
     counts = parameter_counts(config.model, config.moe)
     dense = counts.active - counts.embedding - counts.norms - counts.active_experts
     dense -= 3 * 512 if kind == "mla" else 0
     forward, backward = total(config)
-    assert forward.dense_flops == 2 * TOKENS * dense
-    assert backward.dense_flops == 4 * TOKENS * dense
+    assert forward.dense_flops == 2 * TOKENS * (dense + 2 * counts.head)
+    assert backward.dense_flops == 4 * TOKENS * (dense - counts.head)
     attention = TOKENS * (flops_per_token(config).model - 6 * (counts.active - counts.embedding))
     assert forward.attention_flops == attention / 3
     # The scores once more.
@@ -60,11 +61,13 @@ def test_recomputation_repeats_forwards(recompute: str) -> None:
     assert more == attention + (routed if recompute == "full" else 0)
 
 
-def test_logits_of_several_chunks_are_made_twice() -> None:
+def test_chunks_of_the_loss_add_up_the_gradient_of_the_head() -> None:
     chunked = replace(CONFIG, train=replace(CONFIG.train, loss_chunk_tokens=TOKENS - 1))
-    once, twice = model_passes(CONFIG, 2).edges, model_passes(chunked, 2).edges
-    logits = 2 * TOKENS * 256 * 512
-    assert twice.backward.dense_flops - once.backward.dense_flops == logits
+    one, two = model_passes(CONFIG, 2).edges, model_passes(chunked, 2).edges
+    assert two.forward.dense_flops == one.forward.dense_flops
+    # Twice: a product in bf16 is written and read, and the sum in fp32 read and written.
+    assert two.forward.bytes - one.forward.bytes == 2 * 12 * 256 * 512
+    assert two.backward.bytes - one.backward.bytes == 2 * 256 * 512
 
 
 def test_seconds_of_work() -> None:

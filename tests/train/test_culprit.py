@@ -21,7 +21,7 @@ NAN = float("nan")
 def spoil_the_gradient(engine: Engine, rank: int) -> None:
     if rank == 1:
         backward = engine.backward
-        engine.backward = lambda loss: backward(loss * NAN)
+        engine.backward = lambda loss, last: backward(loss * NAN, last=last)
 
 
 def spoil_the_second_micro_batch(engine: Engine, rank: int) -> None:

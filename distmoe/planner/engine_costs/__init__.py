@@ -51,7 +51,7 @@ class Job:
         """Elements of one rank's weights that have their gradients in the first micro-batch: those
         of the blocks after this one, of its experts after their turn, and the head's."""
         units = self.units
-        if moment.stage is Stage.LOSS:
+        if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
             return 0
         if moment.block < 0:
             return units.dense_elements + units.expert_elements
@@ -72,13 +72,17 @@ class Job:
 @dataclass(frozen=True)
 class EngineTraffic:
     """``gathers_forward``, ``gathers_backward``: a block's parameters, in the compute dtype, for
-    every pass. ``reduces_every_backward``: gradients, in fp32; else once a step. ``hidden``:
-    reductions go on beside the backward; gathers of sharded parameters always do.
-    ``gathers_update``: the new parameters, after the optimizer."""
+    every pass; with ``gathers_once``, for that of a step's first micro-batch.
+    ``reduces_every_backward``: gradients, in fp32; else once a step, with ``reduces_in_last`` in
+    the backward of its last micro-batch. Replicas meet in that one only. ``hidden``: reductions go
+    on beside the backward; gathers of sharded parameters always do. ``gathers_update``: the new
+    parameters, after the optimizer."""
 
     gathers_forward: bool = False
     gathers_backward: bool = False
+    gathers_once: bool = False
     reduces_every_backward: bool = True
+    reduces_in_last: bool = False
     hidden: bool = True
     gathers_update: bool = False
 

@@ -115,7 +115,7 @@ class DeepSpeedCosts:
             return self.b * elements(units.experts)
         if moment.stage is Stage.LOSS:
             return 0
-        if moment.block < 0:
+        if moment.stage is Stage.REDUCE_HEAD or moment.block < 0:
             return self.b * prod(units.root[0])
         kind = units.moe_block if self.job.has_experts(moment.block) else units.dense_block
         return self.b * max(map(prod, kind))

@@ -3,8 +3,10 @@
 Of torch's `fully_shard`: a unit is gathered into one flat buffer, from which its parameters are
 copied; the flat buffer of a unit that is gathered ahead waits for its turn, and in the forward one
 outlives it until the next unit comes. A unit's gradients are copied into one fp32 buffer, which
-lives until the next unit is reduced. The root stays gathered from its forward to its backward, and
-is reduced last, so the head's gradient waits, whole, for the embedding's.
+lives until the next unit is reduced. The head is gathered until its gradient is reduced, the first
+of all; the embedding for its forward only. Where they are one they are the root's, which stays
+gathered from its forward to its backward and is reduced last, so the head's gradient waits, whole,
+for all others.
 """
 
 from __future__ import annotations
@@ -32,11 +34,20 @@ class Fsdp2Costs:
         self.muon_shard = self.muon_weights.shard(self.muon.units)
         self.optimizer = FP32 * (2 * self.shard - self.muon_shard)
         self.reshards = job.config.parallel.reshard_after_forward
+        # Until the last micro-batch: all that was gathered, and all gradients, whole.
+        self.keeps_gathered = job.accumulates and not self.reshards
+        self.whole_gradients = job.accumulates and job.config.parallel.reduce_gradients == "step"
 
     @staticmethod
     def traffic(config: Config) -> EngineTraffic:
+        reshards = config.parallel.reshard_after_forward
+        every = config.parallel.reduce_gradients == "micro_batch"
         return EngineTraffic(
-            gathers_forward=True, gathers_backward=config.parallel.reshard_after_forward
+            gathers_forward=True,
+            gathers_backward=reshards,
+            gathers_once=not reshards,
+            reduces_every_backward=every,
+            reduces_in_last=not every,
         )
 
     def held(self, moment: Moment) -> Held:
@@ -54,13 +65,15 @@ class Fsdp2Costs:
         return [self._block(block), *experts]
 
     def _gradients(self, moment: Moment) -> int:
-        """fp32 shards of the blocks that are reduced; the root's come last."""
+        """fp32 shards of the head and the blocks that are reduced; the root's come last."""
+        if self.whole_gradients and moment.stage is not Stage.STEP:
+            return FP32 * (self.job.units.dense_elements + self.job.units.expert_elements)
         if self.job.accumulates or moment.stage is Stage.STEP:
             return FP32 * self.shard
-        if moment.stage is Stage.LOSS:
+        if moment.stage in (Stage.LOSS, Stage.REDUCE_HEAD):
             return 0
-        units = self.job.units
-        done = max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
+        units, done = self.job.units, self.sharded.head.shard
+        done += max(units.num_dense - moment.block - 1, 0) * self.sharded.dense_block.shard
         moe = max(self.job.num_blocks - max(moment.block + 1, units.num_dense), 0)
         done += moe * (self.sharded.moe_block.shard + self.sharded.experts.shard)
         after_experts = moment.stage in (Stage.ATTENTION, Stage.REDUCE_BLOCK)
@@ -73,25 +86,33 @@ class Fsdp2Costs:
             return self._optimizer_step()
         if moment.stage is Stage.REDUCE_ROOT:
             return self._reduce_root()
-        root = self.b * self.sharded.root.gathered
+        root, blocks = self.b * self.sharded.root.gathered, self.job.num_blocks
+        if moment.stage is Stage.LOSS or self.keeps_gathered:
+            root += self.b * self.sharded.head.gathered
         if moment.stage is Stage.LOSS:
-            last = self._units(self.job.num_blocks - 1)
+            last = self._units(blocks - 1)
             lingering = self._flat(last[-1]) if last else 0
-            return root + self._kept_gathered(self.job.num_blocks) + lingering
-        # The head's gradient waits for the embedding's.
-        root += self.b * elements(self.job.units.root[:1])
-        return root + self._ahead(moment.block) + self._of_block(moment)
+            return root + self._kept_gathered(blocks) + lingering
+        root += self._ahead(moment.block) + self._waiting_head_gradient()
+        if moment.stage is Stage.REDUCE_HEAD:
+            return root + self._kept_gathered(blocks) + self._reduce(self.sharded.head)
+        return root + self._of_block(moment)
+
+    def _waiting_head_gradient(self) -> int:
+        """The root's, where the head is the embedding."""
+        return 0 if self.sharded.head.whole else self._embedding_gradient()
+
+    def _embedding_gradient(self) -> int:
+        return self.b * elements(self.job.units.root[:1])
 
     def _of_block(self, moment: Moment) -> int:
         block, stage = moment.block, moment.stage
-        own, before = self._block(block), self._kept_gathered(block)
+        own, gathered = self._block(block), self._gathered(block, stage)
         if stage is Stage.REDUCE_BLOCK:
-            return before + self._reduce(own)
-        gathered = before + self.b * own.gathered
+            return gathered + self._reduce(own)
         if stage is Stage.REDUCE_EXPERTS:
             return gathered + self._reduce(self.sharded.experts)
         if stage in (Stage.EXPERTS, Stage.EXPERT_WEIGHTS):
-            gathered += self._experts_in_use()
             if stage is Stage.EXPERT_WEIGHTS:
                 gathered += self.b * self.sharded.experts.whole
             return gathered + self._last_reduced(block + 1)
@@ -101,6 +122,14 @@ class Fsdp2Costs:
             return gathered + FP32 * self.sharded.experts.gathered
         return gathered + self._last_reduced(block + 1)
 
+    def _gathered(self, block: int, stage: Stage) -> int:
+        """Blocks that were not freed, and of the block in its backward what it still needs."""
+        if self.keeps_gathered:
+            return self._kept_gathered(self.job.num_blocks)
+        own = 0 if stage is Stage.REDUCE_BLOCK else self.b * self._block(block).gathered
+        uses_experts = stage in (Stage.EXPERTS, Stage.EXPERT_WEIGHTS)
+        return self._kept_gathered(block) + own + (self._experts_in_use() if uses_experts else 0)
+
     def _experts_in_use(self) -> int:
         """Of the block in its backward. Recomputed, they are gathered as in a forward, where the
         flat buffer lingers."""
@@ -109,8 +138,9 @@ class Fsdp2Costs:
         return self.b * experts.gathered + (self._flat(experts) if recomputed else 0)
 
     def _last_reduced(self, block: int) -> int:
-        """The fp32 buffer of the block that was reduced before."""
-        return FP32 * self._block(block).gathered if block < self.job.num_blocks else 0
+        """The fp32 buffer of the block that was reduced before, or of the head."""
+        unit = self._block(block) if block < self.job.num_blocks else self.sharded.head
+        return FP32 * unit.gathered
 
     def _flat(self, unit: ShardedUnit) -> int:
         return self.b * unit.gathered if unit.ranks > 1 else 0
@@ -124,24 +154,32 @@ class Fsdp2Costs:
         return sum(map(self._flat, units if self.job.config.parallel.ep > 1 else units[:1]))
 
     def _kept_gathered(self, blocks: int) -> int:
-        """Of the blocks before this one that were not freed after their forward."""
+        """Of the blocks before this one that were not freed after their forward; of all blocks
+        but in a step's last micro-batch."""
         if self.reshards:
             return 0
+        if self.job.accumulates:
+            blocks = self.job.num_blocks
         units = [unit for block in range(blocks) for unit in self._units(block)]
         return self.b * sum(unit.gathered for unit in units)
 
     def _reduce(self, unit: ShardedUnit) -> int:
         """Whole gradients are copied into the fp32 buffer and freed; then come the shards. Where
         there is nothing to sum, the buffer is divided by 1 into another one."""
-        copied = self.b * unit.whole * (2 if unit.by_rows else 1)
+        # Gradients that were added up are counted as such.
+        counted = FP32 * unit.whole if self.whole_gradients else 0
+        copied = self.b * unit.whole * (unit.by_rows + (not counted))
         divided = FP32 * unit.gathered if unit.ranks == 1 else 0
-        return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided)
+        return FP32 * unit.gathered + max(copied, FP32 * unit.shard + divided - counted)
 
     def _reduce_root(self) -> int:
-        root = self.sharded.root
-        first = FP32 * self._block(0).gathered if self.job.num_blocks else 0
-        embedding = self.b * (root.gathered + root.whole) + first
-        return max(embedding, self._reduce(root))
+        """The embedding's gradient is made and reduced, and then the root's."""
+        root, embedding = self.sharded.root, self.sharded.embedding
+        gathered = self.b * root.gathered
+        made = gathered + self._waiting_head_gradient() + self._embedding_gradient()
+        made += self._last_reduced(0)
+        last = FP32 * embedding.gathered + self._reduce(root)
+        return max(made, gathered + self._reduce(embedding), last)
 
     def _optimizer_step(self) -> int:
         """Of AdamW the root of the second moment: on a GPU of all parameters of a group at once, on
@@ -152,8 +190,9 @@ class Fsdp2Costs:
             experts = self.job.units.num_moe * sharded.experts.shard
             roots = others if self.muon_shard else max(experts, others - experts)
         else:
+            edges = (sharded.root, sharded.embedding, sharded.head)
             blocks = (sharded.dense_block, sharded.moe_block, sharded.experts)
-            units = (sharded.root, *(() if self.muon_shard else blocks))
+            units = (*edges, *(() if self.muon_shard else blocks))
             roots = 2 * max(unit.largest for unit in units)
         return max(FP32 * roots, self._muon_buffers())
 

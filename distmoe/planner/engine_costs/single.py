@@ -40,6 +40,9 @@ class SingleCosts:
             return max(b * (first + second) + fresh * first, b * second + fresh * (first + second))
         if stage is Stage.REDUCE_ROOT:
             return b * elements(units.root[:1])
+        if stage is Stage.REDUCE_HEAD:
+            fresh = 0 if self.job.accumulates else FP32
+            return (b + fresh) * elements(units.root[:1])
         if stage is Stage.STEP:
             return self._optimizer_step()
         if stage is Stage.LOSS:
