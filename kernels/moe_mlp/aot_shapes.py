@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from distmoe.kernels.moe_mlp.activations import ACTIVATIONS
-from distmoe.kernels.moe_mlp.layer_sizes import LAYERS
+from distmoe.kernels.moe_mlp.published_layers import LAYERS
 from distmoe.kernels.moe_mlp.tiles import ExpertShape
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from distmoe.kernels.moe_mlp.layer_sizes import GROUPS, LAYERS
+from distmoe.kernels.moe_mlp.published_layers import GROUPS, LAYERS
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,10 @@ class Shape:
         return f"{self.name} (T={self.T} H={self.H} I={self.I} E={self.E} K={self.K})"
 
 
-_ALL = [
-    *(Shape(name, *size) for name, size in LAYERS.items()),
-    Shape("tiny", 64, 32, 16, 4, 2, tile=16),
-]
-SHAPES = {shape.name: shape for shape in _ALL}
+SHAPES = {
+    **{name: Shape(name, *size) for name, size in LAYERS.items()},
+    "tiny": Shape("tiny", 64, 32, 16, 4, 2, tile=16),
+}
 
 
 def find_shapes(names: Iterable[str]) -> list[Shape]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class LayerSize(NamedTuple):
+class PublishedLayer(NamedTuple):
     """T tokens, H hidden, I intermediate, E experts, K of them a token."""
 
     T: int
@@ -29,17 +29,17 @@ GROUPS = {
 """Names of the three layers of a size of SonicMoE's table."""
 LAYERS = {
     **{
-        f"{size}-{I}": LayerSize(T, H, I, E, K)
+        f"{size}-{I}": PublishedLayer(T, H, I, E, K)
         for size, (T, H, widths) in _SONICMOE.items()
         for I, E, K in widths
     },
     # The example of SonicMoE's README.
-    "README": LayerSize(32768, 4096, 1024, 128, 8),
-    "Qwen3-30B-A3B": LayerSize(32768, 2048, 768, 128, 8),
-    "OLMoE-1B-7B": LayerSize(32768, 2048, 1024, 64, 8),
+    "README": PublishedLayer(32768, 4096, 1024, 128, 8),
+    "Qwen3-30B-A3B": PublishedLayer(32768, 2048, 768, 128, 8),
+    "OLMoE-1B-7B": PublishedLayer(32768, 2048, 1024, 64, 8),
     # What one of 32 expert-parallel ranks computes: its 8 of the 256 experts, for the rows that
     # 32 x 8192 tokens send it. A row that arrives has 1.1 pairs on average; here it has one.
-    "DeepSeek-V3-EP32": LayerSize(65536, 7168, 2048, 8, 1),
+    "DeepSeek-V3-EP32": PublishedLayer(65536, 7168, 2048, 8, 1),
     # Where SonicMoE reports most for token rounding: 256 tokens an expert, two tiles.
-    "TR": LayerSize(16384, 4096, 1024, 256, 4),
+    "TR": PublishedLayer(16384, 4096, 1024, 256, 4),
 }
