@@ -23,7 +23,7 @@ def stacked_weight(w_eGH: Tensor, I: int, config: TileConfig) -> Tensor | Tensor
     """W_in whose tiles of gate and up, if it has both, come together."""
     if not config.tma:
         return w_eGH
-    w_ePIH = aligned(w_eGH).unflatten(1, (-1, I))
+    w_ePIH = aligned(w_eGH).view(len(w_eGH), -1, I, w_eGH.shape[2])
     block = [1, w_ePIH.shape[1], config.n, config.k]
     return TensorDescriptor(w_ePIH, list(w_ePIH.shape), list(w_ePIH.stride()), block)
 
