@@ -137,7 +137,7 @@ CANDIDATES: dict[str, list[TileConfig]] = {
     "dgrad": [
         TileConfig(128, 128, 64, 8, 3, chunks=8),
         TileConfig(64, 128, 64, 4, 3, chunks=8),
-        TileConfig(128, 256, 64, 8, 3, chunks=8),
+        TileConfig(128, 256, 64, 8, 3, chunks=16),
         TileConfig(64, 128, 64, 4, 3, chunks=4),
     ],
     "dx": [
