@@ -124,8 +124,8 @@ CANDIDATES: dict[str, list[TileConfig]] = {
         TileConfig(128, 64, 64, 4, 3),
         TileConfig(64, 128, 64, 4, 2),
     ],
-    # 2 stages are short, and let three programs share a multiprocessor: one loads or stores while
-    # others multiply.
+    # With 2 stages three programs share a multiprocessor, not two: one loads or stores while others
+    # multiply.
     "down": [
         TileConfig(128, 128, 64, 4, 3),
         TileConfig(128, 128, 64, 4, 2),

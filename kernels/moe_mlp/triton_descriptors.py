@@ -41,7 +41,8 @@ def ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor 
 
 
 def ragged_shape(v_LN: Tensor) -> tuple[list[int], list[int]]:
-    """Shape and strides of a descriptor by which a range of rows is read with zeros behind it.
+    """Shape and strides of a descriptor by which a range of rows is read, with zeros behind it, or
+    stored, and nothing behind it.
 
     Four dimensions: the first two wrap around 2^64 bytes so that (2^30, end, 2^30 - length + row)
     is the address of row end - length + row, and the third runs out of bounds where the range does.
