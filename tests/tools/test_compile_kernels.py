@@ -13,6 +13,7 @@ from compile_kernels import Compiled, main
 from wrong_arguments import refusal
 
 from distmoe.bench.kernels.shapes import Shape
+from distmoe.kernels.moe_mlp.tiles import SPACE
 
 WRONG = {
     "jobs": (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
@@ -54,7 +55,7 @@ def test_report(
     facts = json.loads(path.read_text())
     assert {key: facts[key] for key in ("device", "jobs")} == {"device": "NVIDIA H200", "jobs": 2}
     compiled = [(one["shape"], one["tiling"], one["launches"]) for one in facts["compiled"]]
-    assert compiled == [("TR", tiling, 9) for tiling in range(4)]
+    assert compiled == [("TR", tiling, 9) for tiling in range(SPACE.most_candidates)]
     assert main(["--shapes", "TR"]) == 0
     assert "9 launches of 1 shapes and tilings" in capsys.readouterr().out
 
