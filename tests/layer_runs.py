@@ -48,6 +48,22 @@ def inputs(tokens: list[int], favourite: int | None) -> tuple[Tensor, Tensor]:
     return x, torch.randn(sum(tokens), H, generator=generator)
 
 
+def make_layer(
+    config: MoEConfig, rank: int = 0, num_ranks: int = 1, *, ranks_per_node: int = 0
+) -> MoE:
+    """The layer of a rank, with its share of `weights`."""
+    group = dist.group.WORLD if num_ranks > 1 else None
+    layer = MoE(config, group, ranks_per_node=ranks_per_node)
+    num_local = config.num_experts // num_ranks
+    own = slice(rank * num_local, (rank + 1) * num_local)
+    w = weights(config.num_experts)
+    with torch.no_grad():
+        layer.router_EH.copy_(w["router"])
+        layer.experts.w_in_eGH.copy_(w["w_in"][own])
+        layer.experts.w_out_eHI.copy_(w["w_out"][own])
+    return layer
+
+
 def run_layer(
     rank: int,
     config: MoEConfig,
@@ -56,15 +72,7 @@ def run_layer(
     dout: Tensor,
     ranks_per_node: int = 0,
 ):
-    group = dist.group.WORLD if len(tokens) > 1 else None
-    layer = MoE(config, group, ranks_per_node=ranks_per_node).to(DEVICE)
-    num_local = config.num_experts // len(tokens)
-    own = slice(rank * num_local, (rank + 1) * num_local)
-    w = weights(config.num_experts)
-    with torch.no_grad():
-        layer.router_EH.copy_(w["router"])
-        layer.experts.w_in_eGH.copy_(w["w_in"][own])
-        layer.experts.w_out_eHI.copy_(w["w_out"][own])
+    layer = make_layer(config, rank, len(tokens), ranks_per_node=ranks_per_node).to(DEVICE)
     begin = sum(tokens[:rank])
     rows = slice(begin, begin + tokens[rank])
     x_TH = x[rows].clone().to(DEVICE).requires_grad_()

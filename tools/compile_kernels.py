@@ -1,6 +1,6 @@
 """Compile the fused kernels of shapes of the bench into Triton's cache, several at a time.
 
-python tools/compile_kernels.py --shapes 7B,README [--all-tiles] [--jobs N]
+python tools/compile_kernels.py --shapes 7B,README [--all-tiles] [--jobs N] [--json FILE]
 
 Kernels are compiled when they are first launched, one after the other; a bench of many shapes would
 wait for that with the GPU idle. Nothing is launched, and no memory of the GPU taken.
@@ -9,62 +9,111 @@ wait for that with the GPU idle. Nothing is launched, and no memory of the GPU t
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from distmoe.bench.command_line import command_line
 from distmoe.bench.kernels.shapes import Shape, find_shapes
+from distmoe.bench.kernels.tuning import why_untunable
 from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
-from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
+from distmoe.kernels.moe_mlp.find_tiles import triton_version
+from distmoe.kernels.moe_mlp.tiles import SPACE
 
-NUM_TILINGS = max(map(len, CANDIDATES.values()))
+
+@dataclass(frozen=True)
+class Compiled:
+    """``tiling``: of `TileSpace.tiling`, or None for the defaults of the device."""
+
+    shape: str
+    tiling: int | None
+    launches: int
+    seconds: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    options = _options(argv)
+    work = [(shape, tiling) for shape in options.shapes for tiling in options.tilings]
+    begun = time.perf_counter()
+    done = compile_all(work, options.jobs)
+    seconds = round(time.perf_counter() - begun, 1)
+    _print_table(done)
+    launches = sum(one.launches for one in done)
+    print(f"{launches} launches of {len(done)} shapes and tilings compiled in "
+          f"{seconds:.1f} s by {options.jobs} processes")  # fmt: skip
+    if options.json:
+        facts = {
+            "command": command_line(),
+            "device": torch.cuda.get_device_name(),
+            "triton": triton_version(),
+            "jobs": options.jobs,
+            "seconds": seconds,
+            "compiled": [asdict(one) for one in done],
+        }
+        options.json.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _options(argv: Sequence[str] | None) -> argparse.Namespace:
+    """With the shapes in the place of their names, and the tilings of all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     listed = {"type": lambda text: [word for word in text.split(",") if word], "metavar": "A,B"}
     parser.add_argument("--shapes", **listed, default=["7B"], help="as bench_moe.py has them")
     parser.add_argument("--all-tiles", action="store_true", help="not only the default tiles")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="what was compiled, and how long")
     options = parser.parse_args(argv)
     if options.jobs < 1:
         parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     try:
-        shapes = find_shapes(options.shapes)
+        options.shapes = find_shapes(options.shapes)
     except ValueError as error:
         parser.error(str(error))
     if not torch.cuda.is_available():
         parser.error("there is no GPU to compile for")
-    work = [
-        (s, tiling) for s in shapes for tiling in range(NUM_TILINGS if options.all_tiles else 1)
-    ]
-    begun = time.perf_counter()
+    options.tilings = [None]
+    if options.all_tiles:
+        if why := why_untunable(options.shapes, torch.bfloat16, torch.device("cuda")):
+            parser.error(f"--all-tiles: {why}")
+        options.tilings = range(SPACE.most_candidates)
+    return options
+
+
+def compile_all(work: Sequence[tuple[Shape, int | None]], jobs: int) -> list[Compiled]:
+    """`compile_shape` of all ``work``, several at a time."""
     # A child of a fork cannot use CUDA.
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        launches = sum(pool.map(compile_shape, *zip(*work, strict=True)))
-    print(f"{launches} launches of {len(work)} shapes and tilings compiled in "
-          f"{time.perf_counter() - begun:.1f} s by {options.jobs} processes")  # fmt: skip
-    return 0
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compile_shape, *zip(*work, strict=True)))
 
 
-def compile_shape(shape: Shape, tiling: int) -> int:
-    """Compile forward and backward of ``shape`` with the candidates ``tiling`` of every kernel, the
-    last where there are fewer; the number of launches."""
-    with ExitStack() as stack:
-        for kernel, configs in CANDIDATES.items():
-            stack.enter_context(override(kernel, configs[min(tiling, len(configs) - 1)]))
-        launches: list[str] = stack.enter_context(compile_only())
+def compile_shape(shape: Shape, tiling: int | None) -> Compiled:
+    """Compile forward and backward of ``shape``."""
+    begun = time.perf_counter()
+    with nullcontext() if tiling is None else SPACE.tiling(tiling), compile_only() as launches:
         forward_and_backward(shape)
-    return len(launches)
+    return Compiled(shape.name, tiling, len(launches), round(time.perf_counter() - begun, 1))
+
+
+def _print_table(done: Sequence[Compiled]) -> None:
+    table = Table("shape", "tiling", "launches", "seconds", box=None)
+    for one in done:
+        tiling = "default" if one.tiling is None else str(one.tiling)
+        table.add_row(one.shape, tiling, str(one.launches), f"{one.seconds:.1f}")
+    Console().print(table)
 
 
 @contextmanager

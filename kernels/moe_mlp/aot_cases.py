@@ -7,12 +7,21 @@ from collections.abc import Iterator
 from distmoe.kernels.aot import AotCase
 from distmoe.kernels.moe_mlp import gluon_aot_cases
 from distmoe.kernels.moe_mlp.activations import ACTIVATIONS
-from distmoe.kernels.moe_mlp.aot_shapes import RAGGED, SHAPE_7B, UNALIGNED, Shape
+from distmoe.kernels.moe_mlp.aot_shapes import (
+    NARROW,
+    RAGGED,
+    SHAPE_7B,
+    SHAPE_README,
+    UNALIGNED,
+    Shape,
+)
 from distmoe.kernels.moe_mlp.tiles import (
     CANDIDATES,
     FP32_CONFIG,
     POINTER_CONFIGS,
     TileConfig,
+    columns_of,
+    reduction_of,
 )
 from distmoe.kernels.moe_mlp.triton_backend import (
     ROW_SUM_COLUMNS_OF_A_WARP,
@@ -36,10 +45,8 @@ def cases() -> Iterator[AotCase]:
     for kernel, candidates in CANDIDATES.items():
         for config in candidates:
             yield _gemm(kernel, SHAPE_7B, config)
-        yield _gemm(kernel, Shape(dtype="fp16"), candidates[0])
-        yield _gemm(kernel, RAGGED, candidates[0])
-        yield _gemm(kernel, Shape(H=2048, I=64), candidates[0])
-        yield _gemm(kernel, Shape(H=4096, I=1024), candidates[0])
+        for shape in (Shape(dtype="fp16"), RAGGED, NARROW, SHAPE_README):
+            yield _gemm(kernel, shape, candidates[0])
         yield _gemm(kernel, SHAPE_7B, POINTER_CONFIGS[kernel])
         yield _gemm(kernel, UNALIGNED, POINTER_CONFIGS[kernel])
         yield _gemm(kernel, Shape(dtype="fp32"), FP32_CONFIG)
@@ -52,7 +59,7 @@ def cases() -> Iterator[AotCase]:
 
 
 def _gemm(kernel: str, shape: Shape, config: TileConfig) -> AotCase:
-    config = config.fit(shape.columns(kernel))
+    config = config.fit(columns_of(kernel, shape.experts))
     make = {
         "up": _up,
         "down": _down,
@@ -71,7 +78,7 @@ def _gemm(kernel: str, shape: Shape, config: TileConfig) -> AotCase:
         num_stages=config.num_stages,
         gemm=shape.dtype != "fp32",
         targets=TMA_TARGETS if config.tma else ALL_TARGETS,
-        pipelined=shape.aligned and shape.reduction(kernel) > config.k,
+        pipelined=shape.aligned and reduction_of(kernel, shape.experts) > config.k,
     )
 
 
@@ -93,7 +100,7 @@ def _up(shape: Shape, config: TileConfig) -> Parts:
     signature = {
         "x_ptr": data,
         "row_ptr": INT32,
-        "w": _operand(shape, config, 1, config.n, config.k),
+        "w": _operand(shape, config, 1, shape.experts.G // shape.I, config.n, config.k),
         "z_ptr": data,
         "a_ptr": data,
         "tile_ptr": INT32,
@@ -126,7 +133,7 @@ def _down(shape: Shape, config: TileConfig) -> Parts:
 
 
 def _dx(shape: Shape, config: TileConfig) -> Parts:
-    return _rows(shape, config, K=shape.width, transposed=False)
+    return _rows(shape, config, K=shape.experts.G, transposed=False)
 
 
 def _rows(shape: Shape, config: TileConfig, *, K: int, transposed: bool) -> Parts:
@@ -134,7 +141,7 @@ def _rows(shape: Shape, config: TileConfig, *, K: int, transposed: bool) -> Part
     signature = {
         "v": _operand(shape, config, 1, 1, config.m, config.k),
         "w": _operand(shape, config, 1, *weight),
-        "out_ptr": _pointer(shape),
+        "out": _operand(shape, config, 1, 1, config.m, config.n),
         "tile_ptr": INT32,
         "num_tiles": "i32",
     }
@@ -143,7 +150,7 @@ def _rows(shape: Shape, config: TileConfig, *, K: int, transposed: bool) -> Part
 
 
 def _wgrad_in(shape: Shape, config: TileConfig) -> Parts:
-    return _wgrad(shape, config, W=shape.width, bh=config.n, bw=config.m, gathered_first=False)
+    return _wgrad(shape, config, W=shape.experts.G, bh=config.n, bw=config.m, gathered_first=False)
 
 
 def _wgrad_out(shape: Shape, config: TileConfig) -> Parts:
@@ -173,7 +180,8 @@ def _wgrad(
 
 
 def _epilogue(shape: Shape) -> dict[str, object]:
-    return {"H": shape.H, "I": shape.I, "GATED": shape.gated, "ACTIVATION": shape.activation}
+    gated = shape.experts.gated
+    return {"H": shape.H, "I": shape.I, "GATED": gated, "ACTIVATION": shape.activation}
 
 
 def _blocks(config: TileConfig) -> dict[str, object]:

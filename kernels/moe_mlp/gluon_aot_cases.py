@@ -8,13 +8,13 @@ from triton.experimental.gluon.language import NVMMASharedLayout, bfloat16, floa
 
 from distmoe.kernels.aot import AotCase
 from distmoe.kernels.moe_mlp.activations import ACTIVATIONS
-from distmoe.kernels.moe_mlp.aot_shapes import RAGGED, SHAPE_7B, Shape
+from distmoe.kernels.moe_mlp.aot_shapes import NARROW, RAGGED, SHAPE_7B, SHAPE_README, Shape
 from distmoe.kernels.moe_mlp.gluon_dgrad import dgrad_kernel
 from distmoe.kernels.moe_mlp.gluon_rows import rows_kernel
 from distmoe.kernels.moe_mlp.gluon_tiles import CANDIDATES, UNGATED_CONFIGS, constants
 from distmoe.kernels.moe_mlp.gluon_up import up_kernel
 from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
-from distmoe.kernels.moe_mlp.tiles import TileConfig
+from distmoe.kernels.moe_mlp.tiles import TileConfig, columns_of
 
 DTYPES = {"bf16": bfloat16, "fp16": float16}
 INT32, FP32 = "*i32:16", "*fp32:16"
@@ -26,7 +26,7 @@ def cases() -> Iterator[AotCase]:
     for kernel, candidates in CANDIDATES.items():
         for config in candidates:
             yield _case(kernel, SHAPE_7B, config)
-        for shape in (Shape(dtype="fp16"), RAGGED, Shape(H=2048, I=64), Shape(H=4096, I=1024)):
+        for shape in (Shape(dtype="fp16"), RAGGED, NARROW, SHAPE_README):
             yield _case(kernel, shape, candidates[0])
     for kernel in ("up", "dgrad"):
         for name, activation in ACTIVATIONS.items():
@@ -38,7 +38,7 @@ def cases() -> Iterator[AotCase]:
 
 
 def _case(kernel: str, shape: Shape, config: TileConfig) -> AotCase:
-    config = config.fit(shape.columns(kernel))
+    config = config.fit(columns_of(kernel, shape.experts))
     make = {
         "up": _up,
         "down": _rows,
@@ -113,7 +113,7 @@ def _rows(kernel: str, shape: Shape, config: TileConfig) -> Parts:
         "tile_ptr": INT32,
         "num_tiles": "i32",
     }
-    K = shape.I if transposed else shape.width
+    K = shape.I if transposed else shape.experts.G
     sizes: dict[str, object] = {"K": K, "N": shape.H, "TRANSPOSED": transposed}
     return rows_kernel, signature, {**sizes, "BM": config.m, "BN": config.n}
 
@@ -129,10 +129,11 @@ def _wgrad(kernel: str, shape: Shape, config: TileConfig) -> Parts:
         "dw_ptr": _pointer(shape),
         "num_experts": "i32",
     }
-    W = shape.I if first else shape.width
+    W = shape.I if first else shape.experts.G
     sizes: dict[str, object] = {"H": shape.H, "W": W, "GATHERED_FIRST": first}
     return wgrad_kernel, signature, {**sizes, "BH": bh, "BW": bw}
 
 
 def _epilogue(shape: Shape) -> dict[str, object]:
-    return {"H": shape.H, "I": shape.I, "GATED": shape.gated, "ACTIVATION": shape.activation}
+    gated = shape.experts.gated
+    return {"H": shape.H, "I": shape.I, "GATED": gated, "ACTIVATION": shape.activation}

@@ -30,14 +30,8 @@ from distmoe.kernels.moe_mlp.gluon_up import up_kernel
 from distmoe.kernels.moe_mlp.gluon_wgrad import wgrad_kernel
 from distmoe.kernels.moe_mlp.tile_table import DEFAULTS, TileTable
 from distmoe.kernels.moe_mlp.tiles import ExpertShape, TileConfig
-from distmoe.kernels.moe_mlp.triton_backend import (
-    TMA_ALIGNMENT,
-    TritonMoeMlp,
-    aligned,
-    ragged_shape,
-    sum_dscore,
-    tile_list,
-)
+from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp, sum_dscore, tile_list
+from distmoe.kernels.moe_mlp.triton_descriptors import TMA_ALIGNMENT, aligned, ragged_shape
 
 DTYPES = {torch.bfloat16: bfloat16, torch.float16: float16}
 # One multiprocessor of so many has no program: 16 of an H100's 132. Programs stay until all tiles

@@ -9,12 +9,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
-from distmoe.kernels.moe_mlp import gluon_tiles, triton_dgrad
+from distmoe.kernels.moe_mlp import gluon_tiles, triton_halves
 from distmoe.kernels.moe_mlp.gluon_compat import copy_async, tma_load
 from distmoe.kernels.moe_mlp.gluon_ring import next_stage
 from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 
-halves = gluon.jit(triton_dgrad.halves.fn)
+halves = gluon.jit(triton_halves.halves.fn)
 
 PRODUCER_WARPS: gl.constexpr = gl.constexpr(gluon_tiles.PRODUCER_WARPS)
 # Arrivals of every producing thread, and of the one that announces TMA's bytes.

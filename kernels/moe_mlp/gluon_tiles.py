@@ -76,6 +76,8 @@ def check(kernel: str, config: TileConfig) -> str:
     # A warpgroup multiplies 64 rows at a time.
     if config.m % rows:
         return f"m is {config.m}; it must be a multiple of 16 * num_warps ({rows})"
+    if not config.tma:
+        return "tma is False; it must be True: these kernels have no other way to load"
     # The tiles of gate and up are one operand only with rows no longer than a swizzle, 128 bytes.
     if kernel == "up" and config.k > 64:
         return f"k is {config.k}; it must be at most 64"

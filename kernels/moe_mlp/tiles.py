@@ -9,7 +9,7 @@ are compiled ahead of time by the tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import torch
 class TileConfig:
     """BLAS letters: a program computes m x n of the result in steps of k.
 
-    ``chunks``: parts in which an epilogue handles its n columns, to keep registers few.
+    ``chunks``: parts in which an epilogue handles its tile, to keep registers few.
     ``tma``: contiguous operands come by TMA descriptors, else by pointers.
     """
 
@@ -80,6 +80,19 @@ class TileSpace:
     override: Callable[[str, TileConfig], AbstractContextManager[None]]
     check: Callable[[str, TileConfig], str] = lambda kernel, config: ""
 
+    @property
+    def most_candidates(self) -> int:
+        """Of the kernel that has most."""
+        return max(map(len, self.candidates.values()))
+
+    @contextmanager
+    def tiling(self, i: int) -> Iterator[None]:
+        """Let every kernel run with its candidate ``i``, the last one where there are fewer."""
+        with ExitStack() as stack:
+            for kernel, configs in self.candidates.items():
+                stack.enter_context(self.override(kernel, configs[min(i, len(configs) - 1)]))
+            yield
+
 
 class Overrides:
     """Configurations that kernels run with whatever else they have, for benches and tests."""
@@ -109,27 +122,29 @@ CANDIDATES: dict[str, list[TileConfig]] = {
         TileConfig(128, 128, 64, 8, 3),
         TileConfig(128, 128, 64, 8, 4),
         TileConfig(128, 64, 64, 4, 3),
-        TileConfig(64, 128, 64, 4, 3),
+        TileConfig(64, 128, 64, 4, 2),
     ],
+    # With 2 stages three programs share a multiprocessor, not two: one loads or stores while others
+    # multiply.
     "down": [
         TileConfig(128, 128, 64, 4, 3),
-        TileConfig(128, 256, 64, 8, 3),
+        TileConfig(128, 128, 64, 4, 2),
         TileConfig(128, 256, 64, 8, 4),
-        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(128, 128, 64, 8, 3),
     ],
+    # 8 chunks: 128 registers, so that two programs of 128 rows share a multiprocessor, and three of
+    # 64 rows. The latter read a weight twice as often.
     "dgrad": [
-        # 64 rows: three programs share a multiprocessor, one computes while another stores. A cap
-        # of 128 registers would let two of 128 rows share it, but they spill on triton 3.9.
+        TileConfig(128, 128, 64, 8, 3, chunks=8),
+        TileConfig(64, 128, 64, 4, 3, chunks=8),
+        TileConfig(128, 256, 64, 8, 3, chunks=16),
         TileConfig(64, 128, 64, 4, 3, chunks=4),
-        TileConfig(128, 128, 64, 8, 3, chunks=4),
-        TileConfig(128, 128, 64, 8, 4, chunks=2),
-        TileConfig(128, 64, 64, 4, 4, chunks=4),
     ],
     "dx": [
         TileConfig(128, 256, 64, 8, 4),
-        TileConfig(128, 256, 64, 8, 3),
         TileConfig(128, 128, 64, 4, 3),
-        TileConfig(128, 128, 64, 8, 4),
+        TileConfig(128, 128, 64, 4, 2),
+        TileConfig(128, 128, 64, 8, 3),
     ],
     # The gathered operand is the narrow side: it costs more instructions than TMA does.
     "wgrad_in": [
@@ -165,18 +180,26 @@ def columns_of(kernel: str, shape: ExpertShape) -> int:
     return shape.I if kernel in ("up", "dgrad", "wgrad_out") else shape.H
 
 
+def reduction_of(kernel: str, shape: ExpertShape) -> float:
+    """Length of the sum behind an element of a kernel's result; that of a weight gradient, without
+    bound here, depends on the data."""
+    lengths = {"up": shape.H, "down": shape.I, "dgrad": shape.H, "dx": shape.G}
+    return lengths.get(kernel, inf)
+
+
 def shared_bytes(kernel: str, config: TileConfig, shape: ExpertShape) -> int:
-    """Of the buffers of both operands. Barriers and indices take some hundred bytes more."""
+    """Of the buffers of both operands, where rows then lie that are stored by TMA. Barriers and
+    indices take some hundred bytes more."""
     config = config.fit(columns_of(kernel, shape))
-    reductions = {"up": shape.H, "down": shape.I, "dgrad": shape.H, "dx": shape.G}
     weights = 2 * config.n if kernel == "up" and shape.gated else config.n
     buffers = config.num_stages
     if kernel.startswith("wgrad"):
         buffers = (config.num_stages + 1) // 2
     # A loop of one step has nothing to load ahead.
-    if reductions.get(kernel, inf) <= config.k:
+    if reduction_of(kernel, shape) <= config.k:
         buffers = 1
-    return (config.m + weights) * config.k * shape.dtype.itemsize * buffers
+    stored = config.m * config.n if kernel in ("down", "dx") and config.tma else 0
+    return max((config.m + weights) * config.k * buffers, stored) * shape.dtype.itemsize
 
 
 _overrides = Overrides(CANDIDATES)

@@ -11,7 +11,6 @@ from functools import cache
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distmoe.kernels.moe_mlp import PairIndex, Runs
 from distmoe.kernels.moe_mlp.activations import activation_called
@@ -23,8 +22,8 @@ from distmoe.kernels.moe_mlp.tiles import (
     config_for,
     has_overrides,
 )
+from distmoe.kernels.moe_mlp.triton_descriptors import ragged, stacked_weight, weight
 from distmoe.kernels.moe_mlp.triton_dgrad import dgrad_kernel, dscore_kernel
-from distmoe.kernels.moe_mlp.triton_operands import RAGGED_ROWS
 from distmoe.kernels.moe_mlp.triton_row_sum import row_sum_kernel
 from distmoe.kernels.moe_mlp.triton_rows import rows_kernel
 from distmoe.kernels.moe_mlp.triton_tile_list import tile_list_kernel
@@ -37,8 +36,6 @@ TILE_LIST_COMPARISONS = 8192
 ROW_SUM_COLUMNS = 1024
 ROW_SUM_COLUMNS_OF_A_WARP = 256
 MOST_UNROLLED = 8
-# Bytes, of the address of what a descriptor describes.
-TMA_ALIGNMENT = 16
 
 
 class TritonMoeMlp:
@@ -77,7 +74,7 @@ class TritonMoeMlp:
         config = self._config("up", shape, runs.max_pairs, x_RH.device)
         tiles = tile_list(runs, config.m)
         up_kernel[(tiles.shape[1] * triton.cdiv(I, config.n),)](
-            x_RH, index.row_L, _weight(w_in_eGH, config, rows=config.n, cols=config.k),
+            x_RH, index.row_L, stacked_weight(w_in_eGH, I, config),
             z_LG, a_LI, tiles, tiles.shape[1],
             H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
             TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config),
@@ -140,7 +137,7 @@ class TritonMoeMlp:
         num_tiles, num_blocks = tiles.shape[1], triton.cdiv(I, config.n)
         partial = torch.empty(num_blocks, L, dtype=torch.float32, device=dy_RH.device)
         dgrad_kernel[(num_tiles * num_blocks,)](
-            dy_RH, index.row_L, _weight(w_out_eHI, config, rows=config.k, cols=config.n),
+            dy_RH, index.row_L, weight(w_out_eHI, config, rows=config.k, cols=config.n),
             score_L, z_LG, dz_LG, a_LI, partial, tiles, num_tiles, L,
             H=H, I=I, GATED=self.act.gated, ACTIVATION=self.act.name,
             TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, CHUNKS=config.chunks,
@@ -204,10 +201,12 @@ def _rows_fit(kernel: str, shape: ExpertShape) -> bool:
 
 @cache
 def _has_tma(device: torch.device) -> bool:
-    if device.type != "cuda":
+    if not torch.cuda.is_available():
         # The interpreter reads descriptors like the hardware does.
         return True
-    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+    # Tensors without memory stand for those of the current GPU.
+    gpu = device if device.type == "cuda" else None
+    return torch.version.hip is None and torch.cuda.get_device_capability(gpu) >= (9, 0)
 
 
 def _launch(config: TileConfig) -> dict[str, int]:
@@ -254,38 +253,6 @@ def sum_dscore(partial: Tensor, dscore_L: Tensor, tiles: Tensor, m: int) -> None
     )
 
 
-def _weight(
-    w_eXY: Tensor, config: TileConfig, *, rows: int, cols: int
-) -> Tensor | TensorDescriptor:
-    if not config.tma:
-        return w_eXY
-    w_eXY = aligned(w_eXY)
-    return TensorDescriptor(w_eXY, list(w_eXY.shape), list(w_eXY.stride()), [1, rows, cols])
-
-
-def aligned(w: Tensor) -> Tensor:
-    """``w``, or a copy that TMA can read: a view into a flat buffer of parameters of any size may
-    begin anywhere."""
-    return w.clone() if w.data_ptr() % TMA_ALIGNMENT else w
-
-
-def _ragged(v_LN: Tensor, config: TileConfig, *, rows: int, cols: int) -> Tensor | TensorDescriptor:
-    if not config.tma:
-        return v_LN
-    return TensorDescriptor(v_LN, *ragged_shape(v_LN), [1, 1, rows, cols])
-
-
-def ragged_shape(v_LN: Tensor) -> tuple[list[int], list[int]]:
-    """Shape and strides of a descriptor by which a range of rows is read with zeros behind it.
-
-    Four dimensions: the first two wrap around 2^64 bytes so that (2^30, end, 2^30 - length + row)
-    is the address of row end - length + row, and the third runs out of bounds where the range does.
-    """
-    most, stride = RAGGED_ROWS, v_LN.stride(0)
-    shape = [0x7FFF0000, 0x7FFF0000, most, v_LN.shape[1]]
-    return shape, [2**34 - stride, stride, stride, 1]
-
-
 def _rows_times_weight(
     config: TileConfig, v_LK: Tensor, w: Tensor, *, runs: Runs, out_LN: Tensor, transposed: bool
 ) -> None:
@@ -293,9 +260,10 @@ def _rows_times_weight(
     tiles = tile_list(runs, config.m)
     rows, cols = (config.n, config.k) if transposed else (config.k, config.n)
     rows_kernel[(tiles.shape[1] * triton.cdiv(N, config.n),)](
-        _ragged(v_LK, config, rows=config.m, cols=config.k),
-        _weight(w, config, rows=rows, cols=cols),
-        out_LN, tiles, tiles.shape[1],
+        ragged(v_LK, config, rows=config.m, cols=config.k),
+        weight(w, config, rows=rows, cols=cols),
+        ragged(out_LN, config, rows=config.m, cols=config.n),
+        tiles, tiles.shape[1],
         K=K, N=N, TRANSPOSED=transposed,
         TMA=config.tma, BM=config.m, BN=config.n, BK=config.k, **_launch(config),
     )  # fmt: skip
@@ -310,7 +278,7 @@ def _weight_gradient(
     bh, bw = (config.m, config.n) if gathered_first else (config.n, config.m)
     blocks = triton.cdiv(m, config.m) * triton.cdiv(n, config.n)
     wgrad_kernel[(index.num_experts * blocks,)](
-        gathered_RH, index.row_L, _ragged(v_LW, config, rows=config.k, cols=bw),
+        gathered_RH, index.row_L, ragged(v_LW, config, rows=config.k, cols=bw),
         index.offsets_e1, dw,
         H=H, W=W, GATHERED_FIRST=gathered_first,
         TMA=config.tma, BH=bh, BW=bw, BK=config.k, STAGES=config.num_stages,

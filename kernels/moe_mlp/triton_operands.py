@@ -1,6 +1,6 @@
-"""How GEMM kernels read their operands. M, N, K are the BLAS letters here.
+"""How GEMM kernels read their operands and store rows. M, N, K are the BLAS letters here.
 
-Weights and contiguous rows come by TMA descriptors where the hardware has TMA, by pointers
+Weights and contiguous rows come and go by TMA descriptors where the hardware has TMA, by pointers
 elsewhere; gathered rows always by pointers, which become asynchronous copies of 16 bytes.
 """
 
@@ -42,6 +42,31 @@ def weight_tile(
 
 
 @triton.jit
+def stacked_tiles(
+    w, expert, row, col, PARTS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WHOLE: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """[PARTS * BLOCK_ROWS, BLOCK_COLS] of w [e, PARTS, ROWS, COLS]: the tiles at (row, col) of the
+    parts of an expert, one below the other; zero outside of a part. WHOLE as in `weight_tile`."""
+    if TMA:
+        tile = w.load([expert, 0, row, col]).reshape(PARTS * BLOCK_ROWS, BLOCK_COLS)
+    else:
+        place = tl.arange(0, PARTS * BLOCK_ROWS)
+        rows, cols = row + place % BLOCK_ROWS, col + tl.arange(0, BLOCK_COLS)
+        base = w + expert.to(tl.int64) * (PARTS * ROWS * COLS)
+        in_expert = (place // BLOCK_ROWS * ROWS + rows).to(tl.int64)
+        pointers = base + in_expert[:, None] * COLS + cols[None, :]
+        if WHOLE:
+            tile = tl.load(pointers)
+        else:
+            tile = tl.load(
+                pointers, mask=(rows < ROWS)[:, None] & (cols < COLS)[None, :], other=0.0
+            )
+    return tile
+
+
+@triton.jit
 def row_tile(
     v, begin, end, row, col, COLS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, TMA: tl.constexpr,
@@ -59,6 +84,28 @@ def row_tile(
         else:
             tile = tl.load(pointers, mask=(rows < end)[:, None] & (cols < COLS)[None, :], other=0.0)
     return tile
+
+
+@triton.jit
+def store_rows(
+    tile, out, begin, end, col, COLS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Put ``tile`` [BLOCK_ROWS, BLOCK_COLS] into out [L, COLS] from (begin, col) on; what lies from
+    row ``end`` or column COLS on is dropped."""
+    if TMA:
+        # RAGGED_ROWS
+        most: tl.constexpr = 1073741824
+        tile = tile.to(out.dtype).reshape(1, 1, BLOCK_ROWS, BLOCK_COLS)
+        out.store([most, end, most - (end - begin), col], tile)
+    else:
+        place = tl.arange(0, BLOCK_ROWS)[:, None]
+        cols = col + tl.arange(0, BLOCK_COLS)[None, :]
+        live = begin + place < end
+        inside = live if COLS % BLOCK_COLS == 0 else live & (cols < COLS)
+        # 64-bit for where the tile begins, 32-bit inside it, which takes half of the registers.
+        pointers = out + begin.to(tl.int64) * COLS + (place * COLS + cols)
+        tl.store(pointers, tile.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

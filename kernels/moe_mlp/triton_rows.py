@@ -7,13 +7,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from distmoe.kernels.moe_mlp.triton_operands import row_tile, weight_tile
+from distmoe.kernels.moe_mlp.triton_operands import row_tile, store_rows, weight_tile
+from distmoe.kernels.moe_mlp.triton_tile_list import tile_at
 
 
 # Sizes change from step to step: they must not make another kernel.
 @triton.jit(do_not_specialize=["num_tiles"])
 def rows_kernel(
-    v, w, out_ptr, tile_ptr, num_tiles,
+    v, w, out, tile_ptr, num_tiles,
     K: tl.constexpr, N: tl.constexpr, TRANSPOSED: tl.constexpr,
     TMA: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
@@ -25,11 +26,9 @@ def rows_kernel(
     NUM_N: tl.constexpr = (N + BN - 1) // BN
     tile = tl.program_id(0) // NUM_N
     n0 = (tl.program_id(0) % NUM_N) * BN
-    expert = tl.load(tile_ptr + tile)
-    if expert < 0:
+    expert, begin, end, exists = tile_at(tile_ptr, num_tiles, tile)
+    if not exists:
         return
-    begin = tl.load(tile_ptr + num_tiles + tile)
-    end = tl.load(tile_ptr + 2 * num_tiles + tile)
     WHOLE: tl.constexpr = N % BN == 0 and K % BK == 0
     acc = tl.zeros((BM, BN), tl.float32)
     for k in range(0, K, BK):
@@ -39,10 +38,4 @@ def rows_kernel(
         else:
             weight = weight_tile(w, expert, k, n0, K, N, BK, BN, WHOLE, TMA)
         acc = tl.dot(rows, weight, acc, input_precision="ieee")
-    place = tl.arange(0, BM)[:, None]
-    col = n0 + tl.arange(0, BN)[None, :]
-    live = begin + place < end
-    inside = live if N % BN == 0 else live & (col < N)
-    # 64-bit for where the tile begins, 32-bit inside it, which takes half of the registers.
-    out = out_ptr + begin.to(tl.int64) * N + (place * N + col)
-    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=inside)
+    store_rows(acc, out, begin, end, n0, N, BM, BN, TMA)

@@ -16,8 +16,8 @@ def tile_list_kernel(
 ):  # fmt: skip
     """int32 [3, num_tiles]: expert, first pair, and the pair after the last one of the range.
 
-    ``num_tiles`` is a bound known on the host; entries past the last tile have expert -1. Every
-    program counts the tiles of all experts itself: no atomics and no second pass.
+    ``num_tiles`` is a bound known on the host; entries past the last tile have expert -1 and no
+    pairs. Every program counts the tiles of all experts itself: no atomics and no second pass.
     """
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     e = tl.arange(0, E_POW2)
@@ -34,3 +34,16 @@ def tile_list_kernel(
     tl.store(tile_ptr + slot, tl.where(exists, expert, -1), mask=inside)
     tl.store(tile_ptr + num_tiles + slot, begin, mask=inside)
     tl.store(tile_ptr + 2 * num_tiles + slot, end, mask=inside)
+
+
+@triton.jit
+def tile_at(tile_ptr, num_tiles, tile):
+    """(expert, first pair, pair after the range's last, whether there is such a tile).
+
+    All three numbers decide about the last one: were it the expert alone, the compiler would load
+    the others only behind the return of a program without a tile, and wait for memory twice.
+    """
+    expert = tl.load(tile_ptr + tile)
+    begin = tl.load(tile_ptr + num_tiles + tile)
+    end = tl.load(tile_ptr + 2 * num_tiles + tile)
+    return expert, begin, end, (expert >= 0) & (begin < end)

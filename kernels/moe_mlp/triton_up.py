@@ -8,7 +8,9 @@ import triton
 import triton.language as tl
 
 from distmoe.kernels.moe_mlp.triton_activation import act
-from distmoe.kernels.moe_mlp.triton_operands import columns_from, gathered_pointers, weight_tile
+from distmoe.kernels.moe_mlp.triton_halves import halves
+from distmoe.kernels.moe_mlp.triton_operands import columns_from, gathered_pointers, stacked_tiles
+from distmoe.kernels.moe_mlp.triton_tile_list import tile_at
 
 
 # Sizes change from step to step: they must not make another kernel.
@@ -20,31 +22,31 @@ def up_kernel(
 ):  # fmt: skip
     """One program: BM pairs by BN columns of a, and the columns of z that they come from.
 
-    Gate and up have an accumulator each, so the weights keep the concatenated layout of
-    checkpoints. Neighbouring programs share their gathered rows in L2.
+    ``w`` is [e, 2, I, H], or [e, 1, I, H] without a gate: the weights keep the concatenated layout
+    of checkpoints, and the tiles of gate and up still are one operand of one product, whose left
+    half is the gate. Neighbouring programs share their gathered rows in L2.
     """
     G: tl.constexpr = 2 * I if GATED else I
     NUM_N: tl.constexpr = (I + BN - 1) // BN
     tile = tl.program_id(0) // NUM_N
     n0 = (tl.program_id(0) % NUM_N) * BN
-    expert = tl.load(tile_ptr + tile)
-    if expert < 0:
+    expert, begin, end, exists = tile_at(tile_ptr, num_tiles, tile)
+    if not exists:
         return
-    begin = tl.load(tile_ptr + num_tiles + tile)
-    end = tl.load(tile_ptr + 2 * num_tiles + tile)
     pair = begin + tl.arange(0, BM)
     live = pair < end
     x_rows = gathered_pointers(x_ptr, row_ptr, pair, live, H, BK)
+    PARTS: tl.constexpr = 2 if GATED else 1
     WHOLE: tl.constexpr = I % BN == 0 and H % BK == 0
-    gate = tl.zeros((BM, BN), tl.float32)
-    up = tl.zeros((BM, BN), tl.float32)
+    acc = tl.zeros((BM, PARTS * BN), tl.float32)
     for k in range(0, H, BK):
         x = columns_from(x_rows, k, H, BK)
-        w_gate = weight_tile(w, expert, n0, k, G, H, BN, BK, WHOLE, TMA)
-        gate = tl.dot(x, w_gate.T, gate, input_precision="ieee")
-        if GATED:
-            w_up = weight_tile(w, expert, I + n0, k, G, H, BN, BK, WHOLE, TMA)
-            up = tl.dot(x, w_up.T, up, input_precision="ieee")
+        weight = stacked_tiles(w, expert, n0, k, PARTS, I, H, BN, BK, WHOLE, TMA)
+        acc = tl.dot(x, weight.T, acc, input_precision="ieee")
+    if GATED:
+        gate, up = halves(acc, BM, PARTS * BN)
+    else:
+        gate = acc
     dtype: tl.constexpr = z_ptr.dtype.element_ty
     col = n0 + tl.arange(0, BN)
     inside = live[:, None] if I % BN == 0 else live[:, None] & (col < I)[None, :]

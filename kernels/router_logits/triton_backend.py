@@ -21,7 +21,7 @@ class TritonRouterLogits:
         (T, H), E = x_TH.shape, len(w_EH)
         logits_TE = torch.empty(T, E, dtype=torch.float32, device=x_TH.device)
         if T:
-            logits_kernel[(triton.cdiv(T, BLOCKS["BT"]), triton.cdiv(E, BLOCKS["BE"]))](
+            logits_kernel[(triton.cdiv(T, BLOCKS["BT"]) * triton.cdiv(E, BLOCKS["BE"]),)](
                 x_TH.contiguous(), w_EH.contiguous(), logits_TE, T,
                 H=H, E=E, **BLOCKS, **LAUNCH,
             )  # fmt: skip

@@ -25,9 +25,11 @@ def logits_kernel(
     H: tl.constexpr, E: tl.constexpr,
     BT: tl.constexpr, BE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """logits [T, E] = x [T, H] w [E, H]^T."""
-    token = tl.program_id(0) * BT + tl.arange(0, BT)
-    expert = tl.program_id(1) * BE + tl.arange(0, BE)
+    """logits [T, E] = x [T, H] w [E, H]^T. Programs of the same rows are neighbours: x comes from
+    memory once."""
+    NUM_E: tl.constexpr = (E + BE - 1) // BE
+    token = tl.program_id(0) // NUM_E * BT + tl.arange(0, BT)
+    expert = tl.program_id(0) % NUM_E * BE + tl.arange(0, BE)
     x_rows = x_ptr + token.to(tl.int64)[:, None] * H
     acc = tl.zeros((BT, BE), tl.float32)
     for h0 in range(0, H, BH):

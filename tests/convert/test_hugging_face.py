@@ -259,7 +259,9 @@ def test_a_model_without_biases_gets_some_of_zero(transformers: Any, tmp_path: P
         model = Transformer(config)
     initialize(model.to_empty(device="cpu"), seed=1)
     about = {"distmoe": "0", "world": 1, "engine": "single", "ep": 1, "config": to_toml(config)}
-    store = CheckpointStore(tmp_path / "run", keep_last=1, asynchronous=False, about=about)
+    store = CheckpointStore(
+        tmp_path / "run", group=None, keep_last=1, asynchronous=False, about=about
+    )
     store.save(0, {"model": dict(model.named_parameters())})
     export_model(tmp_path / "run" / "step-00000000", tmp_path / "out")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(

@@ -16,7 +16,7 @@ from test_parity import CPU, LAW, config_for, logical, own_batches
 from torch import Tensor
 
 from distmoe.checkpoint.load import load
-from distmoe.checkpoint.store import CheckpointStore
+from distmoe.checkpoint.store import CheckpointStore, checkpoint_group
 from distmoe.config import Config
 from distmoe.engines import Engine, make_engine, newton_schulz
 from distmoe.engines.matrix_exchange import MatrixExchange, Stack
@@ -147,7 +147,8 @@ def test_a_checkpoint_fits_other_ranks(tmp_path: Path) -> None:
     def save(rank: int) -> Any:
         config, engine = build(2, 2)
         next_loss(engine, config, 0)
-        CheckpointStore(tmp_path, keep_last=1, asynchronous=False).save(1, engine.state_dict())
+        store = CheckpointStore(tmp_path, group=checkpoint_group(), keep_last=1, asynchronous=False)
+        store.save(1, engine.state_dict())
         return states(engine), next_loss(engine, config, 1)
 
     def go_on(rank: int) -> Any:

@@ -3,7 +3,6 @@ descriptors by the rules of cuTensorMapEncodeTiled (CUDA driver API), as only a 
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -16,7 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from distmoe.bench.kernels.shapes import SHAPES, Shape
 from distmoe.kernels.moe_mlp import triton_backend
-from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
+from distmoe.kernels.moe_mlp.tiles import CANDIDATES, SPACE
+from distmoe.kernels.moe_mlp.triton_descriptors import weight
 
 KERNELS = (
     "up_kernel",
@@ -27,7 +27,6 @@ KERNELS = (
     "row_sum_kernel",
     "tile_list_kernel",
 )
-NUM_TILINGS = max(map(len, CANDIDATES.values()))
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 LARGEST_STRIDE = 2**40
 LARGEST_BOX = 256
@@ -71,12 +70,10 @@ def launches_of(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return [launch for kernel in kernels for launch in kernel.launches]
 
 
-@pytest.mark.parametrize("tiling", range(NUM_TILINGS))
+@pytest.mark.parametrize("tiling", range(SPACE.most_candidates))
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
 def test_grids_and_descriptors(shape: Shape, tiling: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ExitStack() as stack:
-        for kernel, configs in CANDIDATES.items():
-            stack.enter_context(override(kernel, configs[min(tiling, len(configs) - 1)]))
+    with SPACE.tiling(tiling):
         launches = launches_of(shape, monkeypatch)
     assert {name for name, _, _ in launches} == set(KERNELS)
     descriptors = 0
@@ -87,16 +84,26 @@ def test_grids_and_descriptors(shape: Shape, tiling: int, monkeypatch: pytest.Mo
             if isinstance(argument, TensorDescriptor):
                 assert faults(argument) == [], (name, argument)
                 descriptors += 1
-    # Weights of up and dgrad, both operands of down and dx, one of each weight gradient.
-    assert descriptors == 8
+    # Weights of up and dgrad, operands and rows of down and dx, one of each weight gradient.
+    assert descriptors == 10
 
 
 def test_weights_that_begin_anywhere_are_aligned_for_tma() -> None:
     flat = torch.zeros(1 + 2 * 16 * 32, dtype=torch.bfloat16)
     config = CANDIDATES["down"][0].fit(32)
-    descriptor = triton_backend._weight(flat[1:].view(2, 16, 32), config, rows=16, cols=32)
+    descriptor = weight(flat[1:].view(2, 16, 32), config, rows=16, cols=32)
     assert isinstance(descriptor, TensorDescriptor)
     assert faults(descriptor) == []
+
+
+@pytest.mark.parametrize(("capability", "tma"), [((8, 0), False), ((9, 0), True)])
+def test_tensors_without_memory_are_those_of_the_gpu(
+    capability: tuple[int, int], tma: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `compile_kernels.py` compiles is what this GPU will launch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert triton_backend._has_tma.__wrapped__(torch.device("meta")) == tma
 
 
 def test_kernels_are_compiled_without_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,10 +76,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, right: str, wrong: str, words: s
         (TileConfig(32, 128, 64, 4, 3), "m is 32; it must be a multiple of 16 * num_warps (64)"),
         (TileConfig(64, 128, 64, 8, 3), "m is 64; it must be a multiple of 16 * num_warps (128)"),
         (TileConfig(128, 64, 128, 4, 3), "k is 128; it must be at most 64"),
+        (TileConfig(128, 128, 64, 8, 3, tma=False), "tma is False; it must be True: these"),
     ],
     ids=str,
 )
-def test_what_would_hang_or_not_compile_is_refused(
+def test_what_would_hang_not_compile_or_be_ignored_is_refused(
     tmp_path: Path, config: TileConfig, problem: str
 ) -> None:
     path = tmp_path / "tiles.toml"

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from layer_runs import CONFIG, TILE, H, weights
+from layer_runs import CONFIG, TILE, H, inputs, make_layer, weights
 from ranks import run_ranks
 from tile_tables import table_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from distmoe import MoE
 from distmoe.config import DispatchConfig, RoundingConfig
-from distmoe.kernels.moe_mlp import check_operands
+from distmoe.kernels.moe_mlp import MoeMlp, Runs, check_operands
 from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
+from distmoe.moe.routing_tape import RoutingTape
 
 
 def test_evaluation_is_plain_top_k() -> None:
@@ -186,3 +189,47 @@ def test_another_dtype_is_refused_before_anything_is_sent(other: str) -> None:
         return sent
 
     assert run_ranks(run, 2) == [[], []]
+
+
+class Watched:
+    """A backend that notes the pairs of its calls."""
+
+    def __init__(self, mlp: MoeMlp) -> None:
+        self.mlp, self.row_sum, self.wgrad = mlp, mlp.row_sum, mlp.wgrad
+        self.forwards: list[int] = []
+        self.dgrads: list[int] = []
+
+    def forward(self, *tensors: Tensor, runs: Runs, **rest: Any) -> None:
+        self.forwards.append(runs.max_pairs)
+        self.mlp.forward(*tensors, runs=runs, **rest)
+
+    def dgrad(self, *tensors: Tensor, runs: Runs, **rest: Any) -> None:
+        self.dgrads.append(runs.max_pairs)
+        self.mlp.dgrad(*tensors, runs=runs, **rest)
+
+
+@pytest.mark.parametrize("changed", ["overlap", "recompute"])
+def test_calls_keep_their_pairs(changed: str) -> None:
+    """Pairs of a call pick its tiles, and these the order of the sums of dscore: neither overlap
+    nor a forward that runs again may change them."""
+    x, dout = inputs([24, 30], None)
+
+    def calls(rank: int, overlap: bool, recompute: bool) -> tuple[list[int], list[int]]:
+        rounding, dispatch = RoundingConfig("balance", tile=TILE), DispatchConfig(overlap=overlap)
+        layer = make_layer(replace(CONFIG, rounding=rounding, dispatch=dispatch), rank, 2)
+        layer._mlp = watched = Watched(layer.mlp)
+        rows = slice(0, 24) if rank == 0 else slice(24, 54)
+        own = x[rows].clone().requires_grad_()
+        if recompute:
+            contexts = RoutingTape().contexts
+            out = checkpoint(lambda x: layer(x)[0], own, use_reentrant=False, context_fn=contexts)
+        else:
+            out = layer(own)[0]
+        (out * dout[rows]).sum().backward()
+        return watched.forwards, watched.dgrads
+
+    plain = run_ranks(calls, 2, True, False)
+    assert all(len(forwards) == len(dgrads) > 1 for forwards, dgrads in plain)
+    again = run_ranks(calls, 2, changed != "overlap", changed == "recompute")
+    times = 2 if changed == "recompute" else 1
+    assert again == [(times * forwards, dgrads) for forwards, dgrads in plain]

@@ -29,7 +29,7 @@ def test_products_and_buffers_are_those_of_an_update(activation: str) -> None:
         model=ModelConfig(vocab_size=64, hidden_size=64, n_layers=2, intermediate_size=96),
         moe=MoEConfig(intermediate_size=48, num_experts=8, activation=activation),
     )
-    settings = {"moe.shared_intermediate_size": 24, "run.device": "cpu"}
+    settings = {"moe.shared_intermediate_size": 24, "run.device": "cpu", "train.dtype": "fp32"}
     config = resolve(with_values(config, MUON | settings), 1)
     storages = LiveStorages()
     with storages:
