@@ -192,8 +192,8 @@ class MoE(nn.Module):
         # While the sizes of what arrives are on their way.
         routing = decision.routing.first(decision.dispatch.num_own_pairs)
         score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
-        gathered = decision.dispatch.gather(x_TH.detach())
         with self._named("dispatch, plan"):
+            gathered = decision.dispatch.gather(x_TH.detach())
             plan = decision.dispatch.plan()
         ep = ExpertParallel(
             plan,
