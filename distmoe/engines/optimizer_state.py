@@ -18,7 +18,7 @@ def optimizer_state(
     so that a checkpoint can be loaded into them."""
     state: dict[str, dict[str, Any]] = {}
     # A fused update counts its steps on the device.
-    fused = any(group.get("fused") for group in optimizer.param_groups)
+    fused = any(group["fused"] for group in optimizer.param_groups)
     for name, parameter in named:
         own = optimizer.state[parameter]
         if not own:
