@@ -88,7 +88,7 @@ class ZeroState:
         states = []
         for flat in getattr(self.optimizer, found[0]):
             state = self.adamw.state[flat]
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.zeros((), device=flat.device)
             for key in MOMENTS:
                 state[key] = torch.zeros_like(flat, requires_grad=False)
             states.append(state)

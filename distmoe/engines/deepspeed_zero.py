@@ -65,7 +65,7 @@ class DeepSpeedZeroEngine:
         experts = mark_experts(
             self.model, num_experts=config.moe.num_experts, ep=config.parallel.ep
         )
-        self.optimizer = build_optimizer(self.model, experts, config)
+        self.optimizer = build_optimizer(self.model, experts, config, device)
         # DeepSpeed would take its master weights from parameters that are rounded already.
         rounded = dtype != torch.float32
         masters = {n: p.detach().cpu().clone() for n, p in self.model.named_parameters() if rounded}
@@ -156,7 +156,9 @@ def mark_experts(model: Transformer, *, num_experts: int, ep: int) -> set[str]:
     return names
 
 
-def build_optimizer(model: Transformer, experts: set[str], config: Config) -> torch.optim.AdamW:
+def build_optimizer(
+    model: Transformer, experts: set[str], config: Config, device: torch.device
+) -> torch.optim.AdamW:
     """AdamW with the groups that DeepSpeed asks for: named, experts apart."""
     optim = config.optim
     named: dict[str, list[Tensor]] = {}
@@ -177,7 +179,8 @@ def build_optimizer(model: Transformer, experts: set[str], config: Config) -> to
         lr=optim.lr,
         betas=(optim.beta1, optim.beta2),
         eps=optim.eps,
-        fused=config.deepspeed.offload_optimizer != "none" or None,
+        # See `build_adamw`.
+        fused=config.deepspeed.offload_optimizer != "none" or device.type == "cuda" or None,
     )
 
 

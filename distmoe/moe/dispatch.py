@@ -18,7 +18,7 @@ from distmoe.moe.arrivals import Arrangement, Incoming
 from distmoe.moe.host_copy import HostCopy, ints
 from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
-from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank
+from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, sent_tokens
 from distmoe.moe.schedule import Schedule
 from distmoe.routing.rounding import owned_part
 from distmoe.routing.routing import Routing
@@ -83,11 +83,20 @@ class Dispatch:
         arrivals = [part for step in steps for part in step.receives]
         num_local = sizes.from_Pe_host.shape[1]
         self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
+        # Behind the sizes, which the host waits for.
+        self._sent_token_b = sent_tokens(steps, self._outgoing.token, sizes.sent_PC_host)
 
     @property
     def num_own_pairs(self) -> int:
         """N, of this rank's tokens, after `exchange_pairs`."""
         return len(self._pair_N2) if self._plan is None else self._plan.num_own_pairs
+
+    def gather(self, x_TH: Tensor) -> list[Tensor] | None:
+        """After `exchange_pairs`: the rows that leave, block by block; None if none do, or if there
+        is nothing to wait for meanwhile."""
+        if self._plan is not None:
+            return None
+        return [x_TH.index_select(0, token) for token in self._sent_token_b]
 
     def plan(self) -> DispatchPlan:
         """After `exchange_pairs`: wait for the rows that arrive; the same plan again for free."""
@@ -97,6 +106,7 @@ class Dispatch:
                 self._sizes,
                 self._arrangement.finish(),
                 self._schedule,
+                sent_token_b=self._sent_token_b,
                 rank=self._exchange.rank,
                 num_tokens=self._routing.num_tokens,
                 tile=self._tile,
@@ -104,7 +114,7 @@ class Dispatch:
             )
             # A decision that is kept for a replay keeps the plan, and nothing of its making.
             del self._routing, self._outgoing, self._pair_N2, self._from_ranks_Pe
-            del self._copy, self._arrangement
+            del self._copy, self._arrangement, self._sent_token_b
         return self._plan
 
     def _exchange_messages(self) -> Tensor:

@@ -41,19 +41,20 @@ class ExpertParallel:
     links: NodeLinks | None = None
     layer: str = ""
 
-    def post_rows(self, source_TH: Tensor) -> Rows:
+    def post_rows(self, source_TH: Tensor, gathered: list[Tensor] | None = None) -> Rows:
         """Every receive and then every send of a pass; what they carry must not change until the
-        pass is finished."""
+        pass is finished. ``gathered``: what leaves, if that was gathered before."""
         with named_range("dispatch, posting", layer=self.layer):
-            rows = self._rows(source_TH.contiguous())
+            rows = self._rows(source_TH.contiguous(), gathered)
         return NamedRows(rows, self.layer) if is_profiling() else rows
 
-    def _rows(self, source_TH: Tensor) -> Rows:
-        if self.plan.num_ranks == 1:
+    def _rows(self, source_TH: Tensor, gathered: list[Tensor] | None) -> Rows:
+        plan, exchange, overlap = self.plan, self.exchange, self.overlap
+        if plan.num_ranks == 1:
             return OwnRows(source_TH)
         if self.links is None:
-            return FlatRows(self.plan, self.exchange, source_TH, overlap=self.overlap)
-        return NodeRows(self.plan, self.exchange, self.links, source_TH, overlap=self.overlap)
+            return FlatRows(plan, exchange, source_TH, gathered, overlap=overlap)
+        return NodeRows(plan, exchange, self.links, source_TH, gathered, overlap=overlap)
 
     def combine(self, rows: Rows, y_RH: Tensor) -> Tensor:
         """Wait for everything; [T, H] sum of a token's partial rows, fp32, in rank order."""

@@ -190,6 +190,7 @@ class MoE(nn.Module):
         routing = decision.routing.first(decision.dispatch.num_own_pairs)
         score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
         with self._named("dispatch, plan"):
+            gathered = decision.dispatch.gather(x_TH.detach())
             plan = decision.dispatch.plan()
         ep = ExpertParallel(
             plan,
@@ -199,7 +200,9 @@ class MoE(nn.Module):
             links=self.links,
             layer=self.name,
         )
-        rows = ep.post_rows(x_TH.detach())
+        rows = ep.post_rows(x_TH.detach(), gathered)
+        # The rows keep them as long as they travel.
+        del gathered
         # While the first rows travel.
         shared_TH = self._shared_expert(x_TH)
         out_TH = self.experts(x_TH, score_N, ep, rows)

@@ -16,7 +16,7 @@ from distmoe.comm import Exchange, Transfer, not_empty
 from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.plan import Block, DispatchPlan
 from distmoe.moe.relay import Duty
-from distmoe.moe.rows import FlatRows
+from distmoe.moe.rows import FlatRows, gathered_rows
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,14 @@ class NodeRows:
         exchange: Exchange,
         links: NodeLinks,
         source_TH: Tensor,
+        gathered: list[Tensor] | None = None,
         *,
         overlap: bool,
     ) -> None:
         self.plan, self.links, self.overlap = plan, links, overlap
         # Posted at once: the farthest rows take the longest.
-        on_the_rail = self._post_rail(source_TH)
-        self.near = FlatRows(plan, exchange, source_TH, overlap=overlap)
+        on_the_rail = self._post_rail(source_TH, gathered)
+        self.near = FlatRows(plan, exchange, source_TH, gathered, overlap=overlap)
         self.rows_RH, self.home_UH = self.near.rows_RH, self.near.home_UH
         self.far = {i: self._post(plan.blocks[i], *posted) for i, posted in on_the_rail.items()}
         self._unsettled = list(self.far)
@@ -58,7 +59,9 @@ class NodeRows:
             for far in self.far.values():
                 self._pass_on(far)
 
-    def _post_rail(self, source_TH: Tensor) -> dict[int, tuple[Duty, Tensor, Transfer]]:
+    def _post_rail(
+        self, source_TH: Tensor, gathered: list[Tensor] | None
+    ) -> dict[int, tuple[Duty, Tensor, Transfer]]:
         """By block: every receive, and then every send."""
         posted = {}
         for i, block in enumerate(self.plan.blocks):
@@ -70,7 +73,7 @@ class NodeRows:
         for i, (_, _, there) in posted.items():
             # To one rank, the relay of the other node.
             (relay,) = self.plan.blocks[i].sends
-            rows_UH = source_TH.index_select(0, self.plan.blocks[i].sent_token)
+            rows_UH = gathered_rows(source_TH, self.plan, i, gathered)
             self._send(self.links.rail, there, {self._node(relay): rows_UH})
         return posted
 

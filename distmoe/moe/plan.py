@@ -164,19 +164,42 @@ def slices_of(counts: IntArray) -> list[slice]:
     return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
+def sent_tokens(steps: list[Step], token: Tensor, sent_PC_host: IntArray) -> list[Tensor]:
+    """Of every block the tokens of the rows that this rank sends, rank by rank: next to each other,
+    for one gather of all that leaves together."""
+    every = []
+    for step in steps:
+        rows = _sent_rows(step, sent_PC_host).values()
+        parts = [token[part] for part in rows] or [token[:0]]
+        every.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+    return every
+
+
+def _sent_rows(step: Step, sent_PC_host: IntArray) -> dict[int, slice]:
+    """Where the rows that this rank sends in ``step`` lie, by rank."""
+    first_PC_host = sent_PC_host.cumsum().reshape(sent_PC_host.shape) - sent_PC_host
+    rows = {}
+    for part in step.sends:
+        begin = int(first_PC_host[part.rank, part.run])
+        rows[part.rank] = slice(begin, begin + int(sent_PC_host[part.rank, part.run]))
+    return rows
+
+
 def build_plan(
     outgoing: OutgoingRows,
     sizes: Sizes,
     arrived: Arrived,
     schedule: Schedule,
     *,
+    sent_token_b: list[Tensor],
     rank: int,
     num_tokens: int,
     tile: int,
     links: NodeLinks | None = None,
 ) -> DispatchPlan:
-    """The plan of ``rank`` among two or more. ``tile``: M. ``links``: where rows are passed on;
-    what to pass on, and when partial sums are ready, is exchanged then, and waited for.
+    """The plan of ``rank`` among two or more. ``sent_token_b``: see `sent_tokens`. ``tile``: M.
+    ``links``: where rows are passed on; what to pass on, and when partial sums are ready, is
+    exchanged then, and waited for.
     """
     num_ranks = len(sizes.from_Pe_host)
     steps = schedule.blocks(rank, num_ranks)
@@ -199,7 +222,7 @@ def build_plan(
         pairs_from=slices_of(sizes.pairs_from_P_host),
         place_L=arrived.place_L,
         blocks=_gathered(
-            _blocks(steps, arrived, outgoing.token, sizes.sent_PC_host, duty_of, tile), links
+            _blocks(steps, arrived, sent_token_b, sizes.sent_PC_host, duty_of, tile), links
         ),
         index=arrived.index,
         score_L=arrived.score_L,
@@ -209,7 +232,7 @@ def build_plan(
 def _blocks(
     steps: list[Step],
     arrived: Arrived,
-    token: Tensor,
+    sent_token_b: list[Tensor],
     sent_PC_host: IntArray,
     duty_of: dict[tuple[int, int], Duty],
     tile: int,
@@ -219,22 +242,16 @@ def _blocks(
     bounds_b2e, ready = carry_tiles(counts_be, tile)
     runs = _runs_on_device(bounds_b2e, arrived.place_L.device)
     rows_of = slices_of(arrived.rows_A_host)
-    first_PC_host = sent_PC_host.cumsum().reshape(sent_PC_host.shape) - sent_PC_host
     blocks = []
     for i, (step, first) in enumerate(zip(steps, ints(first_b), strict=True)):
         received = rows_of[first : first + len(step.receives)]
         receives = {part.rank: rows for part, rows in zip(step.receives, received, strict=True)}
-        sends = {}
-        for part in step.sends:
-            begin = int(first_PC_host[part.rank, part.run])
-            sends[part.rank] = slice(begin, begin + int(sent_PC_host[part.rank, part.run]))
+        sends = _sent_rows(step, sent_PC_host)
         rows = slice(received[0].start, received[-1].stop)
         duty = None
         if step.relayed:
             duty = duty_of[step.receives[0].rank // len(step.receives), step.receives[0].run]
-        # Next to each other, for one gather of all that leaves together.
-        parts = [token[part] for part in sends.values()] or [token[:0]]
-        sent = parts[0] if len(parts) == 1 else torch.cat(parts)
+        sent = sent_token_b[i]
         blocks.append(Block(rows, receives, sends, sent, runs=runs[i], ready=ready[i], duty=duty))
     return blocks
 

@@ -57,10 +57,16 @@ class OwnRows:
 
 class FlatRows:
     """Straight to every rank, in one transfer a block and direction; blocks whose rows are passed
-    on inside a node are somebody else's."""
+    on inside a node are somebody else's. ``gathered``: see `gathered_rows`."""
 
     def __init__(
-        self, plan: DispatchPlan, exchange: Exchange, source_TH: Tensor, *, overlap: bool
+        self,
+        plan: DispatchPlan,
+        exchange: Exchange,
+        source_TH: Tensor,
+        gathered: list[Tensor] | None = None,
+        *,
+        overlap: bool,
     ) -> None:
         self.plan, self.exchange, self.overlap = plan, exchange, overlap
         width = source_TH.shape[1]
@@ -73,8 +79,8 @@ class FlatRows:
             for i, b in blocks.items()
         }
         for i, block in blocks.items():
-            # One gather a block, however many ranks it is for; the next runs while this one leaves.
-            sent = torch.split(source_TH.index_select(0, block.sent_token), lengths(block.sends))
+            rows = gathered_rows(source_TH, plan, i, gathered)
+            sent = torch.split(rows, lengths(block.sends))
             self._send(self.there[i], dict(zip(block.sends, sent, strict=True)))
         self._place_own(source_TH)
 
@@ -115,6 +121,17 @@ class FlatRows:
             self.exchange.wait_send(transfer)
         own = [y_RH[block.rows] for block in self.plan.blocks if not block.travels]
         torch.cat(own, out=self.home_UH[self.plan.rows_to[self.plan.rank]])
+
+
+def gathered_rows(
+    source_TH: Tensor, plan: DispatchPlan, i: int, gathered: list[Tensor] | None
+) -> Tensor:
+    """The rows that leave in block ``i``: one gather, however many ranks they are for, if
+    ``gathered``, block by block, does not have them already. While they leave, the next are
+    gathered."""
+    if gathered is not None:
+        return gathered[i]
+    return source_TH.index_select(0, plan.blocks[i].sent_token)
 
 
 def by_rank(v_RH: Tensor, block: Block) -> dict[int, Tensor]:

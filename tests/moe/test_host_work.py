@@ -29,7 +29,7 @@ VIEWS = {
 
 
 # With four blocks of the rows of others.
-MOST_WHILE_IDLE = 78
+MOST_WHILE_IDLE = 70
 
 Enqueued = dict[int, tuple[Counter[str], Counter[str]]]
 
