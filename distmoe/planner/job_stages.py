@@ -12,7 +12,7 @@ from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.layer_shape import ITEMSIZE
 from distmoe.planner.layer_time import Passes, Rates, Work, model_passes
-from distmoe.planner.optimizer_costs import ADAMW_BYTES, MUON_BYTES, muon_units
+from distmoe.planner.optimizer_costs import ADAMW_BYTES, FUSED_ADAMW_BYTES, MUON_BYTES, muon_units
 from distmoe.planner.parameter_shapes import elements, model_units
 from distmoe.planner.pipeline_time import Stage
 from distmoe.planner.shard_sizes import sharded_model
@@ -185,7 +185,8 @@ class _Builder:
         muon = muon_units(config, model_units(config))
         dense = muon.units.dense_elements / self._dense.size
         experts = muon.units.expert_elements / self._experts.size
-        seconds = (CLIP_BYTES + ADAMW_BYTES) * (held - dense - experts) / self._rates.bytes_per_s
+        adamw = ADAMW_BYTES if config.run.device == "cpu" else FUSED_ADAMW_BYTES
+        seconds = (CLIP_BYTES + adamw) * (held - dense - experts) / self._rates.bytes_per_s
         seconds += (CLIP_BYTES + MUON_BYTES) * (dense + experts) / self._rates.bytes_per_s
         flops = muon.dense_flops / self._dense.size + muon.expert_flops / self._experts.size
         seconds += flops / self._rates.dense_flops

@@ -15,10 +15,12 @@ from distmoe.planner.parameter_shapes import ModelUnits, Shape
 from distmoe.registry import GATED_ACTIVATIONS
 
 FP32 = 4
-# Memory traffic of an element. AdamW as a list of operators. Muon in bf16, momentum and weight in
+# Memory traffic of an element. AdamW fused, as on a GPU: weight and moments there and back, the
+# gradient; and as a list of operators, as on a CPU. Muon in bf16, momentum and weight in
 # fp32: momentum 20, G + mu M 12, to bf16 6, the norm and the division by it 6, a step of
 # Newton-Schulz 6, the result in place 4, its scale 4, decay 8, update 10.
-ADAMW_BYTES, MUON_BYTES = 80, 20 + 12 + 6 + 6 + STEPS * 6 + 4 + 4 + 8 + 10
+FUSED_ADAMW_BYTES, ADAMW_BYTES = 28, 80
+MUON_BYTES = 20 + 12 + 6 + 6 + STEPS * 6 + 4 + 4 + 8 + 10
 
 
 @dataclass(frozen=True)

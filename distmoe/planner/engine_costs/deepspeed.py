@@ -121,13 +121,14 @@ class DeepSpeedCosts:
         return self.b * max(map(prod, kind))
 
     def _optimizer_step(self) -> int:
-        """A group's gradients in one piece, in place of them with stages 1 and 2; then the root of
-        its second moment, and on a CPU also what that is divided into. Groups that are updated
-        have no gradients any more. Offloaded, nothing of it is on the GPU."""
+        """A group's gradients in one piece, in place of them with stages 1 and 2; then on a
+        CPU the root of its second moment and what that is divided into; a fused update takes
+        neither. Groups that are updated have no gradients any more. Offloaded, nothing of it is on
+        the GPU."""
         if self._offloads:
             return 0
-        fused = self.options.offload_optimizer != "none"
-        roots = 0 if fused else (1 if self.job.on_gpu else 2)
+        fused = self.job.on_gpu or self.options.offload_optimizer != "none"
+        roots = 0 if fused else 2
         if self.stage == 3:
             return FP32 * (1 + roots) * max(self.partition)
         updated, most = 0, 0

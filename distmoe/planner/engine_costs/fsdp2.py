@@ -182,14 +182,10 @@ class Fsdp2Costs:
         return max(made, gathered + self._reduce(embedding), last)
 
     def _optimizer_step(self) -> int:
-        """Of AdamW the root of the second moment: on a GPU of all parameters of a group at once, on
-        a CPU one by one, and divided by its correction."""
-        sharded = self.sharded
-        others = self.shard - self.muon_shard
-        if self.job.on_gpu:
-            experts = self.job.units.num_moe * sharded.experts.shard
-            roots = others if self.muon_shard else max(experts, others - experts)
-        else:
+        """Of AdamW on a CPU the root of the second moment, and that divided by its correction,
+        parameter by parameter; a GPU's fused update takes nothing."""
+        sharded, roots = self.sharded, 0
+        if not self.job.on_gpu:
             edges = (sharded.root, sharded.embedding, sharded.head)
             blocks = (sharded.dense_block, sharded.moe_block, sharded.experts)
             units = (*edges, *(() if self.muon_shard else blocks))

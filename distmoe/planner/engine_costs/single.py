@@ -51,12 +51,10 @@ class SingleCosts:
         return (b + FP32) * max(map(prod, block))
 
     def _optimizer_step(self) -> int:
-        """Of AdamW the root of the second moment: of all weights of a group at once on a GPU; one
-        by one, and divided by its correction, on a CPU."""
-        units, muon = self.job.units, self.muon
-        if self.job.on_gpu:
-            roots = max(units.plain, self.whole - units.plain - muon.elements)
-        else:
+        """Of AdamW on a CPU the root of the second moment, and that divided by its correction,
+        weight by weight; a GPU's fused update takes nothing."""
+        units, muon, roots = self.job.units, self.muon, 0
+        if not self.job.on_gpu:
             blocks = (*units.dense_block, *units.moe_block, *units.experts)
             roots = 2 * max(map(prod, (*units.root, *(() if muon.elements else blocks))))
         weights = (*muon.units.dense_block, *muon.units.moe_block, *muon.units.experts)
