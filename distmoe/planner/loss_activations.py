@@ -30,5 +30,7 @@ def loss_activations(config: Config, *, itemsize: int) -> LossActivations:
     kept = T * H * (FP32 * norms + 2 * itemsize)
     added_up = FP32 * V * H if chunk < T else 0
     product = 0 if added_up and itemsize == FP32 else itemsize * V * H
-    logits = (itemsize + FP32) * chunk * V
+    # Operators of bf16 and fp32 cast the bf16 first on a CPU, on a GPU as they read it.
+    cast = FP32 if config.run.device == "cpu" and itemsize < FP32 else 0
+    logits = (itemsize + FP32 + cast) * chunk * V
     return LossActivations(kept, added_up + max(logits, itemsize * chunk * V + product))

@@ -154,12 +154,9 @@ class Fsdp2Costs:
         return sum(map(self._flat, units if self.job.config.parallel.ep > 1 else units[:1]))
 
     def _kept_gathered(self, blocks: int) -> int:
-        """Of the blocks before this one that were not freed after their forward; of all blocks
-        but in a step's last micro-batch."""
+        """Of the blocks before this one that were not freed after their forward."""
         if self.reshards:
             return 0
-        if self.job.accumulates:
-            blocks = self.job.num_blocks
         units = [unit for block in range(blocks) for unit in self._units(block)]
         return self.b * sum(unit.gathered for unit in units)
 
