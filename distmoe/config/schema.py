@@ -292,7 +292,7 @@ class OptimConfig:
     eps: float = 1e-8
     """Epsilon of AdamW."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; norms, biases and embeddings have none."""
+    """Decoupled decay of matrices; norms and embeddings have none."""
     clip_norm: float = 1.0
     """Largest gradient norm, over dense and expert parameters together. 0: no clipping."""
     schedule: str = "cosine"
