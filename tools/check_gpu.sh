@@ -83,7 +83,7 @@ part_tests() {
     "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe and not gluon" --tb=short \
         -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
         tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
-        tests/model/test_document_mask.py tests/planner/test_activation_memory.py
+        tests/model/test_document_mask.py tests/model/test_attention.py tests/planner/test_activation_memory.py
 }
 part_compile() { "$python" tools/compile_kernels.py --shapes "7B-256,TR,$ALL" &&
     "$python" tools/compile_kernels.py --shapes 7B-256,README --all-tiles; }

@@ -153,8 +153,11 @@ def _run_toml(settings: Mapping[str, Any], out: Path, checkpoint: Path) -> str:
         "run.dir": f"runs/{out.name}",
         "checkpoint.init_from": str(checkpoint.absolute()),
     }
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Any] = {}
     for key, value in {**run, **settings}.items():
-        section, _, name = key.rpartition(".")
-        tables.setdefault(section, {})[name] = value
+        *sections, name = key.split(".")
+        table = tables
+        for section in sections:
+            table = table.setdefault(section, {})
+        table[name] = value
     return tomli_w.dumps(tables)

@@ -128,7 +128,7 @@ def _unlike(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]:
     scales = any(field.key == SCALING for field in architecture.fields)
     if not scales and hf[SCALING] is not None:
         kind = _kind(hf[SCALING])
-        yield f"{SCALING}.rope_type is {kind!r}; it must be 'default': positions are not scaled"
+        yield f"rope_type is {kind!r}; it must be 'default': positions are not scaled"
     size, heads = hf.get("hidden_size"), hf.get("num_attention_heads")
     if architecture.derives_head_dim and size and heads and hf["head_dim"] * heads != size:
         yield (

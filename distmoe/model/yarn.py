@@ -25,7 +25,7 @@ def scaled_frequencies(freq_R: Tensor, *, theta: float, yarn: YarnConfig) -> Ten
     def pair_that_turns(times: float) -> float:
         return pairs * log(yarn.original_positions / (times * 2 * pi)) / log(theta)
 
-    # Of 2 * pairs values of a head, as in DeepSeek's code.
+    # The end is that of a head's values, not of its pairs, as in DeepSeek's code.
     low = max(floor(pair_that_turns(yarn.beta_fast)), 0)
     high = min(ceil(pair_that_turns(yarn.beta_slow)), 2 * pairs - 1)
     pair_R = torch.arange(pairs, device=freq_R.device, dtype=freq_R.dtype)

@@ -81,9 +81,9 @@ def measure_attention(
 ) -> float:
     """FLOP/s of causal attention over one sequence, of those that the mask leaves; 0 for heads
     that no model can have."""
-    if not model.head_dim or model.n_heads % model.n_kv_heads:
-        return 0.0
     sizes = attention_sizes(model)
+    if not sizes.qk_dim or sizes.heads % sizes.kv_heads:
+        return 0.0
     flops = seq_len * seq_len * (sizes.q + sizes.y)
 
     def drawn(heads: int, dim: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Models of transformers, in and out. Importing it costs seconds: only here, and by a fixture."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,8 @@ def test_layers_that_predict_further_tokens_are_left_out(
     hf = json.loads((model_dir / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**hf, "num_nextn_predict_layers": 1}))
     export_model(import_model(folder, tmp_path / "in"), tmp_path / "out")
+    settings = tomllib.loads((tmp_path / "in" / "config.toml").read_text())
+    assert settings["model"]["mla"]["kv_lora_rank"] == hf["kv_lora_rank"]
     assert "left out: 2 tensors of layers that predict further tokens" in capsys.readouterr().out
     assert weights_of(tmp_path / "out").keys() == weights.keys()
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == hf

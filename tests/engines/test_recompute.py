@@ -12,9 +12,9 @@ from distmoe.train.step import train_step
 
 # Forwards in one micro-batch of a block with a dense MLP and two with experts.
 FORWARDS = {
-    "none": {"Attention": 3, "dense": 1, "MoE": 2},
-    "selective": {"Attention": 6, "dense": 2, "MoE": 2},
-    "full": {"Attention": 6, "dense": 2, "MoE": 4},
+    "none": {"GroupedQueryAttention": 3, "dense": 1, "MoE": 2},
+    "selective": {"GroupedQueryAttention": 6, "dense": 2, "MoE": 2},
+    "full": {"GroupedQueryAttention": 6, "dense": 2, "MoE": 4},
 }
 
 

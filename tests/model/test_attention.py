@@ -13,7 +13,7 @@ from distmoe.config import Config, MlaConfig, ModelConfig, resolve
 from distmoe.engines.adamw import decays
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.attention import attention_sizes, make_attention
-from distmoe.model.causal_attention import attend, dense_mask
+from distmoe.model.causal_attention import attend, dense_mask, document_mask
 from distmoe.model.init import initialize
 from distmoe.model.mla import LATENT_NORM_EPS, LatentAttention
 from distmoe.model.rope import rope_tables, rotate
@@ -137,15 +137,18 @@ def test_biases_begin_at_zero_and_do_not_decay() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("qk_dim", "v_dim"), [(192, 128), (96, 64)])
-def test_values_of_another_size_have_a_fused_kernel(qk_dim: int, v_dim: int) -> None:
+def test_values_of_another_size_have_a_fused_kernel(qk_dim: int, v_dim: int, masked: bool) -> None:
+    """Inside of documents it is FlexAttention's."""
+    start_BS = torch.arange(500, device="cuda").expand(2, -1) // 150 * 150
     generator = torch.Generator().manual_seed(0)
     shapes = [(2, 4, 500, dim) for dim in (qk_dim, qk_dim, v_dim, v_dim)]
     drawn = [torch.randn(shape, generator=generator).cuda() for shape in shapes]
 
-    def results(dtype: torch.dtype) -> list[Tensor]:
+    def results(dtype: torch.dtype, mask: object) -> list[Tensor]:
         *inputs, dy = (x.to(dtype).detach().requires_grad_() for x in drawn)
-        y_BASD = attend(*inputs, None)
+        y_BASD = attend(*inputs, mask if masked else None)
         return [y_BASD.detach(), *torch.autograd.grad(y_BASD, inputs, dy.detach())]
 
     fused = [
@@ -154,8 +157,10 @@ def test_values_of_another_size_have_a_fused_kernel(qk_dim: int, v_dim: int) -> 
         SDPBackend.EFFICIENT_ATTENTION,
     ]
     with sdpa_kernel(fused):
-        got = results(torch.bfloat16)
+        got = results(torch.bfloat16, document_mask(start_BS))
     with sdpa_kernel(SDPBackend.MATH):
-        same, want = results(torch.bfloat16), results(torch.float32)
+        same, want = (
+            results(dtype, dense_mask(start_BS)) for dtype in (torch.bfloat16, torch.float32)
+        )
     for name, *three in zip(("y", "dq", "dk", "dv"), got, same, want, strict=True):
         assert_as_good_as(*three, name)
