@@ -58,7 +58,7 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
 def test_adamw_of_a_gpu_is_fused_and_counts_its_steps_there() -> None:
     with FakeTensorMode():
         named = {"w": torch.nn.Parameter(torch.zeros(4, 3, device="cuda"))}
-        optimizer = build_adamw(named.items(), OptimConfig())
+        optimizer = build_adamw(named.items(), OptimConfig(), {})
         # Made before the first step, so that a checkpoint can be loaded into it.
         state = optimizer_state(optimizer, named.items())["w"]
         named["w"].grad = torch.ones_like(named["w"])

@@ -139,8 +139,12 @@ def test_the_collector_does_not_look_at_what_is_there_before_training(
     kept: list[int] = []
 
     class Recording(Trainer):
-        def __init__(self, *_: object) -> None:
+        def __init__(self) -> None:
             """Nothing is trained."""
+
+        @classmethod
+        def open(cls, *_: object) -> Recording:  # type: ignore[override]
+            return cls()
 
         def tell(self, lines: list[str]) -> None:
             """Nobody listens."""
