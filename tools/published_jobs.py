@@ -159,8 +159,7 @@ ROWS = (
         | TITAN_EP32
         | COPIES
         | {"moe.dispatch.steps": 2, "moe.dispatch.overlap": True},
-        "4 x 4096 tokens, EP 32, a copy for every expert, two chunks, forced balance; latent "
-        "attention as 16 heads of 160",
+        "4 x 4096 tokens, EP 32, a copy for every expert, two chunks, forced balance",
         GROUPED_MM,
         batch=4,
     ),
@@ -229,6 +228,7 @@ ROWS = (
         20000,
         QWEN3_30B | {"data.seq_len": 8192, "parallel.ep": 4},
         "PithTrain, EP 4 and two pipeline stages, 8192 tokens a sequence, forced balance",
+        "stages of a pipeline wait for one another, which a plan does not know",
         machine="b200",
     ),
 )

@@ -306,7 +306,7 @@ class OptimConfig:
     momentum: float = 0.95
     """Decay of Muon's momentum."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; norms and embeddings have none."""
+    """Decoupled decay of matrices; norms, biases and embeddings have none."""
     clip_norm: float = 1.0
     """Largest gradient norm, over dense and expert parameters together. 0: no clipping."""
     schedule: str = "cosine"
