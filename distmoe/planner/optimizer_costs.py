@@ -11,10 +11,10 @@ from math import prod
 
 from distmoe.config import Config
 from distmoe.engines.newton_schulz import BATCH_ELEMENTS, STEPS
-from distmoe.planner.engine_costs import FP32
 from distmoe.planner.parameter_shapes import ModelUnits, Shape
 from distmoe.registry import GATED_ACTIVATIONS
 
+FP32 = 4
 # Memory traffic of an element. AdamW as a list of operators. Muon in bf16, momentum and weight in
 # fp32: momentum 20, G + mu M 12, to bf16 6, the norm and the division by it 6, a step of
 # Newton-Schulz 6, the result in place 4, its scale 4, decay 8, update 10.
