@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distmoe.bench.command_line import command_line
 from distmoe.bench.kernels import catalog
 from distmoe.bench.kernels.config_shapes import shapes_of_run
 from distmoe.bench.kernels.picture import draw
@@ -34,6 +33,7 @@ from distmoe.bench.kernels.tuning import (
     why_untunable,
     write_tiles,
 )
+from distmoe.bench.tool import command_line
 from distmoe.config import check, load_config, resolve
 from distmoe.kernels.moe_mlp.find_tiles import device_name, find_tiles, triton_version
 from distmoe.kernels.moe_mlp.tile_table import Origin

@@ -10,11 +10,8 @@ more than 10 %. On a GPU, PyTorch's allocator is asked instead of the process.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,10 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distmoe.bench.command_line import command_line
-from distmoe.config import Config, RankInfo, resolve, to_toml
+from two_hosts import hosts
+
+from distmoe.bench.tool import command_line
+from distmoe.config import Config, resolve, to_toml
 from distmoe.config.keys import with_values
-from distmoe.launch.env import worker_environment
 from distmoe.planner.job_memory import JobMemory, predict_memory
 
 LIMIT = 0.10
@@ -33,7 +31,8 @@ MIB = 1 << 20
 RANK = Path(__file__).with_name("plan_memory_rank.py")
 
 # So that freed memory leaves the process at once, as the resident set is what is measured.
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+VARIABLES |= {"OMP_NUM_THREADS": "1"}
 
 COMMON: dict[str, Any] = {
     "moe.rounding.tile": 32,
@@ -231,25 +230,11 @@ def run_ranks(config: Config, world: int, *, storages: bool) -> dict[str, Any]:
         file.write_text(to_toml(config))
         command = [sys.executable, str(RANK), str(file), str(out)]
         command += ["--storages"] if storages else []
-        port = free_port()
-        places = [
-            RankInfo(rank, world, rank, world, "127.0.0.1", port, "local") for rank in range(world)
-        ]
-        ranks = [
-            subprocess.Popen(command, env={**worker_environment(place, threads=1), **GIVES_BACK})
-            for place in places
-        ]
-        codes = [rank.wait() for rank in ranks]
-        if any(codes):
-            raise RuntimeError(f"ranks ended with {codes}")
+        with hosts(0) as here:
+            if not here.run_ranks([command] * world, variables=VARIABLES):
+                raise RuntimeError("a rank ended badly")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def print_row(row: dict[str, Any]) -> None:

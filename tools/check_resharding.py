@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import circumstances
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.store import CheckpointStore
 from distmoe.config import (
@@ -325,9 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(found)
     if arguments.json:
         facts = {
-            "command": command_line(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **circumstances(),
             "seconds": round(time.monotonic() - begun, 1),
             "pairs": [asdict(one) for one in found],
         }

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
+from distmoe.arguments import positive
 from distmoe.bench.kernels.shapes import Shape, find_shapes
 from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
 from distmoe.kernels.moe_mlp.tiles import CANDIDATES, override
@@ -34,10 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     listed = {"type": lambda text: [word for word in text.split(",") if word], "metavar": "A,B"}
     parser.add_argument("--shapes", **listed, default=["7B"], help="as bench_moe.py has them")
     parser.add_argument("--all-tiles", action="store_true", help="not only the default tiles")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     try:
         shapes = find_shapes(options.shapes)
     except ValueError as error:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from distmoe.bench.routing_simulation import TOP_K, Outcome, Setting
+from distmoe.bench.tool import console_of
 
 Result = tuple[Setting, list[Outcome]]
 
@@ -41,7 +40,7 @@ def print_result(result: Result) -> None:
         cells += [f"{o.waste:.1%}", f"{o.dropped:.2%}", f"{o.added:.2%}"]
         cells += [f"{o.score_lost:.2%}", f"{o.score_added:.2%}", f"{o.tokens_without_expert:.4g}"]
         table.add_row(o.name, *cells)
-    _console().print(table)
+    console_of(130).print(table)
 
 
 def print_summary(results: list[Result]) -> None:
@@ -56,7 +55,7 @@ def print_summary(results: list[Result]) -> None:
         cells = [f"{o.busiest_over_mean:.3f} ({o.dropped + o.added:.1%})" for o in outcomes]
         padding = next(o.waste for o in outcomes if o.name == TOP_K)
         table.add_row(_short(setting), f"{padding:.1%}", *cells)
-    _console(width=60 + 16 * len(names)).print(table)
+    console_of(60 + 16 * len(names)).print(table)
 
 
 def varying(settings: list[Setting]) -> list[str]:
@@ -92,7 +91,3 @@ def _table(heading: str, first: str) -> Table:
     table = Table(title=heading, box=None, title_justify="left")
     table.add_column(first, no_wrap=True)
     return table
-
-
-def _console(*, width: int = 130) -> Console:
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)

@@ -8,7 +8,7 @@ from compile_kernels import main
 from wrong_arguments import refusal
 
 WRONG = {
-    "jobs": (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
+    "jobs": (["--jobs", "0"], "--jobs: '0' must be an integer, at least 1"),
     "shape": (["--shapes", "9B"], "unknown shape '9B'; known: 1.4B, 7B"),
 }
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from distmoe.bench.dispatch.exposed import Exposed
 from distmoe.bench.dispatch.measure import Timing
 from distmoe.bench.dispatch.ways import Way
+from distmoe.bench.tool import console_of
 
 MIB = 2**20
 
@@ -156,14 +156,11 @@ def _table(title: str, first: str) -> Table:
 
 
 def show(*tables: Table, notes: Sequence[str] = ()) -> None:
-    """As wide as the terminal; 130 columns in a file."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = console_of(130)
     for table in tables:
         console.print(table)
     for note in notes:
-        console.print(note, highlight=False)
+        console.print(note)
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:
