@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
+from distmoe.metrics.record import GROUPS, StepRecord
 
 Make = Callable[..., StepRecord]
 
@@ -67,7 +67,7 @@ NAMES = LOAD_NAMES | {
 def test_names_are_stable(record: Make) -> None:
     assert set(record(1).flat()) == NAMES
     assert {name for names in GROUPS.values() for name in names} <= NAMES
-    assert set(LAYER_FIGURES) == LOAD_NAMES - {"pairs"}
+    assert set(GROUPS["experts"]) == LOAD_NAMES - {"pairs"}
 
 
 def test_every_name_is_explained() -> None:

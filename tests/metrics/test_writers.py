@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distmoe.metrics.record import (
     GROUPS,
-    LAYER_FIGURES,
     OF_SOME_STEPS,
     CorpusProgress,
     StepRecord,
@@ -107,7 +106,7 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     # Of a device without a known peak, which counts no joules.
     missing = set(OF_SOME_STEPS) - {"slowest_over_mean", "slowest_rank"}
     names = {name for name in names if name.partition("/")[2] not in missing}
-    layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
+    layers = {f"layers_{name}/layer_{n:02d}" for name in GROUPS["experts"] for n in (1, 2)}
     assert set(tags["scalars"]) == names | layers | {
         "validation/loss",
         "validation_loss/data/a",
@@ -141,7 +140,7 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
     assert "custom_scalars__config__" in events(tmp_path).Tags()["tensors"]
     written = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
     written.add("validation/loss")
-    written |= {f"layers_{name}/layer_01" for name in LAYER_FIGURES}
+    written |= {f"layers_{name}/layer_01" for name in GROUPS["experts"]}
     for _, tags in LAYOUT["distmoe"].values():
         for tag in tags:
             assert any(re.fullmatch(tag, name) for name in written), tag
