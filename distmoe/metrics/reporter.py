@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,6 +30,8 @@ from distmoe.metrics.throughput import Clock
 from distmoe.metrics.wandb_writer import WandbWriter
 from distmoe.metrics.writers import JsonlWriter, TensorBoardWriter
 from distmoe.runtime import pick_device
+
+Writer = TypeVar("Writer")
 
 # With more layers than this, the table at the end has only the worst ones.
 MANY_LAYERS = 12
@@ -104,29 +105,20 @@ class Reporter:
 
     def step(self, record: StepRecord, freq_LE: IntArray) -> None:
         """One training step; ``freq_LE``: top-k pairs per expert over all ranks."""
-        metrics = self.config.metrics
         self._losses = [*self._losses[:1], (record.step, record.loss)]
         self._tally.add(record.flat())
         if self._starts is not None:
             self._starts.at(record.step)
-        if self._steps is not None:
-            with self._told("metrics.jsonl"):
-                self._steps.write(record.line())
-        if self._tensorboard is not None:
-            with self._told("tensorboard"):
-                self._tensorboard.write(record)
-                if record.step % metrics.expert_load_every == 0:
-                    self._tensorboard.expert_load(record, freq_LE)
-                    self._tensorboard.layers(record)
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.write(record)
-        last = record.step == self.config.train.steps
-        if self._loads is not None and (last or record.step % metrics.expert_load_every == 0):
+        self._put("metrics.jsonl", self._steps, lambda to: to.write(record.line()))
+        self._put("tensorboard", self._tensorboard, lambda to: to.write(record))
+        self._put("wandb", self._wandb, lambda to: to.write(record))
+        is_due = record.step % self.config.metrics.expert_load_every == 0
+        if is_due:
+            self._put("tensorboard", self._tensorboard, lambda to: to.experts(record, freq_LE))
+        if is_due or record.step == self.config.train.steps:
             pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
             line = {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
-            with self._told("expert_load.jsonl"):
-                self._loads.write(line)
+            self._put("expert_load.jsonl", self._loads, lambda to: to.write(line))
         if is_logged(record.step, self.config) or record.skipped:
             self.console.step(record)
         self._last = record
@@ -135,12 +127,12 @@ class Reporter:
         self.console.advance(record.step)
         self._warn(record)
 
-    @contextmanager
-    def _told(self, name: str) -> Iterator[None]:
-        """An error of the disk is told once, and costs no training. Lines of JSON stay in memory
-        until one can be written."""
+    def _put(self, name: str, writer: Writer | None, put: Callable[[Writer], None]) -> None:
+        """``put`` something into ``writer``, if there is one. An error of the disk is told once,
+        and costs no training; lines of JSON stay in memory until one can be written."""
         try:
-            yield
+            if writer is not None:
+                put(writer)
         except OSError as error:
             self.console.warn_once(
                 name, f"{name} in {self.config.run.dir} is NOT written: {error}; training goes on"
@@ -186,23 +178,16 @@ class Reporter:
         """A validation loss, beside the entropy that knowing token frequencies alone would give;
         ``seconds`` that it took; ``corpora``: the losses of the corpora of a mix."""
         self._validation, corpora = loss, corpora or {}
-        if self._validations is not None:
-            with self._told("validation.jsonl"):
-                self._validations.write(
-                    {
-                        "step": step,
-                        "validation_loss": loss,
-                        "unigram_entropy": unigram_entropy,
-                        "seconds": seconds,
-                        "corpora": dict(corpora),
-                    }
-                )
-        if self._tensorboard is not None:
-            with self._told("tensorboard"):
-                self._tensorboard.validation(step, loss, corpora)
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.validation(step, loss, corpora)
+        line = {
+            "step": step,
+            "validation_loss": loss,
+            "unigram_entropy": unigram_entropy,
+            "seconds": seconds,
+            "corpora": dict(corpora),
+        }
+        self._put("validation.jsonl", self._validations, lambda to: to.write(line))
+        self._put("tensorboard", self._tensorboard, lambda to: to.validation(step, loss, corpora))
+        self._put("wandb", self._wandb, lambda to: to.validation(step, loss, corpora))
         self.console.line(
             f"validation at step {step}: loss {loss:.4f} "
             f"(unigram entropy of the text {unigram_entropy:.4f})"
@@ -235,30 +220,27 @@ class Reporter:
         rows += [("saving", saving)] if saving else []
         rows += file_rows(self.config)
         self.console.table(f"done at step {step}", rows)
-        if self._starts is not None:
-            with self._told("starts.jsonl"):
-                self._starts.end(
-                    stopped, seconds=self.clock.elapsed(), checkpoint_seconds=checkpoint_seconds
-                )
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.end(failed=False)
+        self._end_start(stopped, checkpoint_seconds=checkpoint_seconds)
+        self._put("wandb", self._wandb, lambda to: to.end(failed=False))
 
     def close(self) -> None:
         """Close the files; again is harmless. Without `finish` before, the start has failed."""
-        if self._starts is not None:
-            with self._told("starts.jsonl"):
-                self._starts.end(ERROR, seconds=self.clock.elapsed())
-        if self._wandb is not None:
-            with self._told("wandb"):
-                self._wandb.end(failed=True)
-        for writer in (self._steps, self._validations, self._loads, self._tensorboard):
-            if writer is not None:
-                with self._told("the end of metrics"):
-                    writer.close()
+        self._end_start(ERROR)
+        self._put("wandb", self._wandb, lambda to: to.end(failed=True))
+        for lines in (self._steps, self._validations, self._loads):
+            self._put("the end of metrics", lines, lambda to: to.close())
+        self._put("the end of metrics", self._tensorboard, lambda to: to.close())
         self._steps = self._validations = self._loads = self._tensorboard = self._starts = None
         self._wandb = None
         self.console.end()
+
+    def _end_start(self, stopped: str, *, checkpoint_seconds: float = 0.0) -> None:
+        seconds = self.clock.elapsed()
+        self._put(
+            "starts.jsonl",
+            self._starts,
+            lambda to: to.end(stopped, seconds=seconds, checkpoint_seconds=checkpoint_seconds),
+        )
 
 
 def is_logged(step: int, config: Config) -> bool:

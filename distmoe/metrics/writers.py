@@ -120,13 +120,6 @@ class TensorBoardWriter:
         for tag, value in record.scalars().items():
             self._scalar(tag, value, record.step)
 
-    def layers(self, record: StepRecord) -> None:
-        """The figures of every MoE layer: a group per figure, a series per layer."""
-        for layer, load in record.layers.items():
-            flat = load.flat()
-            for name in GROUPS["experts"]:
-                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
-
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
@@ -139,11 +132,16 @@ class TensorBoardWriter:
         for tag, value in validation_scalars(loss, corpora).items():
             self._scalar(tag, value, step)
 
-    def expert_load(self, record: StepRecord, freq_LE: IntArray) -> None:
-        """Histograms of the load over the layer's mean, and one image, whose rows are the layers of
-        ``record`` in their order, the blocks in its name; nothing without experts."""
+    def experts(self, record: StepRecord, freq_LE: IntArray) -> None:
+        """The figures of every MoE layer, a group per figure, a series per layer; histograms of the
+        load over the layer's mean; and one image, whose rows are the layers of ``record`` in their
+        order, the blocks in its name. Nothing without experts."""
         if not freq_LE.size:
             return
+        for layer, load in record.layers.items():
+            flat = load.flat()
+            for name in GROUPS["experts"]:
+                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
         for layer, freq_E in zip(record.layers, freq_LE, strict=True):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
             self._writer.add_histogram(f"experts/load_layer_{layer:02d}", share, record.step)

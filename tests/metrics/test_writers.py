@@ -96,8 +96,7 @@ def events(path: Path) -> EventAccumulator:
 def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
     writer.write(record(1, corpora=(CorpusProgress("data/a", 7, 0.25),)))
-    writer.expert_load(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
-    writer.layers(record(1))
+    writer.experts(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
     writer.validation(1, 1.5, {"data/a": 1.25})
     writer.close()
     read = events(tmp_path)
@@ -148,6 +147,6 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
 
 def test_a_model_without_experts_has_no_pictures(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter(tmp_path, resumed_step=0)
-    writer.expert_load(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
+    writer.experts(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
     writer.close()
     assert events(tmp_path).Tags()["images"] == []
