@@ -19,7 +19,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -78,17 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.folder:
         _rank(settings, Path(arguments.folder))
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
-        command += ["--folder", folder]
-        try:
-            with hosts(arguments.mbit) as joined:
-                if not joined.run_ranks([command] * arguments.ranks, variables=VARIABLES):
-                    return 1
-        except subprocess.CalledProcessError:
-            return 1
-        files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
-        ranks = [RankResult.read(json.loads(file.read_text())) for file in files]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+    try:
+        with hosts(arguments.mbit) as joined:
+            figures = joined.figures_of_ranks(arguments.ranks, command, VARIABLES)
+    except subprocess.CalledProcessError:
+        return 1
+    if figures is None:
+        return 1
+    ranks = [RankResult.read(of_rank) for of_rank in figures]
     found = lines(settings, ranks)
     exposed = exposed_lines(settings, ranks)
     _show(arguments, found, exposed, peer_notes(ranks))

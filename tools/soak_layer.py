@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -45,13 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.folder:
         _rank(arguments)
         return 0
-    with tempfile.TemporaryDirectory() as folder, hosts(0) as here:
-        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
-        command += ["--folder", folder]
-        if not here.run_ranks([command] * arguments.ranks, variables=VARIABLES):
-            return 1
-        files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
-        ranks = [[Reading(**r) for r in json.loads(file.read_text())] for file in files]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+    with hosts(0) as here:
+        figures = here.figures_of_ranks(arguments.ranks, command, VARIABLES)
+    if figures is None:
+        return 1
+    ranks = [[Reading(**reading) for reading in of_rank] for of_rank in figures]
     grown = [growth(readings) for readings in ranks]
     _show(arguments, ranks, grown)
     if arguments.json:

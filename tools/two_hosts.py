@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from distmoe.bench.tool import add_sizes
@@ -72,6 +73,17 @@ class Hosts:
             for process in ranks:
                 process.kill()
                 process.wait()
+
+    def figures_of_ranks(
+        self, number: int, command: Sequence[str], variables: dict[str, str]
+    ) -> list[Any] | None:
+        """What ``number`` ranks of ``command`` leave, each with its number as name and as JSON, in
+        the folder that --folder names; None if one of them ended badly."""
+        with TemporaryDirectory() as folder:
+            each = [*command, "--folder", folder]
+            if not self.run_ranks([each] * number, variables=variables):
+                return None
+            return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(number)]
 
     def run_distmoe(self, ranks: int, command: Sequence[str], output: Path) -> None:
         """`distmoe COMMAND` as all ranks; `FailedError` with the last lines of its ``output``."""
