@@ -251,7 +251,7 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "checkpoint.resume is configs; it must be auto, never or the folder of a "
             "complete checkpoint, which has a manifest.json",
         ),
-        ("--run.dir=Makefile", 1, "run.dir is Makefile; it must be a folder"),
+        ("--run.dir=Makefile", 1, "run.dir is Makefile; it must be a folder, and there is a file"),
         (
             "--run.dir=Makefile/run",
             1,
