@@ -29,9 +29,8 @@ from typing import Any
 
 from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
-from rich.table import Table
 
-from distmoe.bench.tool import add_sizes, circumstances
+from distmoe.bench.tool import add_sizes, circumstances, table_of
 from distmoe.checkpoint.manifest import damage
 from distmoe.checkpoint.store import step_of
 from distmoe.config import load_config, resolve
@@ -229,11 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def print_table(trial: Trial, seconds: float) -> None:
     """A line for every kind of moment, and the sum."""
     arguments, console = trial.arguments, Console(highlight=False)
-    table = Table(
-        title=f"{arguments.ranks} ranks, {arguments.steps} steps, a save every {arguments.every}"
-    )
-    for column in ("killed", "kills", "all ranks", "mid-write", "most steps lost", "problems"):
-        table.add_column(column, justify="left" if column == "killed" else "right")
+    title = f"{arguments.ranks} ranks, {arguments.steps} steps, a save every {arguments.every}"
+    figures = ("kills", "all ranks", "mid-write", "most steps lost", "problems")
+    table = table_of(title, "killed", figures)
     for moment in (*MOMENTS, "in all"):
         kills = [kill for kill in trial.kills if moment in (kill.moment, "in all")]
         table.add_row(

@@ -23,10 +23,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.table import Table
 from two_hosts import FailedError, Hosts, hosts, run_arguments, steps_after
 
-from distmoe.bench.tool import circumstances, console_of
+from distmoe.bench.tool import circumstances, console_of, table_of
 from distmoe.config import load_config
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.plan_job import Planner
@@ -117,14 +116,9 @@ def _run(
 
 def _show(arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
     a = arguments
-    table = Table(
-        title=f"{a.config.name}, {a.ranks} ranks, two hosts, {a.mbit} Mbit/s; medians of {a.pairs}",
-        title_justify="left",
-        box=None,
-    )
-    table.add_column("way", no_wrap=True)
-    for name in ("measured s", "predicted s", "error", "errors", "waits s", "predicted s", "skew"):
-        table.add_column(name, justify="right")
+    title = f"{a.config.name}, {a.ranks} ranks, two hosts, {a.mbit} Mbit/s; medians of {a.pairs}"
+    figures = ("measured s", "predicted s", "error", "errors", "waits s", "predicted s", "skew")
+    table = table_of(title, "way", figures)
     for way in WAYS:
         of_way = [run for run in runs if run.way == way]
         errors = sorted(run.error for run in of_way)

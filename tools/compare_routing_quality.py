@@ -19,8 +19,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from distmoe.bench.routing_quality import (
     TOP_K,
     WAYS,
@@ -33,7 +31,7 @@ from distmoe.bench.routing_quality import (
     summarize,
     tile_for,
 )
-from distmoe.bench.tool import circumstances, console_of
+from distmoe.bench.tool import circumstances, console_of, table_of
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 
 CONFIG = "configs/routing_quality.toml"
@@ -139,11 +137,8 @@ def write(arguments: argparse.Namespace, config: Config, results: list[Result]) 
 
 
 def print_table(lines: list[Summary]) -> None:
-    table = Table(box=None)
-    for name in ("way", "ratio", "tile", "seeds", "loss", "spread", "over top-k", "spread"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    table.add_column("pairs moved", justify="right")
-    table.add_column("tokens without expert", justify="right")
+    figures = ("ratio", "tile", "seeds", "loss", "spread", "over top-k", "spread", "pairs moved")
+    table = table_of("", "way", (*figures, "tokens without expert"))
     for s in lines:
         plain = s.way == TOP_K
         table.add_row(

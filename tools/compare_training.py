@@ -23,10 +23,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.table import Table
 from two_hosts import FailedError, Hosts, hosts, run_arguments
 
-from distmoe.bench.tool import circumstances, console_of
+from distmoe.bench.tool import circumstances, console_of, table_of
 
 WAYS = {
     "defaults": [],
@@ -102,10 +101,8 @@ def _show(arguments: argparse.Namespace, pairs: list[dict[str, Run]]) -> None:
     title = (
         f"{a.config.name}, {a.ranks} ranks on two hosts, {a.mbit} Mbit/s, {a.pairs} pairs of runs"
     )
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("way", no_wrap=True)
-    for name in ("tokens/s", "min", "max", "step s", "exposed", "MiB between hosts", "loss"):
-        table.add_column(name, justify="right")
+    figures = ("tokens/s", "min", "max", "step s", "exposed", "MiB between hosts", "loss")
+    table = table_of(title, "way", figures)
     for way in WAYS:
         runs = [pair[way] for pair in pairs]
         rates = [run.tokens_per_s for run in runs]

@@ -109,15 +109,10 @@ def _inspect(job: tuple[str, str], *, loops: bool) -> dict[str, Any]:
 
 
 def _print_table(results: list[dict[str, Any]], target: str) -> None:
-    from rich.table import Table
+    from distmoe.bench.tool import console_of, table_of
 
-    from distmoe.bench.tool import console_of
-
-    table = Table(title=f"kernels for {target}, triton {_triton_version()}", box=None)
-    table.add_column("case", no_wrap=True)
-    columns = ("registers", "spills", "shared KiB", "per SM", "tensor core", "async", "loop")
-    for column in columns:
-        table.add_column(column, justify="right")
+    figures = ("registers", "spills", "shared KiB", "per SM", "tensor core", "async", "loop")
+    table = table_of(f"kernels for {target}, triton {_triton_version()}", "case", figures)
     table.add_column("verdict")
     for result in results:
         table.add_row(result["case"], *_cells(result), _verdict(result["problems"]))

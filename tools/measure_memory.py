@@ -91,15 +91,11 @@ def machine() -> dict[str, str]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
+    from distmoe.bench.tool import console_of, table_of
 
-    from distmoe.bench.tool import console_of
-
-    table = Table(title="MiB of one layer: formula / measured", box=None)
-    for name in ("T H I E K rounding", "kept, x apart", "with x", "+ expert weights"):
-        table.add_column(name, justify="right")
-    for name in ("forward adds", "backward adds"):
-        table.add_column(name, justify="right")
+    title = "MiB of one layer: formula / measured"
+    figures = ("kept, x apart", "with x", "+ expert weights", "forward adds", "backward adds")
+    table = table_of(title, "T H I E K rounding", figures)
     for row in rows:
         formula, measured = row["formula"], row["measured"]
         x = formula["kept"]["x"]

@@ -19,10 +19,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from rich.table import Table
 
 from distmoe.bench.routing_cost import Cost, measure_costs
-from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of
+from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import MoEConfig, RoundingConfig
 
 SIZES = {
@@ -98,14 +97,8 @@ def print_table(arguments: argparse.Namespace, ranks: list[list[Cost]]) -> None:
         f"I={a.inner}: what rank 0 sends before the rows"
     )
     kinds = list(dict.fromkeys(kind for cost in ranks[0] for kind in cost.rounds))
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for kind in kinds:
-        table.add_column(f"{kind}\nKiB", justify="right")
-    table.add_column("rows\nMiB", justify="right")
-    table.add_column("rounds", justify="right")
-    table.add_column("CPU ms", justify="right")
-    table.add_column("share of\nthe forward", justify="right")
+    figures = ("rows\nMiB", "rounds", "CPU ms", "share of\nthe forward")
+    table = table_of(title, "", [*(f"{kind}\nKiB" for kind in kinds), *figures])
     for place, first in enumerate(ranks[0]):
         rounding_s = sum(rank[place].rounding_s for rank in ranks)
         layer_s = sum(rank[place].layer_s for rank in ranks)

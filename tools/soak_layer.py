@@ -23,12 +23,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.table import Table
 from two_hosts import hosts
 
 from distmoe import MoE, MoEConfig
 from distmoe.bench.soak import Growth, Reading, growth, soak
-from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of
+from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.moe.schedule import LEVELS
 
@@ -110,10 +109,9 @@ def _rank(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list[Growth]) -> None:
     a = arguments
     title = f"P={a.ranks} ({a.ranks_per_node} on a node), level {a.level}, up to {a.tokens} tokens"
-    table = Table(title=f"{title} a rank; the largest of all ranks", box=None, title_justify="left")
     memory = ("resident MiB", "trimmed", "allocated", "live tensors", "MiB")
-    for name in ("step", "seconds", *memory, "busiest/mean"):
-        table.add_column(name, justify="right")
+    figures = ("seconds", *memory, "busiest/mean")
+    table = table_of(f"{title} a rank; the largest of all ranks", "step", figures)
     for at_step in zip(*ranks, strict=True):
         table.add_row(
             str(at_step[0].step),

@@ -7,12 +7,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from distmoe.arguments import positive
 
@@ -35,6 +36,15 @@ def circumstances() -> dict[str, Any]:
 def console_of(width: int) -> Console:
     """As wide as the terminal; in a file, so many columns."""
     return Console(width=None if sys.stdout.isatty() else width, highlight=False)
+
+
+def table_of(title: str, name: str, figures: Iterable[str]) -> Table:
+    """A column of names, and others of ``figures``."""
+    table = Table(title=title, title_justify="left", box=None)
+    table.add_column(name, no_wrap=True)
+    for figure in figures:
+        table.add_column(figure, justify="right")
+    return table
 
 
 def add_sizes(parser: argparse.ArgumentParser, sizes: Mapping[str, int]) -> None:
