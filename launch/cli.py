@@ -204,7 +204,7 @@ def _deepspeed_json(config: Config, world: int) -> str:
 
 
 OWN: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "config": _config}
-# Imported when they are called: some need torch, none the others.
+# Imported only when called, as some import torch.
 MODULES = {
     "launch": "distmoe.launch.launch_command",
     "data": "distmoe.data.cli",

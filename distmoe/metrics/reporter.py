@@ -116,9 +116,11 @@ class Reporter:
         if is_due:
             self._put("tensorboard", self._tensorboard, lambda to: to.experts(record, freq_LE))
         if is_due or record.step == self.config.train.steps:
-            pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
-            line = {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
-            self._put("expert_load.jsonl", self._loads, lambda to: to.write(line))
+            self._put(
+                "expert_load.jsonl",
+                self._loads,
+                lambda to: to.write(_load_line(record, freq_LE)),
+            )
         if is_logged(record.step, self.config) or record.skipped:
             self.console.step(record)
         self._last = record
@@ -241,6 +243,11 @@ class Reporter:
             self._starts,
             lambda to: to.end(stopped, seconds=seconds, checkpoint_seconds=checkpoint_seconds),
         )
+
+
+def _load_line(record: StepRecord, freq_LE: IntArray) -> dict[str, Any]:
+    pairs = dict(zip(record.layers, freq_LE.tolist(), strict=True))
+    return {"step": record.step, "pairs": pairs, "layers": record.layer_lines()}
 
 
 def is_logged(step: int, config: Config) -> bool:
