@@ -82,9 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in MODULES:
         code: int = import_module(MODULES[command]).main(rest)
         return code
-    commands = [*OWN, *MODULES]
-    near = nearest(command, commands)
-    advice = f"did you mean '{near}'?" if near else f"known: {', '.join(commands)}"
+    near = nearest(command, COMMANDS)
+    advice = f"did you mean '{near}'?" if near else f"known: {', '.join(COMMANDS)}"
     print(f"distmoe: error: unknown command '{command}'; {advice}", file=sys.stderr)
     return 2
 
@@ -215,6 +214,7 @@ MODULES = {
     "generate": "distmoe.launch.generate",
     "doctor": "distmoe.launch.doctor.cli",
 }
+COMMANDS = (*OWN, *MODULES)
 
 
 def _print_help(command: str, argv: Sequence[str]) -> bool:

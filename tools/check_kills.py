@@ -265,7 +265,8 @@ def _facts(trial: Trial, seconds: float) -> dict[str, Any]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add_sizes(parser, {"kills": 200, "ranks": 2, "steps": 30, "every": 2, "seed": 1})
+    add_sizes(parser, {"kills": 200, "ranks": 2, "steps": 30, "every": 2})
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--synchronous", action="store_true", help="saves stop the training")
     parser.add_argument("--work", type=Path, help="folder for the runs, on the disk to be tried")
     parser.add_argument("--json", type=Path)
