@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 from distmoe import __version__
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
@@ -77,12 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "--version":
         print(f"distmoe {__version__}")
         return 0
-    if command not in COMMANDS:
-        near = nearest(command, COMMANDS)
-        advice = f"did you mean '{near}'?" if near else f"known: {', '.join(COMMANDS)}"
-        print(f"distmoe: error: unknown command '{command}'; {advice}", file=sys.stderr)
-        return 2
-    return COMMANDS[command](rest)
+    if command in OWN:
+        return OWN[command](rest)
+    if command in MODULES:
+        code: int = import_module(MODULES[command]).main(rest)
+        return code
+    near = nearest(command, COMMANDS)
+    advice = f"did you mean '{near}'?" if near else f"known: {', '.join(COMMANDS)}"
+    print(f"distmoe: error: unknown command '{command}'; {advice}", file=sys.stderr)
+    return 2
 
 
 @dataclass(frozen=True)
@@ -199,66 +203,19 @@ def _deepspeed_json(config: Config, world: int) -> str:
     return json.dumps(deepspeed_json(config, world=world, dtype=dtype), indent=2) + "\n"
 
 
-def _launch(argv: Sequence[str]) -> int:
-    from distmoe.launch.launch_command import main as launch_main
-
-    return launch_main(argv)
-
-
-def _data(argv: Sequence[str]) -> int:
-    from distmoe.data.cli import main as data_main
-
-    return data_main(list(argv))
-
-
-def _checkpoint(argv: Sequence[str]) -> int:
-    from distmoe.checkpoint.cli import main as checkpoint_main
-
-    return checkpoint_main(argv)
-
-
-def _report(argv: Sequence[str]) -> int:
-    from distmoe.metrics.report.cli import main as report_main
-
-    return report_main(argv)
-
-
-def _plan(argv: Sequence[str]) -> int:
-    from distmoe.planner.plan_cli import main as plan_main
-
-    return plan_main(argv)
-
-
-def _convert(argv: Sequence[str]) -> int:
-    from distmoe.convert.cli import main as convert_main
-
-    return convert_main(argv)
-
-
-def _generate(argv: Sequence[str]) -> int:
-    from distmoe.launch.generate import main as generate_main
-
-    return generate_main(argv)
-
-
-def _doctor(argv: Sequence[str]) -> int:
-    from distmoe.launch.doctor.cli import main as doctor_main
-
-    return doctor_main(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "train": _train,
-    "config": _config,
-    "launch": _launch,
-    "data": _data,
-    "checkpoint": _checkpoint,
-    "plan": _plan,
-    "report": _report,
-    "convert": _convert,
-    "generate": _generate,
-    "doctor": _doctor,
+OWN: dict[str, Callable[[Sequence[str]], int]] = {"train": _train, "config": _config}
+# Imported only when called, as some import torch.
+MODULES = {
+    "launch": "distmoe.launch.launch_command",
+    "data": "distmoe.data.cli",
+    "checkpoint": "distmoe.checkpoint.cli",
+    "plan": "distmoe.planner.plan_cli",
+    "report": "distmoe.metrics.report.cli",
+    "convert": "distmoe.convert.cli",
+    "generate": "distmoe.launch.generate",
+    "doctor": "distmoe.launch.doctor.cli",
 }
+COMMANDS = (*OWN, *MODULES)
 
 
 def _print_help(command: str, argv: Sequence[str]) -> bool:

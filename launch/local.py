@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from math import inf
 
 from distmoe.config import RankInfo
 from distmoe.launch.env import worker_environment
+from distmoe.launch.ports import free_port
 
 POLL_S = 0.02
 NOTICE_S = 2.0
@@ -62,7 +62,7 @@ class _Ranks:
         self._failed: tuple[int, int] | None = None
 
     def start(self, command: Sequence[str], nproc: int, *, threads: int) -> None:
-        port = _free_port()
+        port = free_port()
         for rank in range(nproc):
             place = RankInfo(rank, nproc, rank, nproc, "127.0.0.1", port, "local")
             process = subprocess.Popen(
@@ -170,12 +170,6 @@ def die_with(parent: int) -> None:
     # The parent may have died before the call.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _cores() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 from distmoe.config import ConfigError
+from distmoe.launch.ports import free_port
 
 
 def rank_0_address(world: int, *, one_node: bool) -> tuple[str, int]:
@@ -26,7 +27,7 @@ def rank_0_address(world: int, *, one_node: bool) -> tuple[str, int]:
             f"started {world}: mpirun belongs to another MPI; take the one of "
             f"{MPI.Get_library_version().splitlines()[0].strip()}"
         )
-    mine = ("127.0.0.1" if one_node else _own_address(), _free_port())
+    mine = ("127.0.0.1" if one_node else _own_address(), free_port())
     address: tuple[str, int] = MPI.COMM_WORLD.bcast(mine, root=0)
     return address
 
@@ -39,9 +40,3 @@ def _own_address() -> str:
     except OSError:
         return name
     return name if address.startswith("127.") else address
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

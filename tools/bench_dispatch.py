@@ -17,11 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 import torch.distributed as dist
 from two_hosts import INTERFACE, hosts
 
-from distmoe.bench.command_line import command_line
+from distmoe.arguments import positive
 from distmoe.bench.dispatch.layer import Device
 from distmoe.bench.dispatch.peers import PEERS
 from distmoe.bench.dispatch.report import (
@@ -53,12 +52,12 @@ from distmoe.bench.dispatch.session import (
     wrong_peers,
 )
 from distmoe.bench.dispatch.ways import default_ways
+from distmoe.bench.tool import add_sizes, check_layer, circumstances
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.row_volumes import RankLayout
 
 SIZES = {
     "ranks": 2,
-    "ranks-per-node": 0,
     "tokens": 1024,
     "hidden": 256,
     "inner": 256,
@@ -67,7 +66,6 @@ SIZES = {
     "tile": 32,
     "rounds": 7,
 }
-
 
 # DeepSpeed looks for a GPU otherwise, and says much.
 VARIABLES = {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error"}
@@ -83,17 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.folder:
         _rank(settings, Path(arguments.folder))
         return 0
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
-        command += ["--folder", folder]
-        try:
-            with hosts(arguments.mbit) as joined:
-                if not joined.run_ranks([command] * arguments.ranks, variables=VARIABLES):
-                    return 1
-        except subprocess.CalledProcessError:
-            return 1
-        files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
-        ranks = [RankResult.read(json.loads(file.read_text())) for file in files]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+    try:
+        with hosts(arguments.mbit) as joined:
+            figures = joined.figures_of_ranks(arguments.ranks, command, VARIABLES)
+    except subprocess.CalledProcessError:
+        return 1
+    if figures is None:
+        return 1
+    ranks = [RankResult.read(of_rank) for of_rank in figures]
     found = lines(settings, ranks)
     exposed = exposed_lines(settings, ranks)
     _show(arguments, found, exposed, peer_notes(ranks))
@@ -128,10 +124,11 @@ def _show(
 def _record(
     found: list[Line], exposed: list[ExposedLine], ranks: list[RankResult]
 ) -> dict[str, object]:
+    facts = circumstances()
+    with suppress(PackageNotFoundError):
+        facts["versions"]["deepspeed"] = version("deepspeed")
     return {
-        "command": command_line(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": _versions(),
+        **facts,
         "profile": ranks[0].profile,
         "lines": [asdict(line) for line in found],
         "exposed": [asdict(line) for line in exposed],
@@ -140,22 +137,13 @@ def _record(
     }
 
 
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    try:
-        found["deepspeed"] = version("deepspeed")
-    except PackageNotFoundError:
-        pass
-    return found
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    add_sizes(parser, SIZES)
+    parser.add_argument("--ranks-per-node", type=positive, help="all of them if not given")
     parser.add_argument("--steps", type=_steps, default=[2, 4], help="of order tokens")
     parser.add_argument("--mbit", type=int, default=0, help="rate of a link between two hosts")
     parser.add_argument("--device", choices=("cpu", "sleep"), default="cpu", help="what computes")
@@ -166,22 +154,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, help="file")
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    for name in SIZES:
-        value, least = getattr(arguments, name.replace("-", "_")), int(name != "ranks-per-node")
-        if value < least:
-            parser.error(f"--{name} is {value}; it must be at least {least}")
     ranks, per_node = arguments.ranks, arguments.ranks_per_node or arguments.ranks
     if ranks < 2:
         parser.error(f"--ranks is {ranks}; it must be at least 2")
-    if arguments.experts % ranks:
-        parser.error(f"--experts is {arguments.experts}; --ranks ({ranks}) must divide it")
+    check_layer(parser, arguments)
     if ranks % per_node:
         parser.error(f"--ranks-per-node is {per_node}; it must divide --ranks ({ranks})")
-    if arguments.top_k > arguments.experts:
-        parser.error(f"--top-k is {arguments.top_k}; it must be at most {arguments.experts}")
+    if arguments.mbit and os.geteuid() != 0:
+        parser.error(f"--mbit is {arguments.mbit}; hosts of its own need root")
     if arguments.mbit and ranks % 2:
         parser.error(f"--ranks is {ranks}; two hosts (--mbit) need an even number")
-    if arguments.mbit and arguments.ranks_per_node not in (0, ranks // 2):
+    if arguments.mbit and arguments.ranks_per_node not in (None, ranks // 2):
         parser.error(f"--ranks-per-node is {per_node}; on two hosts (--mbit) it is {ranks // 2}")
     if arguments.device == "sleep" and arguments.pairs_per_ms <= 0:
         parser.error(f"--pairs-per-ms is {arguments.pairs_per_ms}; it must be above 0")

@@ -11,6 +11,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distmoe.bench.command_line import command_line
+from distmoe.arguments import positive
 from distmoe.bench.kernels import catalog
 from distmoe.bench.kernels.config_shapes import shapes_of_run
 from distmoe.bench.kernels.picture import draw
@@ -34,6 +35,7 @@ from distmoe.bench.kernels.tuning import (
     why_untunable,
     write_tiles,
 )
+from distmoe.bench.tool import command_line
 from distmoe.config import check, load_config, resolve
 from distmoe.kernels.moe_mlp.find_tiles import device_name, find_tiles, triton_version
 from distmoe.kernels.moe_mlp.tile_table import Origin
@@ -44,10 +46,10 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 NARROWEST = 110
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """2 for a wrong argument, 1 if a backend computed wrong results or broke off, else 0."""
     parser = _parser()
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     try:
         request = _request(options)
     except ValueError as error:
@@ -88,12 +90,12 @@ def _parser() -> argparse.ArgumentParser:
         "--config", metavar="FILE", help="the layers of a rank of this run, beside --shapes"
     )
     parser.add_argument(
-        "--world", type=int, metavar="N", help="ranks of that run, default launch.nproc"
+        "--world", type=positive, metavar="N", help="ranks of that run, default launch.nproc"
     )
     parser.add_argument("--backends", **listed, help="default: all that can run on the device")
     parser.add_argument("--mode", **listed, default=list(MODES), help=f"of {', '.join(MODES)}")
     parser.add_argument("--rounding", **listed, default=["none"], help="none is plain top-k")
-    parser.add_argument("--rounds", type=int, default=20, help="samples of each figure")
+    parser.add_argument("--rounds", type=positive, default=20, help="samples of each figure")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
@@ -124,8 +126,6 @@ def _request(options: argparse.Namespace) -> Request:
     if options.device == "cuda" and not has_gpu:
         raise ValueError("--device cuda: there is no CUDA device")
     device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
-    if options.rounds < 1:
-        raise ValueError(f"--rounds is {options.rounds}; it must be at least 1")
     for path in (options.json, options.picture, options.write_tiles):
         if path is not None and not path.absolute().parent.is_dir():
             raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
@@ -169,8 +169,6 @@ def _shapes(options: argparse.Namespace, device: torch.device) -> list[Shape]:
     if options.config is not None:
         config = load_config(options.config)
         world = config.launch.nproc if options.world is None else options.world
-        if world < 1:
-            raise ValueError(f"--world is {world}; it must be at least 1")
         # The data may come later, and be elsewhere.
         check(config, world, with_data=False)
         of_run = shapes_of_run(resolve(config, world))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import shutil
 import sys
@@ -28,12 +27,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
-from rich.table import Table
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import add_sizes, circumstances, table_of
 from distmoe.checkpoint.manifest import damage
 from distmoe.checkpoint.store import step_of
 from distmoe.config import load_config, resolve
@@ -231,11 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def print_table(trial: Trial, seconds: float) -> None:
     """A line for every kind of moment, and the sum."""
     arguments, console = trial.arguments, Console(highlight=False)
-    table = Table(
-        title=f"{arguments.ranks} ranks, {arguments.steps} steps, a save every {arguments.every}"
-    )
-    for column in ("killed", "kills", "all ranks", "mid-write", "most steps lost", "problems"):
-        table.add_column(column, justify="left" if column == "killed" else "right")
+    title = f"{arguments.ranks} ranks, {arguments.steps} steps, a save every {arguments.every}"
+    figures = ("kills", "all ranks", "mid-write", "most steps lost", "problems")
+    table = table_of(title, "killed", figures)
     for moment in (*MOMENTS, "in all"):
         kills = [kill for kill in trial.kills if moment in (kill.moment, "in all")]
         table.add_row(
@@ -257,9 +252,7 @@ def print_table(trial: Trial, seconds: float) -> None:
 
 def _facts(trial: Trial, seconds: float) -> dict[str, Any]:
     return {
-        "command": command_line(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **circumstances(),
         "seconds": round(seconds, 1),
         "calls_of_a_save_by_rank": trial.calls,
         "kills_by_moment": dict(Counter(kill.moment for kill in trial.kills)),
@@ -272,16 +265,12 @@ def _facts(trial: Trial, seconds: float) -> dict[str, Any]:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for name, default in {"kills": 200, "ranks": 2, "steps": 30, "every": 2, "seed": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=str(default))
+    add_sizes(parser, {"kills": 200, "ranks": 2, "steps": 30, "every": 2})
+    parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--synchronous", action="store_true", help="saves stop the training")
     parser.add_argument("--work", type=Path, help="folder for the runs, on the disk to be tried")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args(argv)
-    for name in ("kills", "ranks", "steps", "every"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
-    return arguments
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,8 @@ more than 10 %. On a GPU, PyTorch's allocator is asked instead of the process.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
-import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,10 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distmoe.bench.command_line import command_line
-from distmoe.config import Config, RankInfo, resolve, to_toml
+from two_hosts import hosts
+
+from distmoe.bench.tool import command_line
+from distmoe.config import Config, resolve, to_toml
 from distmoe.config.keys import with_values
-from distmoe.launch.env import worker_environment
 from distmoe.planner.job_memory import JobMemory, predict_memory
 
 LIMIT = 0.10
@@ -33,29 +31,13 @@ MIB = 1 << 20
 RANK = Path(__file__).with_name("plan_memory_rank.py")
 
 # So that freed memory leaves the process at once, as the resident set is what is measured.
-GIVES_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+VARIABLES = {"MALLOC_MMAP_THRESHOLD_": str(1 << 16), "MALLOC_TRIM_THRESHOLD_": str(1 << 16)}
+VARIABLES |= {"OMP_NUM_THREADS": "1"}
 
 COMMON: dict[str, Any] = {
     "moe.rounding.tile": 32,
     "parallel.ranks_per_node": 2,
     "train.steps": 3,
-}
-EXPERTS: dict[str, Any] = {
-    "model.vocab_size": 4096,
-    "model.hidden_size": 512,
-    "model.n_layers": 5,
-    "model.n_dense_layers": 1,
-    "model.n_heads": 8,
-    "model.n_kv_heads": 4,
-    "moe.num_experts": 32,
-    "moe.top_k": 4,
-    "moe.intermediate_size": 512,
-    "parallel.engine": "fsdp2",
-    "parallel.ep": 2,
-    "data.seq_len": 256,
-    "train.global_batch_size": 4,
-}
-ZERO: dict[str, Any] = {
     "model.vocab_size": 4096,
     "model.hidden_size": 512,
     "model.n_layers": 4,
@@ -65,11 +47,19 @@ ZERO: dict[str, Any] = {
     "moe.num_experts": 16,
     "moe.top_k": 4,
     "moe.intermediate_size": 256,
-    "parallel.engine": "deepspeed",
-    "deepspeed.bucket_elements": 4_000_000,
+    "parallel.engine": "fsdp2",
     "data.seq_len": 512,
     "train.global_batch_size": 4,
 }
+EXPERTS = {
+    "model.n_layers": 5,
+    "moe.num_experts": 32,
+    "moe.intermediate_size": 512,
+    "parallel.ep": 2,
+    "data.seq_len": 256,
+}
+ZERO = {"parallel.engine": "deepspeed", "deepspeed.bucket_elements": 4_000_000}
+# Ranks, and what is not common.
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
     # Many wide experts, few tokens: weights, their gradients and their reduction.
     "experts": (2, EXPERTS),
@@ -89,14 +79,9 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "model.vocab_size": 2048,
             "model.hidden_size": 256,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
             "model.n_kv_heads": 2,
             "moe.num_experts": 8,
             "moe.top_k": 2,
-            "moe.intermediate_size": 256,
-            "parallel.engine": "fsdp2",
             "parallel.ep": 1,
             "data.seq_len": 4096,
             "train.global_batch_size": 2,
@@ -109,16 +94,12 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "model.vocab_size": 65536,
             "model.hidden_size": 384,
-            "model.n_layers": 4,
             "model.n_dense_layers": 0,
             "model.n_heads": 6,
             "model.n_kv_heads": 6,
-            "moe.num_experts": 16,
             "moe.top_k": 2,
             "moe.intermediate_size": 128,
-            "parallel.engine": "fsdp2",
             "parallel.ep": 2,
-            "data.seq_len": 512,
             "train.global_batch_size": 8,
             "train.micro_batch_size": 2,
             "train.activation_checkpoint": "full",
@@ -131,21 +112,14 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
         4,
         {
             "model.vocab_size": 1024,
-            "model.hidden_size": 512,
             "model.n_layers": 3,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
             "model.n_kv_heads": 2,
-            "moe.num_experts": 16,
-            "moe.top_k": 4,
             "moe.intermediate_size": 128,
             "moe.router": "hash",
             "moe.dispatch.level": "node",
-            "parallel.engine": "fsdp2",
             "parallel.ep": 4,
             "parallel.reshard_after_forward": False,
             "data.seq_len": 2048,
-            "train.global_batch_size": 4,
             "train.loss_chunk_tokens": 1024,
         },
     ),
@@ -156,14 +130,7 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
         {
             "moe.router": "balanced",
             "model.vocab_size": 8192,
-            "model.hidden_size": 512,
-            "model.n_layers": 4,
-            "model.n_dense_layers": 1,
-            "model.n_heads": 8,
-            "model.n_kv_heads": 4,
-            "moe.num_experts": 16,
             "moe.top_k": 2,
-            "moe.intermediate_size": 256,
             "parallel.engine": "single",
             "data.seq_len": 1024,
             "train.global_batch_size": 2,
@@ -240,25 +207,11 @@ def run_ranks(config: Config, world: int, *, storages: bool) -> dict[str, Any]:
         file.write_text(to_toml(config))
         command = [sys.executable, str(RANK), str(file), str(out)]
         command += ["--storages"] if storages else []
-        port = free_port()
-        places = [
-            RankInfo(rank, world, rank, world, "127.0.0.1", port, "local") for rank in range(world)
-        ]
-        ranks = [
-            subprocess.Popen(command, env={**worker_environment(place, threads=1), **GIVES_BACK})
-            for place in places
-        ]
-        codes = [rank.wait() for rank in ranks]
-        if any(codes):
-            raise RuntimeError(f"ranks ended with {codes}")
+        with hosts(0) as here:
+            if not here.run_ranks([command] * world, variables=VARIABLES):
+                raise RuntimeError("a rank ended badly")
         found: dict[str, Any] = json.loads(out.read_text())
     return found
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def print_row(row: dict[str, Any]) -> None:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from published_jobs import ROWS, Row, config_of
-from rich.console import Console
 from rich.table import Table
 
+from distmoe.bench.tool import console_of
 from distmoe.config.keys import value_of
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.layouts import FREE
@@ -88,10 +88,7 @@ def _show(found: Sequence[Found]) -> None:
             f"{one.memory_gib:.0f}",
             row.known + (f"\n{row.why}" if row.why else ""),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
-    console.print(table)
+    console_of(150).print(table)
 
 
 if __name__ == "__main__":

@@ -15,44 +15,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from two_hosts import Hosts, hosts, run_arguments
+from two_hosts import FailedError, Hosts, hosts, run_arguments, steps_after
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import circumstances, console_of, table_of
 from distmoe.config import load_config
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.plan_job import Planner
 from distmoe.planner.step_parts import StepPart
 
-EXCHANGE = ["--moe.dispatch.order", "source", "--moe.dispatch.steps", "1"]
+EXCHANGE = ["--moe.dispatch.order=source", "--moe.dispatch.steps=1"]
 WAYS = {
-    "overlapped": [*EXCHANGE, "--moe.dispatch.level", "rank"],
+    "overlapped": [*EXCHANGE, "--moe.dispatch.level=rank"],
     "copies, no overlap": [
         *EXCHANGE,
-        "--moe.dispatch.level",
-        "copies",
-        "--moe.dispatch.overlap",
-        "false",
+        "--moe.dispatch.level=copies",
+        "--moe.dispatch.overlap=false",
     ],
 }
-# A small rate: the first steps of a large one send all tokens to a few experts.
-LEARNING = ["--optim.warmup_steps", "0", "--optim.lr", "1e-4"]
-QUIET = [*LEARNING, "--train.validate_every", "0", "--checkpoint.every", "0"]
-# Every step has the load of every layer.
-QUIET += ["--metrics.expert_load_every", "1"]
+# A small rate: the first steps of a large one send all tokens to a few experts. Every step has the
+# load of every layer.
+OF_RUNS = ["--optim.lr=1e-4", "--metrics.expert_load_every=1"]
 SIZES = {"ranks": 2, "mbit": 200, "pairs": 3, "steps": 12, "warm-up": 4}
 
 
@@ -73,10 +63,6 @@ class Run:
         return self.predicted_s / self.measured_s - 1
 
 
-class FailedError(Exception):
-    """A run ended badly."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = run_arguments(argv, __doc__ or "", SIZES)
     runs: list[Run] = []
@@ -87,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 _measure(joined, arguments, profile)
                 for way in WAYS:
                     run_dir = Path(folder, f"{number}-{len(runs)}")
-                    run_dir.mkdir()
                     runs.append(_run(joined, arguments, way, profile, run_dir))
                     print(f"pair {number + 1}: {runs[-1]}", file=sys.stderr)
     except (FailedError, subprocess.CalledProcessError) as error:
@@ -102,21 +87,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(joined: Hosts, arguments: argparse.Namespace, profile: Path) -> None:
     """A profile of the two hosts as they are now."""
     command = ["doctor", "comm", str(arguments.config), "--save", str(profile)]
-    _ranks(joined, arguments, [*command, *_settings(arguments)], profile.with_suffix(".txt"))
+    output = profile.with_suffix(".txt")
+    joined.run_distmoe(arguments.ranks, [*command, *arguments.options], output)
 
 
 def _run(
     joined: Hosts, arguments: argparse.Namespace, way: str, profile: Path, run_dir: Path
 ) -> Run:
     """Train, and predict with the routing that the run had."""
-    settings = [*_settings(arguments), *WAYS[way]]
-    steps = ["--train.steps", str(arguments.steps), "--run.dir", str(run_dir)]
-    command = ["train", str(arguments.config), *QUIET, *settings, *steps]
-    _ranks(joined, arguments, command, run_dir / "output.txt")
-    counted, loads = (
-        [line for line in _lines(run_dir / name) if line["step"] > arguments.warm_up]
-        for name in ("metrics.jsonl", "expert_load.jsonl")
-    )
+    settings = [*arguments.options, *WAYS[way]]
+    counted = joined.train(arguments, [*OF_RUNS, *settings], run_dir)
+    loads = steps_after(arguments.warm_up, run_dir / "expert_load.jsonl")
     skew = statistics.fmean(
         layer["load_max_over_mean"] for load in loads for layer in load["layers"]
     )
@@ -133,38 +114,11 @@ def _run(
     )
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def _settings(arguments: argparse.Namespace) -> list[str]:
-    """Of the measurement and of the runs."""
-    return ["--parallel.ep", str(arguments.ranks), *arguments.options]
-
-
-def _ranks(
-    joined: Hosts, arguments: argparse.Namespace, command: Sequence[str], output: Path
-) -> None:
-    """`distmoe COMMAND` as all ranks; `FailedError` with its last lines."""
-    threads = str(max(1, (os.cpu_count() or 1) // arguments.ranks))
-    variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    each = [sys.executable, "-m", "distmoe", *command]
-    with output.open("wb") as file:
-        ended_well = joined.run_ranks([each] * arguments.ranks, variables=variables, output=file)
-    if not ended_well:
-        raise FailedError("\n".join(output.read_text().strip().splitlines()[-5:]))
-
-
 def _show(arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
     a = arguments
-    table = Table(
-        title=f"{a.config.name}, {a.ranks} ranks, two hosts, {a.mbit} Mbit/s; medians of {a.pairs}",
-        title_justify="left",
-        box=None,
-    )
-    table.add_column("way", no_wrap=True)
-    for name in ("measured s", "predicted s", "error", "errors", "waits s", "predicted s", "skew"):
-        table.add_column(name, justify="right")
+    title = f"{a.config.name}, {a.ranks} ranks, two hosts, {a.mbit} Mbit/s; medians of {a.pairs}"
+    figures = ("measured s", "predicted s", "error", "errors", "waits s", "predicted s", "skew")
+    table = table_of(title, "way", figures)
     for way in WAYS:
         of_way = [run for run in runs if run.way == way]
         errors = sorted(run.error for run in of_way)
@@ -182,17 +136,12 @@ def _show(arguments: argparse.Namespace, runs: Sequence[Run]) -> None:
             middle("predicted_wait_s"),
             middle("skew"),
         )
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table)
+    console_of(120).print(table)
 
 
 def _record(runs: Sequence[Run]) -> dict[str, object]:
     return {
-        "command": command_line(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        **circumstances(),
         "runs": [asdict(run) | {"error": run.error} for run in runs],
     }
 

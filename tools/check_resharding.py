@@ -17,7 +17,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import circumstances
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.store import CheckpointStore, checkpoint_group
 from distmoe.config import (
@@ -340,9 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(layouts, found)
     if arguments.json:
         facts = {
-            "command": command_line(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **circumstances(),
             "seconds": round(time.monotonic() - begun, 1),
             "pairs": [asdict(one) for one in found],
         }

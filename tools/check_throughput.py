@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import command_line
 
 LIMIT = 0.02
 LOOK_S = 0.002

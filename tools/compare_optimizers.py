@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,11 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import circumstances
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 from distmoe.registry import OPTIMIZERS
 
@@ -157,9 +154,7 @@ def _show(runs: list[Run]) -> None:
 
 def _record(config: Config, runs: list[Run]) -> dict[str, object]:
     return {
-        "command": command_line(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **circumstances(),
         "ranks": config.launch.nproc,
         "steps": config.train.steps,
         "tokens_a_step": config.train.global_batch_size * config.data.seq_len,

@@ -12,19 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from distmoe.bench.command_line import command_line
 from distmoe.bench.routing_quality import (
     TOP_K,
     WAYS,
@@ -37,6 +31,7 @@ from distmoe.bench.routing_quality import (
     summarize,
     tile_for,
 )
+from distmoe.bench.tool import circumstances, console_of, table_of
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 
 CONFIG = "configs/routing_quality.toml"
@@ -128,11 +123,9 @@ def run(plan: Plan, arguments: argparse.Namespace) -> Result | None:
 
 def write(arguments: argparse.Namespace, config: Config, results: list[Result]) -> None:
     if arguments.json:
-        facts: dict[str, Any] = {
-            "command": command_line(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        facts = {
+            **circumstances(),
             "device": config.run.device,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "ranks": config.launch.nproc,
             "steps": config.train.steps,
             "tokens_a_step": config.train.global_batch_size * config.data.seq_len,
@@ -144,14 +137,8 @@ def write(arguments: argparse.Namespace, config: Config, results: list[Result]) 
 
 
 def print_table(lines: list[Summary]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None)
-    for name in ("way", "ratio", "tile", "seeds", "loss", "spread", "over top-k", "spread"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    table.add_column("pairs moved", justify="right")
-    table.add_column("tokens without expert", justify="right")
+    figures = ("ratio", "tile", "seeds", "loss", "spread", "over top-k", "spread", "pairs moved")
+    table = table_of("", "way", (*figures, "tokens without expert"))
     for s in lines:
         plain = s.way == TOP_K
         table.add_row(
@@ -166,7 +153,7 @@ def print_table(lines: list[Summary]) -> None:
             f"{s.moved:.1%}",
             f"{s.without_expert:.2%}",
         )
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    console_of(120).print(table)
 
 
 def draw(lines: list[Summary], path: Path) -> None:

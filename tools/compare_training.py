@@ -15,38 +15,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from two_hosts import Hosts, hosts, run_arguments
+from two_hosts import FailedError, Hosts, hosts, run_arguments
 
-from distmoe.bench.command_line import command_line
+from distmoe.bench.tool import circumstances, console_of, table_of
 
 WAYS = {
     "defaults": [],
-    "copies, no overlap": ["--moe.dispatch.level", "copies", "--moe.dispatch.overlap", "false"],
+    "copies, no overlap": ["--moe.dispatch.level=copies", "--moe.dispatch.overlap=false"],
 }
 FIRST, SECOND = WAYS
-QUIET = [
-    "--optim.warmup_steps",
-    "0",
-    "--train.validate_every",
-    "0",
-    "--checkpoint.every",
-    "0",
-    "--metrics.log_every",
-    "1",
-]
 SIZES = {"ranks": 2, "mbit": 200, "pairs": 5, "steps": 16, "warm-up": 6}
 
 
@@ -61,10 +46,6 @@ class Run:
     exposed_share: float
     remote_mib: float
     loss: float
-
-
-class FailedError(Exception):
-    """A run ended badly, or without figures."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,31 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(joined: Hosts, arguments: argparse.Namespace, way: str, run_dir: Path) -> Run:
     """One run; `FailedError` if it failed."""
-    ranks = arguments.ranks
-    command = [sys.executable, "-m", "distmoe", "train", str(arguments.config), *QUIET]
-    command += ["--run.dir", str(run_dir), "--parallel.ep", str(ranks)]
-    command += ["--train.steps", str(arguments.steps), *WAYS[way], *arguments.options]
-    threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    run_dir.mkdir()
-    with (run_dir / "output.txt").open("wb") as output:
-        ended_well = joined.run_ranks([command] * ranks, variables=variables, output=output)
-    if not ended_well:
-        last = (run_dir / "output.txt").read_text().strip().splitlines()[-5:]
-        raise FailedError("a run failed: " + "\n".join(last))
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    counted = [record for record in records if record["step"] > arguments.warm_up]
+    options = ["--metrics.log_every=1", *WAYS[way], *arguments.options]
+    counted = joined.train(arguments, options, run_dir)
 
     def middle(name: str) -> float:
         return statistics.median(record[name] for record in counted)
 
     return Run(
         way=way,
-        tokens_per_s=middle("tokens_per_second_per_rank") * ranks,
+        tokens_per_s=middle("tokens_per_second_per_rank") * arguments.ranks,
         step_s=middle("step_seconds"),
         exposed_share=middle("exposed_share"),
         remote_mib=middle("remote_mib"),
-        loss=records[-1]["loss"],
+        loss=counted[-1]["loss"],
     )
 
 
@@ -132,10 +101,8 @@ def _show(arguments: argparse.Namespace, pairs: list[dict[str, Run]]) -> None:
     title = (
         f"{a.config.name}, {a.ranks} ranks on two hosts, {a.mbit} Mbit/s, {a.pairs} pairs of runs"
     )
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("way", no_wrap=True)
-    for name in ("tokens/s", "min", "max", "step s", "exposed", "MiB between hosts", "loss"):
-        table.add_column(name, justify="right")
+    figures = ("tokens/s", "min", "max", "step s", "exposed", "MiB between hosts", "loss")
+    table = table_of(title, "way", figures)
     for way in WAYS:
         runs = [pair[way] for pair in pairs]
         rates = [run.tokens_per_s for run in runs]
@@ -150,22 +117,17 @@ def _show(arguments: argparse.Namespace, pairs: list[dict[str, Run]]) -> None:
             f"{statistics.median(run.loss for run in runs):.4f}",
         )
     ratios = _ratios(pairs)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
+    console = console_of(110)
     console.print(table)
     console.print(
         f"{FIRST} / {SECOND}, pair by pair: median {statistics.median(ratios):.2f}, "
         f"{min(ratios):.2f} to {max(ratios):.2f}",
-        highlight=False,
     )
 
 
 def _record(pairs: list[dict[str, Run]]) -> dict[str, object]:
     return {
-        "command": command_line(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {"python": platform.python_version(), "torch": version("torch")},
+        **circumstances(),
         "ratios": _ratios(pairs),
         "pairs": [[asdict(run) for run in pair.values()] for pair in pairs],
     }

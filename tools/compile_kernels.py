@@ -27,9 +27,10 @@ from rich.table import Table
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from distmoe.bench.command_line import command_line
+from distmoe.arguments import positive
 from distmoe.bench.kernels.shapes import Shape, find_shapes
 from distmoe.bench.kernels.tuning import why_untunable
+from distmoe.bench.tool import command_line
 from distmoe.kernels.moe_mlp import PairIndex, Runs, load_backend
 from distmoe.kernels.moe_mlp.find_tiles import triton_version
 from distmoe.kernels.moe_mlp.tiles import SPACE
@@ -74,11 +75,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     listed = {"type": lambda text: [word for word in text.split(",") if word], "metavar": "A,B"}
     parser.add_argument("--shapes", **listed, default=["7B"], help="as bench_moe.py has them")
     parser.add_argument("--all-tiles", action="store_true", help="not only the default tiles")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="what was compiled, and how long")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"--jobs is {options.jobs}; it must be at least 1")
     try:
         options.shapes = find_shapes(options.shapes)
     except ValueError as error:

@@ -21,6 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from distmoe.arguments import positive
+
 TARGET_NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
 
@@ -65,12 +67,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_false",
         help="disassemble kernels with local memory only: quicker, same verdicts, no loop column",
     )
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes")
     arguments = parser.parse_args(argv)
     if arguments.triton and not (arguments.triton / "triton").is_dir():
         parser.error(f"--triton {arguments.triton}: there is no triton in this folder")
-    if arguments.jobs < 1:
-        parser.error(f"--jobs is {arguments.jobs}; it must be at least 1")
     return arguments
 
 
@@ -109,18 +109,14 @@ def _inspect(job: tuple[str, str], *, loops: bool) -> dict[str, Any]:
 
 
 def _print_table(results: list[dict[str, Any]], target: str) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from distmoe.bench.tool import console_of, table_of
 
-    table = Table(title=f"kernels for {target}, triton {_triton_version()}", box=None)
-    table.add_column("case", no_wrap=True)
-    columns = ("registers", "spills", "shared KiB", "per SM", "tensor core", "async", "loop")
-    for column in columns:
-        table.add_column(column, justify="right")
+    figures = ("registers", "spills", "shared KiB", "per SM", "tensor core", "async", "loop")
+    table = table_of(f"kernels for {target}, triton {_triton_version()}", "case", figures)
     table.add_column("verdict")
     for result in results:
         table.add_row(result["case"], *_cells(result), _verdict(result["problems"]))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console_of(200).print(table)
 
 
 def _verdict(problems: list[str]) -> str:

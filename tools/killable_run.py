@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from distmoe.checkpoint.disk import Disk
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.checkpoint.store import BESIDE, CheckpointStore
 from distmoe.config import Config, RankInfo
+from distmoe.launch.ports import free_port
 from distmoe.launch.worker import run_worker
 
 # Imported once, here, for all the ranks that are forked from this process.
@@ -63,19 +63,14 @@ class Run:
     def start(self, call: tuple[int, int] | None = None) -> None:
         """Fork the ranks, as a process group. ``call``: (rank, number of the change of the disk at
         which it kills them all)."""
-        with contextlib.closing(socket.socket()) as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.pids = []
         for rank in range(self.ranks):
             pid = os.fork()
             if pid == 0:
                 os.setpgid(0, self.pids[0] if self.pids else 0)
-                _be_rank(
-                    self,
-                    RankInfo(rank, self.ranks, rank, self.ranks, "127.0.0.1", port, "local"),
-                    call,
-                )
+                place = RankInfo(rank, self.ranks, rank, self.ranks, "127.0.0.1", port, "local")
+                _be_rank(self, place, call)
             self.pids.append(pid)
             # Whoever is first: nobody may be killed before it is in the group.
             with contextlib.suppress(PermissionError):

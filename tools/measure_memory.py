@@ -79,7 +79,7 @@ def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str
 def machine() -> dict[str, str]:
     import triton
 
-    from distmoe.bench.command_line import command_line
+    from distmoe.bench.tool import command_line
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, interpreter"
     return {
@@ -92,14 +92,11 @@ def machine() -> dict[str, str]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from distmoe.bench.tool import console_of, table_of
 
-    table = Table(title="MiB of one layer: formula / measured", box=None)
-    for name in ("T H I E K rounding", "kept, x apart", "with x", "+ expert weights"):
-        table.add_column(name, justify="right")
-    for name in ("forward adds", "backward adds"):
-        table.add_column(name, justify="right")
+    title = "MiB of one layer: formula / measured"
+    figures = ("kept, x apart", "with x", "+ expert weights", "forward adds", "backward adds")
+    table = table_of(title, "T H I E K rounding", figures)
     for row in rows:
         formula, measured = row["formula"], row["measured"]
         x = formula["kept"]["x"]
@@ -113,7 +110,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             _pair(formula["forward"], measured["forward"]),
             _pair(formula["backward"], measured["backward"]),
         )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    console_of(130).print(table)
 
 
 def _pair(formula: int, measured: int) -> str:

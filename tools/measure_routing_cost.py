@@ -10,20 +10,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distmoe.bench.command_line import command_line
 from distmoe.bench.routing_cost import Cost, measure_costs
+from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import MoEConfig, RoundingConfig
 
 SIZES = {
@@ -49,10 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     costs = [[Cost(**cost) for cost in rank] for rank in ranks]
     print_table(arguments, costs)
     if arguments.json:
-        facts: dict[str, Any] = {
-            "command": command_line(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        facts = {
+            **circumstances(),
             "sizes": {name: getattr(arguments, name.replace("-", "_")) for name in SIZES},
             "ranks": [[asdict(cost) | {"share": cost.share} for cost in rank] for rank in costs],
         }
@@ -62,20 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=str(default))
+    add_sizes(parser, SIZES)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(argv)
-    for name in SIZES:
-        value = getattr(arguments, name.replace("-", "_"))
-        if value < 1:
-            parser.error(f"--{name} is {value}; it must be at least 1")
-    if arguments.experts % arguments.ranks:
-        parser.error(
-            f"--experts is {arguments.experts}; --ranks ({arguments.ranks}) must divide it"
-        )
-    if arguments.top_k > arguments.experts:
-        parser.error(f"--top-k is {arguments.top_k}; it must be at most {arguments.experts}")
+    check_layer(parser, arguments)
     return arguments
 
 
@@ -105,23 +91,14 @@ def _rank(rank: int, arguments: argparse.Namespace, folder: str) -> None:
 def print_table(arguments: argparse.Namespace, ranks: list[list[Cost]]) -> None:
     """Bytes of the first rank, which sends as many as any but for its pairs; the share is over all
     ranks."""
-    from rich.console import Console
-    from rich.table import Table
-
     a = arguments
     title = (
         f"P={a.ranks} E={a.experts} K={a.top_k} T={a.tokens} a rank, M={a.tile}, H={a.hidden}, "
         f"I={a.inner}: what rank 0 sends before the rows"
     )
     kinds = list(dict.fromkeys(kind for cost in ranks[0] for kind in cost.rounds))
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column("", no_wrap=True)
-    for kind in kinds:
-        table.add_column(f"{kind}\nKiB", justify="right")
-    table.add_column("rows\nMiB", justify="right")
-    table.add_column("rounds", justify="right")
-    table.add_column("CPU ms", justify="right")
-    table.add_column("share of\nthe forward", justify="right")
+    figures = ("rows\nMiB", "rounds", "CPU ms", "share of\nthe forward")
+    table = table_of(title, "", [*(f"{kind}\nKiB" for kind in kinds), *figures])
     for place, first in enumerate(ranks[0]):
         rounding_s = sum(rank[place].rounding_s for rank in ranks)
         layer_s = sum(rank[place].layer_s for rank in ranks)
@@ -134,7 +111,7 @@ def print_table(arguments: argparse.Namespace, ranks: list[list[Cost]]) -> None:
             f"{1000 * rounding_s / len(ranks):.1f}",
             f"{rounding_s / layer_s:.1%}",
         )
-    Console(width=None if sys.stdout.isatty() else 130).print(table)
+    console_of(130).print(table)
 
 
 if __name__ == "__main__":

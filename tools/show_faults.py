@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -21,335 +22,277 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from faulty_place import Place, Seen, finish, small_disk
+from faulty_place import CONFIG, Run, Seen, make_place, small_disk
 
+from distmoe.config import RankInfo
 from distmoe.data.cli import main as data_main
+from distmoe.launch.env import worker_environment
+from distmoe.launch.ports import free_port
+
+Cause = Callable[[Path], Seen]
+"""Of the folder of one fault."""
 
 
 @dataclass(frozen=True)
 class Fault:
     """``code`` and ``says`` are of the run at whose end the fault is seen."""
 
-    cause: Callable[[Place], Seen]
     code: int
     says: str
-    may_trace: bool = False
+    cause: Cause
+
+    def problems(self, seen: Seen) -> list[str]:
+        """What is not as it should be."""
+        wrong = []
+        if seen.code != self.code:
+            wrong.append(f"exit code {seen.code} instead of {self.code}")
+        if not any(self.says in line for line in seen.lines):
+            wrong.append(f"nothing says '{self.says}'")
+        if seen.traceback:
+            wrong.append("a traceback")
+        return wrong
 
 
-FAULTS: dict[str, Fault] = {}
-ENDLESS = ("--train.steps", "100000")
+def spoiled(spoil: Callable[[Path], object], cause: Cause) -> Cause:
+    def spoil_first(folder: Path) -> Seen:
+        spoil(folder)
+        return cause(folder)
+
+    return spoil_first
 
 
-def fault(
-    code: int, says: str, *, may_trace: bool = False
-) -> Callable[[Callable[[Place], Seen]], Callable[[Place], Seen]]:
-    """Register a cause under its own name."""
-
-    def add(cause: Callable[[Place], Seen]) -> Callable[[Place], Seen]:
-        FAULTS[cause.__name__.replace("_", "-")] = Fault(cause, code, says, may_trace)
-        return cause
-
-    return add
+def trains(options: str = "", *, fault: str = "") -> Cause:
+    """A run to its end; ``fault``: of faulty_run.py."""
+    return lambda folder: Run(folder, options, fault).finish()
 
 
-@fault(2, "did you mean 'train.steps'")
-def unknown_key(place: Place) -> Seen:
-    place.config.write_text(place.config.read_text().replace("steps = 8", "step = 8"))
-    return place.train()
+def edited(old: str, new: str) -> Cause:
+    """A run with something else in its config file."""
+    return spoiled(
+        lambda folder: (folder / "config.toml").write_text(CONFIG.replace(old, new)), trains()
+    )
 
 
-@fault(2, "it must be an integer")
-def wrong_type(place: Place) -> Seen:
-    place.config.write_text(place.config.read_text().replace("steps = 8", 'steps = "eight"'))
-    return place.train()
+def again(
+    steps: int, options: str = "", *, spoil: Callable[[Path], object] = lambda folder: None
+) -> Cause:
+    """A run of so many steps, and another one in its folder."""
+    first = trains(f"--train.steps {steps}")
+    return spoiled(lambda folder: (first(folder), spoil(folder)), trains(options))
 
 
-@fault(2, "moe.top_k is 9")
-def out_of_range(place: Place) -> Seen:
-    return place.train("--moe.top_k", "9")
+def meanwhile(act: Callable[[Run], object], options: str = "") -> Cause:
+    """A run in which something happens to its processes."""
+
+    def cause(folder: Path) -> Seen:
+        run = Run(folder, f"--train.steps 100000 {options}", "")
+        run.wait_for_step(4)
+        act(run)
+        return run.finish()
+
+    return cause
 
 
-@fault(2, "cannot be read")
-def broken_toml(place: Place) -> Seen:
-    place.config.write_text("[run\n")
-    return place.train()
+def by_hand(
+    *options: str | None, fault: str = "", machines: int = 1, port: int | None = None
+) -> Cause:
+    """Two ranks, with the variables of torchrun, each with its options; None: not started."""
+
+    def cause(folder: Path) -> Seen:
+        there = {"world": 2, "local_world": 2 // machines, "master_port": port or free_port()}
+        runs = []
+        for rank, own in enumerate(options):
+            place = RankInfo(rank=rank, local_rank=rank % (2 // machines), **there)
+            if own is not None:
+                runs.append(Run(folder, own, fault, worker_environment(place, threads=1)))
+        seen = [run.finish() for run in runs]
+        return Seen(
+            max(one.code for one in seen),
+            [line for one in seen for line in one.lines],
+            max(one.seconds for one in seen),
+            any(one.traceback for one in seen),
+        )
+
+    return cause
 
 
-@fault(2, "did you mean sigmoid_topk?")
-def unknown_name(place: Place) -> Seen:
-    return place.train("--moe.router", "sigmoid_top")
+def on_disk(options: str, cause: Cause) -> Cause:
+    """``disk`` in the folder is a file system of its own."""
+
+    def with_disk(folder: Path) -> Seen:
+        with small_disk(folder / "disk", options):
+            return cause(folder)
+
+    return with_disk
 
 
-@fault(2, "there is no config file")
-def no_base_file(place: Place) -> Seen:
-    place.config.write_text('extends = "bse.toml"')
-    (place.folder / "base.toml").write_text("")
-    return place.train()
+def half(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
 
 
-@fault(2, "parallel.ep is 2")
-def wrong_world_size(place: Place) -> Seen:
-    return place.train("--launch.nproc", "3")
+def fill_shard(folder: Path) -> None:
+    shard = folder / "data/train-00000.bin"
+    shard.write_bytes(b"\xff" * shard.stat().st_size)
 
 
-@fault(2, "no manifest.json there")
-def no_data(place: Place) -> Seen:
-    return place.train("--data.path", str(place.folder / "nothing"))
+def copy_data(folder: Path) -> None:
+    """To ``other``; those in ``data`` were made otherwise."""
+    shutil.copytree(folder / "data", folder / "other")
+    path = folder / "data/manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"seed": 7}}))
 
 
-@fault(2, "cannot be read")
-def damaged_data_manifest(place: Place) -> Seen:
-    manifest = place.own_data() / "manifest.json"
-    os.truncate(manifest, manifest.stat().st_size // 2)
-    return place.train()
+def damage_checkpoints(pattern: str) -> Callable[[Path], None]:
+    """A bit turns over in the first file of tensors of each."""
+
+    def damage(folder: Path) -> None:
+        for checkpoint in (folder / "run/checkpoints").glob(pattern):
+            file = min(checkpoint.glob("*.distcp"))
+            contents = bytearray(file.read_bytes())
+            contents[len(contents) // 2] ^= 1
+            file.write_bytes(contents)
+
+    return damage
 
 
-@fault(1, "train-00000.bin")
-def truncated_shard(place: Place) -> Seen:
-    shard = place.own_data() / "train-00000.bin"
-    os.truncate(shard, shard.stat().st_size // 2)
-    return place.train()
-
-
-@fault(1, "at byte")
-def damaged_shard(place: Place) -> Seen:
-    shard = place.own_data() / "train-00000.bin"
-    with shard.open("r+b") as file:
-        file.write(b"\xff" * shard.stat().st_size)
-    return place.train()
-
-
-@fault(2, "run.dir is")
-def run_folder_is_a_file(place: Place) -> Seen:
-    place.run_folder.write_text("")
-    return place.train()
-
-
-@fault(2, "run.dir is")
-def run_folder_is_read_only(place: Place) -> Seen:
-    with small_disk(place.folder / "disk", "ro"):
-        return place.train("--run.dir", str(place.folder / "disk" / "run"))
-
-
-@fault(1, "No space left on device")
-def disk_is_full(place: Place) -> Seen:
-    with small_disk(place.folder / "disk", "size=1M"):
-        return place.train("--run.dir", str(place.folder / "disk" / "run"))
-
-
-@fault(0, "metrics.jsonl in disk/run is NOT written")
-def disk_is_full_for_a_while(place: Place) -> Seen:
+def fill_disk(run: Run) -> None:
     """Not even a line fits; then somebody makes room."""
-    disk = place.folder / "disk"
-    with small_disk(disk, "size=32M"):
-        run = place.start("--run.dir", "disk/run", "--train.max_minutes", "0.1", *ENDLESS)
-        run.wait_for_step(disk / "run", 4)
-        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        time.sleep(1)
-        (disk / "filler").unlink()
-        return finish(run)
+    filler = run.folder / "disk/filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    time.sleep(5)
+    filler.unlink()
 
 
-@fault(2, "run.device is 'cuda'")
-def no_gpu(place: Place) -> Seen:
-    return place.train("--run.device", "cuda")
+def to_rank_1(signum: int) -> Callable[[Run], None]:
+    return lambda run: os.kill(run.rank(1), signum)
 
 
-@fault(2, "2 ranks of a machine need a GPU each")
-def too_few_devices(place: Place) -> Seen:
-    return place.train("--run.device", "cuda", fault="too-few-devices")
+def ctrl_c(run: Run) -> None:
+    run.process.send_signal(signal.SIGINT)
 
 
-@fault(2, "MASTER_PORT is")
-def busy_port(place: Place) -> Seen:
+def ctrl_c_twice(run: Run) -> None:
+    # Rank 1 does not answer, so that the first has no effect.
+    os.kill(run.rank(1), signal.SIGSTOP)
+    for _ in range(2):
+        ctrl_c(run)
+        time.sleep(0.5)
+
+
+def busy_port(folder: Path) -> Seen:
     """Another job's rank 0 has it."""
     from torch.distributed import TCPStore
 
     other = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    short = ["--launch.timeout_s", "10"]
-    return place.ranks(short, short, port=other.port)
+    return by_hand(SHORT, SHORT, port=other.port)(folder)
 
 
-@fault(1, "missing: rank 1")
-def missing_rank(place: Place) -> Seen:
-    """One of two machines never starts."""
-    return place.alone(0)
+def run_folder_in_use(folder: Path) -> Seen:
+    """A second run is started in the folder of one that goes on."""
+    seen: list[Seen] = []
+
+    def start_another(first: Run) -> None:
+        seen.append(Run(folder, "", "").finish())
+        first.process.terminate()
+
+    meanwhile(start_another)(folder)
+    return seen[0]
 
 
-@fault(1, "rank 0 has not opened")
-def nobody_at_the_address(place: Place) -> Seen:
-    """Rank 0 never starts, or is elsewhere."""
-    return place.alone(1)
+SHORT = "--launch.timeout_s 10"
+OWN_DISK = "--run.dir disk/run"
+NEWEST = "step-00000004"
 
-
-@fault(2, "optim.lr")
-def different_configs(place: Place) -> Seen:
-    return place.ranks([], ["--optim.lr", "0.5", "--moe.top_k", "1"])
-
-
-@fault(2, "the manifest of data.path is")
-def different_data(place: Place) -> Seen:
-    own = place.own_data()
-    manifest = json.loads((own / "manifest.json").read_text())
-    (own / "manifest.json").write_text(json.dumps({**manifest, "settings": {"seed": 7}}))
-    return place.ranks([], ["--data.path", str(place.data)])
-
-
-@fault(2, "no manifest.json there")
-def no_data_on_a_machine(place: Place) -> Seen:
-    short = ["--launch.timeout_s", "10"]
-    nothing = ["--data.path", str(place.folder / "nothing")]
-    return place.ranks(short, [*short, *nothing], on_one_machine=False)
-
-
-@fault(2, "the version of distmoe is")
-def different_versions(place: Place) -> Seen:
-    return place.ranks([], [], fault="another-version")
-
-
-@fault(1, "needs mpi4py")
-def no_mpi4py(place: Place) -> Seen:
-    return place.train("--moe.dispatch.exchange", "mpi", fault="no-mpi4py")
-
-
-@fault(1, "needs the package sonic-moe")
-def no_sonicmoe(place: Place) -> Seen:
-    return place.train("--moe.kernel", "sonicmoe")
-
-
-@fault(0, "gradient of rank 1, micro-batch 0")
-def nan_gradient(place: Place) -> Seen:
-    return place.train(fault="nan-gradient")
-
-
-@fault(0, "of rank 1, micro-batch 0")
-def nan_batch(place: Place) -> Seen:
-    return place.train(fault="nan-batch")
-
-
-@fault(1, "train.max_skipped_steps is 3")
-def nan_router(place: Place) -> Seen:
-    return place.train("--train.max_skipped_steps", "3", fault="nan-router")
-
-
-@fault(1, "no sign of life from rank 1")
-def stopped_rank(place: Place) -> Seen:
-    run = place.start(*(*ENDLESS, "--launch.stall_warning_s", "2", "--launch.timeout_s", "8"))
-    run.wait_for_step(place.run_folder, 4)
-    os.kill(run.rank(1), signal.SIGSTOP)
-    return finish(run)
-
-
-@fault(1, "rank 1 keeps other ranks waiting")
-def endless_loop(place: Place) -> Seen:
-    options = ("--launch.stall_warning_s", "1", "--launch.timeout_s", "6")
-    return place.train(*options, fault="endless-loop")
-
-
-@fault(1, "rank 1 was killed by signal 9")
-def killed(place: Place) -> Seen:
-    run = place.start(*ENDLESS)
-    run.wait_for_step(place.run_folder, 4)
-    os.kill(run.rank(1), signal.SIGKILL)
-    return finish(run)
-
-
-@fault(1, "rank 1: ")
-def error_in_the_code(place: Place) -> Seen:
-    return place.train(fault="error-in-the-code")
-
-
-@fault(1, "rank 1: ")
-def out_of_memory(place: Place) -> Seen:
-    return place.train(fault="out-of-memory")
-
-
-@fault(75, "stopped by a signal")
-def ctrl_c(place: Place) -> Seen:
-    run = place.start(*ENDLESS)
-    run.wait_for_step(place.run_folder, 4)
-    run.process.send_signal(signal.SIGINT)
-    return finish(run)
-
-
-@fault(1, "second Ctrl-C")
-def ctrl_c_twice(place: Place) -> Seen:
-    run = place.start(*ENDLESS)
-    run.wait_for_step(place.run_folder, 4)
-    # Rank 1 does not answer, so that the first has no effect.
-    os.kill(run.rank(1), signal.SIGSTOP)
-    for _ in range(2):
-        run.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    return finish(run)
-
-
-@fault(2, "checkpoint.resume is")
-def no_such_checkpoint(place: Place) -> Seen:
-    return place.train("--resume", str(place.folder / "step-00000400"))
-
-
-@fault(2, "which has a manifest.json")
-def not_a_checkpoint(place: Place) -> Seen:
-    place.train("--train.steps", "2")
-    return place.train("--resume", str(place.run_folder))
-
-
-@fault(0, "is damaged")
-def damaged_checkpoint(place: Place) -> Seen:
-    place.train("--train.steps", "4")
-    _spoil(place.run_folder / "checkpoints" / "step-00000004")
-    return place.train()
-
-
-@fault(1, "is damaged")
-def damaged_checkpoint_by_name(place: Place) -> Seen:
-    place.train("--train.steps", "4")
-    checkpoint = place.run_folder / "checkpoints" / "step-00000004"
-    _spoil(checkpoint)
-    return place.train("--resume", str(checkpoint))
-
-
-@fault(1, "no sound checkpoint is left")
-def all_checkpoints_damaged(place: Place) -> Seen:
-    place.train("--train.steps", "4")
-    for checkpoint in (place.run_folder / "checkpoints").iterdir():
-        _spoil(checkpoint)
-    return place.train()
-
-
-@fault(2, "model.hidden_size")
-def another_model(place: Place) -> Seen:
-    place.train("--train.steps", "2")
-    return place.train("--model.hidden_size", "64", "--model.n_layers", "3")
-
-
-@fault(0, "changed since the checkpoint: run.seed 7")
-def another_data_order(place: Place) -> Seen:
-    place.train("--train.steps", "2")
-    return place.train("--run.seed", "7", "--train.global_batch_size", "8")
-
-
-def _spoil(checkpoint: Path) -> None:
-    """A bit of its first file of tensors turns over."""
-    file = min(checkpoint.glob("*.distcp"))
-    contents = bytearray(file.read_bytes())
-    contents[len(contents) // 2] ^= 1
-    file.write_bytes(contents)
-
-
-def problems(fault: Fault, seen: Seen) -> list[str]:
-    """What is not as it should be."""
-    wrong = []
-    if seen.code != fault.code:
-        wrong.append(f"exit code {seen.code} instead of {fault.code}")
-    if not any(fault.says in line for line in seen.lines):
-        wrong.append(f"nothing says '{fault.says}'")
-    if seen.traceback and not fault.may_trace:
-        wrong.append("a traceback")
-    return wrong
+FAULTS = {
+    "unknown-key": Fault(2, "did you mean 'train.steps'", edited("steps = 8", "step = 8")),
+    "wrong-type": Fault(2, "it must be an integer", edited("steps = 8", 'steps = "eight"')),
+    "out-of-range": Fault(2, "moe.top_k is 9", trains("--moe.top_k 9")),
+    "broken-toml": Fault(2, "cannot be read", edited(CONFIG, "[run\n")),
+    "unknown-name": Fault(2, "did you mean sigmoid_topk?", trains("--moe.router sigmoid_top")),
+    "no-base-file": Fault(2, "there is no config file", edited("base.toml", "bse.toml")),
+    "wrong-world-size": Fault(2, "parallel.ep is 2", trains("--launch.nproc 3")),
+    "no-data": Fault(2, "no manifest.json there", trains("--data.path nothing")),
+    "damaged-data-manifest": Fault(
+        2, "cannot be read", spoiled(half("data/manifest.json"), trains())
+    ),
+    "truncated-shard": Fault(1, "train-00000.bin", spoiled(half("data/train-00000.bin"), trains())),
+    "damaged-shard": Fault(1, "at byte", spoiled(fill_shard, trains())),
+    "run-folder-is-a-file": Fault(
+        2, "run.dir is", spoiled(lambda folder: (folder / "run").write_text(""), trains())
+    ),
+    "run-folder-is-read-only": Fault(2, "run.dir is", on_disk("ro", trains(OWN_DISK))),
+    "run-folder-in-use": Fault(2, "in which no other run trains", run_folder_in_use),
+    "disk-is-full": Fault(1, "No space left on device", on_disk("size=1M", trains(OWN_DISK))),
+    "disk-is-full-for-a-while": Fault(
+        0,
+        "metrics.jsonl in disk/run is NOT written",
+        on_disk("size=32M", meanwhile(fill_disk, f"{OWN_DISK} --train.max_minutes 0.2")),
+    ),
+    "no-gpu": Fault(2, "run.device is 'cuda'", trains("--run.device cuda")),
+    "too-few-devices": Fault(
+        2,
+        "2 ranks of a machine need a GPU each",
+        trains("--run.device cuda", fault="too-few-devices"),
+    ),
+    "busy-port": Fault(2, "MASTER_PORT is", busy_port),
+    "missing-rank": Fault(1, "missing: rank 1", by_hand(SHORT, None, machines=2)),
+    "nobody-at-the-address": Fault(1, "rank 0 has not opened", by_hand(None, SHORT, machines=2)),
+    "different-configs": Fault(2, "optim.lr", by_hand("", "--optim.lr 0.5 --moe.top_k 1")),
+    "different-data": Fault(
+        2, "the manifest of data.path is", spoiled(copy_data, by_hand("", "--data.path other"))
+    ),
+    "no-data-on-a-machine": Fault(
+        2, "no manifest.json there", by_hand(SHORT, f"{SHORT} --data.path nothing", machines=2)
+    ),
+    "different-versions": Fault(
+        2, "the version of distmoe is", by_hand("", "", fault="another-version")
+    ),
+    "no-mpi4py": Fault(1, "needs mpi4py", trains("--moe.dispatch.exchange mpi", fault="no-mpi4py")),
+    "no-sonicmoe": Fault(1, "needs the package sonic-moe", trains("--moe.kernel sonicmoe")),
+    "nan-gradient": Fault(0, "gradient of rank 1, micro-batch 0", trains(fault="nan-gradient")),
+    "nan-batch": Fault(0, "of rank 1, micro-batch 0", trains(fault="nan-batch")),
+    "nan-router": Fault(
+        1,
+        "train.max_skipped_steps is 3",
+        trains("--train.max_skipped_steps 3", fault="nan-router"),
+    ),
+    "stopped-rank": Fault(
+        1,
+        "no sign of life from rank 1",
+        meanwhile(to_rank_1(signal.SIGSTOP), "--launch.stall_warning_s 2 --launch.timeout_s 8"),
+    ),
+    "endless-loop": Fault(
+        1,
+        "rank 1 keeps other ranks waiting",
+        trains("--launch.stall_warning_s 1 --launch.timeout_s 6", fault="endless-loop"),
+    ),
+    "killed": Fault(1, "rank 1 was killed by signal 9", meanwhile(to_rank_1(signal.SIGKILL))),
+    "error-in-the-code": Fault(1, "rank 1: ", trains(fault="error-in-the-code")),
+    "out-of-memory": Fault(1, "rank 1: ", trains(fault="out-of-memory")),
+    "ctrl-c": Fault(75, "stopped by a signal", meanwhile(ctrl_c)),
+    "ctrl-c-twice": Fault(1, "second Ctrl-C", meanwhile(ctrl_c_twice)),
+    "no-such-checkpoint": Fault(2, "checkpoint.resume is", trains("--resume step-00000400")),
+    "not-a-checkpoint": Fault(2, "which has a manifest.json", again(2, "--resume run")),
+    "damaged-checkpoint": Fault(0, "is damaged", again(4, spoil=damage_checkpoints(NEWEST))),
+    "damaged-checkpoint-by-name": Fault(
+        1,
+        "is damaged",
+        again(4, f"--resume run/checkpoints/{NEWEST}", spoil=damage_checkpoints(NEWEST)),
+    ),
+    "all-checkpoints-damaged": Fault(
+        1, "no sound checkpoint is left", again(4, spoil=damage_checkpoints("*"))
+    ),
+    "another-model": Fault(
+        2, "model.hidden_size", again(2, "--model.hidden_size 64 --model.n_layers 3")
+    ),
+    "another-data-order": Fault(
+        0,
+        "changed since the checkpoint: run.seed 7",
+        again(2, "--run.seed 7 --train.global_batch_size 8"),
+    ),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -361,17 +304,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name not in FAULTS:
             parser.error(f"FAULT is '{name}'; it must be one of {', '.join(FAULTS)}")
     shown, failed = {}, 0
-    with tempfile.TemporaryDirectory() as name:
-        top = Path(name)
-        data_main(["prepare", "--builtin", "shakespeare", "--out", str(top / "data")])
+    with tempfile.TemporaryDirectory() as top:
+        data = Path(top) / "data"
+        data_main(["prepare", "--builtin", "shakespeare", "--out", str(data)])
         for name in arguments.faults or FAULTS:
-            seen = FAULTS[name].cause(Place(top / name, top / "data"))
-            wrong = problems(FAULTS[name], seen)
+            folder = Path(top) / name
+            make_place(folder, data)
+            seen = FAULTS[name].cause(folder)
+            shutil.rmtree(folder)
+            wrong = FAULTS[name].problems(seen)
             failed += bool(wrong)
             print(f"\n{name}: exit code {seen.code} after {seen.seconds} s", flush=True)
-            lines = [
-                line.replace(f"{top}/{name}/", "").replace(f"{top}/", "") for line in seen.lines
-            ]
+            lines = [line.replace(f"{folder}/", "") for line in seen.lines]
             print("\n".join(f"    {line}" for line in lines))
             print("".join(f"  WRONG: {line}\n" for line in wrong), end="", flush=True)
             shown[name] = {**asdict(seen), "lines": lines, "wrong": wrong}

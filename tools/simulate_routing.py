@@ -20,7 +20,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from distmoe.bench.command_line import command_line
 from distmoe.bench.routing_picture import draw
 from distmoe.bench.routing_report import Result, as_json, print_result, print_summary
 from distmoe.bench.routing_simulation import (
@@ -31,6 +30,7 @@ from distmoe.bench.routing_simulation import (
     synthetic_scores,
     traced_scores,
 )
+from distmoe.bench.tool import command_line
 from distmoe.metrics.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.routers import Scores

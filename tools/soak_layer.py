@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -25,13 +23,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.table import Table
 from two_hosts import hosts
 
 from distmoe import MoE, MoEConfig
-from distmoe.bench.command_line import command_line
 from distmoe.bench.soak import Growth, Reading, growth, soak
+from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.moe.schedule import LEVELS
 
@@ -47,20 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.folder:
         _rank(arguments)
         return 0
-    with tempfile.TemporaryDirectory() as folder, hosts(0) as here:
-        command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
-        command += ["--folder", folder]
-        if not here.run_ranks([command] * arguments.ranks, variables=VARIABLES):
-            return 1
-        files = [Path(folder, str(rank)) for rank in range(arguments.ranks)]
-        ranks = [[Reading(**r) for r in json.loads(file.read_text())] for file in files]
+    command = [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)]
+    with hosts(0) as here:
+        figures = here.figures_of_ranks(arguments.ranks, command, VARIABLES)
+    if figures is None:
+        return 1
+    ranks = [[Reading(**reading) for reading in of_rank] for of_rank in figures]
     grown = [growth(readings) for readings in ranks]
     _show(arguments, ranks, grown)
     if arguments.json:
         facts = {
-            "command": command_line(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            **circumstances(),
             "ranks": [[asdict(reading) for reading in readings] for readings in ranks],
         }
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
@@ -74,26 +67,18 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=(__doc__ or "").partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    for name, default in SIZES.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    add_sizes(parser, SIZES)
     parser.add_argument("--level", choices=LEVELS, default="rank", help="how often a row crosses")
     parser.add_argument("--most-growth", type=float, default=2.0, help="MiB of a rank")
     parser.add_argument("--json", type=Path, help="file")
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    for name in SIZES:
-        value = getattr(arguments, name.replace("-", "_"))
-        if value < 1:
-            parser.error(f"--{name} is {value}; it must be at least 1")
     ranks, per_node = arguments.ranks, arguments.ranks_per_node
     if ranks < 2:
         parser.error(f"--ranks is {ranks}; it must be at least 2")
     if ranks % per_node:
         parser.error(f"--ranks-per-node is {per_node}; it must divide --ranks ({ranks})")
-    if arguments.experts % ranks:
-        parser.error(f"--experts is {arguments.experts}; --ranks ({ranks}) must divide it")
-    if arguments.top_k > arguments.experts:
-        parser.error(f"--top-k is {arguments.top_k}; it must be at most {arguments.experts}")
+    check_layer(parser, arguments)
     return arguments
 
 
@@ -124,10 +109,9 @@ def _rank(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list[Growth]) -> None:
     a = arguments
     title = f"P={a.ranks} ({a.ranks_per_node} on a node), level {a.level}, up to {a.tokens} tokens"
-    table = Table(title=f"{title} a rank; the largest of all ranks", box=None, title_justify="left")
     memory = ("resident MiB", "trimmed", "allocated", "live tensors", "MiB")
-    for name in ("step", "seconds", *memory, "busiest/mean"):
-        table.add_column(name, justify="right")
+    figures = ("seconds", *memory, "busiest/mean")
+    table = table_of(f"{title} a rank; the largest of all ranks", "step", figures)
     for at_step in zip(*ranks, strict=True):
         table.add_row(
             str(at_step[0].step),
@@ -139,14 +123,13 @@ def _show(arguments: argparse.Namespace, ranks: list[list[Reading]], grown: list
             f"{max(r.live_mib for r in at_step):.2f}",
             f"{max(r.busiest for r in at_step):.2f}",
         )
-    console = Console()
+    console = console_of(120)
     console.print(table)
     console.print(
         f"grown after a fifth of the steps, worst rank: "
         f"{max(g.trimmed_mib for g in grown):+.2f} MiB resident after trimming, "
         f"{max(g.allocated_mib for g in grown):+.2f} MiB allocated, "
         f"{max(g.live_tensors for g in grown):+d} live tensors",
-        highlight=False,
     )
 
 

@@ -4,6 +4,7 @@ tool's own, which need root) that are joined by a link of a given rate. Used by 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -13,13 +14,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import IO
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+from distmoe.bench.tool import add_sizes
 
 LINKS = str(Path(__file__).with_name("links.sh"))
 # Of the interface and of host 0, as links.sh makes them.
 INTERFACE, FIRST_ADDRESS = "link0", "10.77.0.1"
+QUIET = ["--optim.warmup_steps=0", "--train.validate_every=0", "--checkpoint.every=0"]
 FIRST_PORT, PORTS = 20000, 20000
 _job = count()
+
+
+class FailedError(Exception):
+    """Ranks ended badly."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,37 @@ class Hosts:
                 process.kill()
                 process.wait()
 
+    def figures_of_ranks(
+        self, number: int, command: Sequence[str], variables: dict[str, str]
+    ) -> list[Any] | None:
+        """What ``number`` ranks of ``command`` leave, each with its number as name and as JSON, in
+        the folder that --folder names; None if one of them ended badly."""
+        with TemporaryDirectory() as folder:
+            each = [*command, "--folder", folder]
+            if not self.run_ranks([each] * number, variables=variables):
+                return None
+            return [json.loads(Path(folder, str(rank)).read_text()) for rank in range(number)]
+
+    def run_distmoe(self, ranks: int, command: Sequence[str], output: Path) -> None:
+        """`distmoe COMMAND` as all ranks; `FailedError` with the last lines of its ``output``."""
+        threads = str(max(1, (os.cpu_count() or 1) // ranks))
+        variables = {"OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
+        each = [sys.executable, "-m", "distmoe", *command]
+        with output.open("wb") as file:
+            ended_well = self.run_ranks([each] * ranks, variables=variables, output=file)
+        if not ended_well:
+            raise FailedError("\n".join(output.read_text().strip().splitlines()[-5:]))
+
+    def train(
+        self, arguments: argparse.Namespace, options: Sequence[str], run_dir: Path
+    ) -> list[dict[str, Any]]:
+        """A run of `run_arguments` with ``options``; the lines of its steps after the warm-up."""
+        run_dir.mkdir()
+        command = ["train", str(arguments.config), *QUIET, f"--run.dir={run_dir}"]
+        command += [f"--train.steps={arguments.steps}", *options]
+        self.run_distmoe(arguments.ranks, command, run_dir / "output.txt")
+        return steps_after(arguments.warm_up, run_dir / "metrics.jsonl")
+
     def _on_host(self, host: int, command: Sequence[str]) -> list[str]:
         if not self.name:
             return list(command)
@@ -75,6 +115,12 @@ def _start(
     command: list[str], environment: dict[str, str], output: IO[bytes] | None
 ) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+
+
+def steps_after(warm_up: int, file: Path) -> list[dict[str, Any]]:
+    """The lines of a run's later steps."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [line for line in lines if line["step"] > warm_up]
 
 
 @contextmanager
@@ -97,25 +143,20 @@ def run_arguments(
     argv: Sequence[str] | None, description: str, sizes: Mapping[str, int]
 ) -> argparse.Namespace:
     """Of a tool that trains across two hosts: ``config``, the ``sizes`` (ranks, steps and warm-up
-    among them) with these defaults, ``json``, and as ``options`` what follows --. Ends the tool
-    with 2 if they are wrong."""
+    among them) with these defaults, ``json``, and as ``options`` an ep of
+    all ranks and what follows --. Ends the tool with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         description=description.partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="What follows -- is given to every run.",
     )
     parser.add_argument("config", type=Path, help="TOML file of a run")
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=name)
+    add_sizes(parser, sizes)
     parser.add_argument("--json", type=Path, help="file")
     given = list(sys.argv[1:] if argv is None else argv)
     split = given.index("--") if "--" in given else len(given)
     arguments = parser.parse_args(given[:split])
-    arguments.options = given[split + 1 :]
-    for name in sizes:
-        value = getattr(arguments, name.replace("-", "_"))
-        if value < 1:
-            parser.error(f"--{name} is {value}; it must be at least 1")
+    arguments.options = [f"--parallel.ep={arguments.ranks}", *given[split + 1 :]]
     if not arguments.config.is_file():
         parser.error(f"config is {arguments.config}; there is no such file")
     if arguments.ranks % 2:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from distmoe.bench.routing_simulation import TOP_K, Outcome, Setting
+from distmoe.bench.tool import console_of, table_of
 
 Result = tuple[Setting, list[Outcome]]
 
@@ -29,34 +26,30 @@ def title(setting: Setting) -> str:
 def print_result(result: Result) -> None:
     """One setting: a row per way to round. The worst is over the populations of a trace."""
     setting, outcomes = result
-    table = _table(title(setting), "")
     traced = setting.layer is not None
     heads = ["busiest", "mean", "busiest/mean", *(["worst"] if traced else []), "padding"]
     heads += ["dropped", "added", "score lost", "score added", "no expert"]
-    for head in heads:
-        table.add_column(head, justify="right")
+    table = table_of(title(setting), "", heads)
     for o in outcomes:
         cells = [f"{o.busiest_tiles:.4g}", f"{o.mean_tiles:.4g}", f"{o.busiest_over_mean:.3f}"]
         cells += [f"{o.worst_busiest_over_mean:.3f}"] if traced else []
         cells += [f"{o.waste:.1%}", f"{o.dropped:.2%}", f"{o.added:.2%}"]
         cells += [f"{o.score_lost:.2%}", f"{o.score_added:.2%}", f"{o.tokens_without_expert:.4g}"]
         table.add_row(o.name, *cells)
-    _console().print(table)
+    console_of(130).print(table)
 
 
 def print_summary(results: list[Result]) -> None:
     """One line a setting: padding of top-k, then of every way the busiest rank over the mean and,
     in brackets, the share of the pairs that it moves."""
     names = [outcome.name for outcome in results[0][1]]
-    table = _table("all settings: busiest rank over the mean (pairs moved)", "setting")
-    table.add_column("padding of top-k", justify="right")
-    for name in names:
-        table.add_column(name, justify="right")
+    heading = "all settings: busiest rank over the mean (pairs moved)"
+    table = table_of(heading, "setting", ["padding of top-k", *names])
     for setting, outcomes in results:
         cells = [f"{o.busiest_over_mean:.3f} ({o.dropped + o.added:.1%})" for o in outcomes]
         padding = next(o.waste for o in outcomes if o.name == TOP_K)
         table.add_row(_short(setting), f"{padding:.1%}", *cells)
-    _console(width=60 + 16 * len(names)).print(table)
+    console_of(60 + 16 * len(names)).print(table)
 
 
 def varying(settings: list[Setting]) -> list[str]:
@@ -86,13 +79,3 @@ def _short(setting: Setting) -> str:
     s = setting
     source = f"layer {s.layer}" if s.layer is not None else f"skew {s.skew}"
     return f"P={s.ranks} E={s.num_experts} K={s.top_k} T={s.tokens} M={s.tile} {source}"
-
-
-def _table(heading: str, first: str) -> Table:
-    table = Table(title=heading, box=None, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    return table
-
-
-def _console(*, width: int = 130) -> Console:
-    return Console(width=None if sys.stdout.isatty() else width, highlight=False)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from distmoe.config.keys import value_of
 from distmoe.config.rank_list import parse_ranks
+from distmoe.config.rule import wrong
 from distmoe.config.schema import Config
 from distmoe.config.steps import parse_steps
 
@@ -22,17 +23,17 @@ def profiling_problems(config: Config, world: int) -> Iterator[str]:
     for key in RECORDED_STEPS:
         if not _are_steps_of_the_run(value_of(config, key), config.train.steps):
             last = f"train.steps ({config.train.steps})"
-            yield _wrong(config, key, f"be empty or FIRST-LAST within 1..{last}")
+            yield wrong(config, key, f"be empty or FIRST-LAST within 1..{last}")
     try:
         parse_ranks(config.train.profile_ranks, world)
     except ValueError:
-        yield _wrong(
+        yield wrong(
             config,
             "train.profile_ranks",
             f"be all, or ranks below the number of ranks ({world}) with commas between",
         )
     if config.train.memory_snapshot and config.run.device == "cpu":
-        yield _wrong(config, "train.memory_snapshot", NO_HISTORY)
+        yield wrong(config, "train.memory_snapshot", NO_HISTORY)
 
 
 def _are_steps_of_the_run(text: str, steps: int) -> bool:
@@ -40,7 +41,3 @@ def _are_steps_of_the_run(text: str, steps: int) -> bool:
         return parse_steps(text).stop <= steps + 1
     except ValueError:
         return False
-
-
-def _wrong(config: Config, key: str, allowed: str) -> str:
-    return f"{key} is {value_of(config, key)}; it must {allowed}"

@@ -78,7 +78,6 @@ class Batches:
         world: int,
         micro_batch_size: int,
         document_mask: bool = False,
-        prefetch: bool = True,
     ) -> None:
         if sampler.num_samples != split.num_samples(seq_len):
             raise ValueError(
@@ -92,7 +91,7 @@ class Batches:
         self._positions = rank_positions(
             sampler.global_batch_size, micro_batch_size, rank=rank, world=world
         )
-        self._reader = ThreadPoolExecutor(1, "distmoe-data") if prefetch else None
+        self._reader = ThreadPoolExecutor(1, "distmoe-data")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
 
     def step(self, step: int) -> list[Batch]:
@@ -100,15 +99,12 @@ class Batches:
         ahead, self._ahead = self._ahead, None
         hit = ahead is not None and ahead[0] == step
         batches = ahead[1].result() if ahead is not None and hit else self._load(step)
-        if self._reader is not None:
-            self._ahead = (step + 1, self._reader.submit(self._load, step + 1))
+        self._ahead = (step + 1, self._reader.submit(self._load, step + 1))
         return batches
 
     def close(self) -> None:
         """Stop the reading thread."""
-        if self._reader is not None:
-            self._reader.shutdown(wait=True, cancel_futures=True)
-            self._reader = None
+        self._reader.shutdown(wait=True, cancel_futures=True)
         self._ahead = None
 
     def __enter__(self) -> Batches:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distmoe.data.files import sha256_of_file, write_text
-from distmoe.data.manifest import Shard, Source, shard_from
+from distmoe.data.manifest import Shard, Source
 from distmoe.data.sources import SourceFile
 
 JOURNAL_NAME = "prepare.json"
@@ -112,4 +112,4 @@ def _source_difference(old: list[Source], new: list[Source]) -> str:
 
 
 def _split_progress(fields: dict[str, Any]) -> SplitProgress:
-    return SplitProgress(**{**fields, "shards": [shard_from(s) for s in fields["shards"]]})
+    return SplitProgress(**{**fields, "shards": [Shard(**s) for s in fields["shards"]]})

@@ -157,14 +157,9 @@ def _check_size(path: Path, wanted: int) -> None:
         )
 
 
-def shard_from(fields: dict[str, Any]) -> Shard:
-    """A shard from its JSON object."""
-    return Shard(**fields)
-
-
 def _manifest(fields: dict[str, Any]) -> Manifest:
     splits = {
-        name: make_split(tuple(shard_from(shard) for shard in split["shards"]))
+        name: make_split(tuple(Shard(**shard) for shard in split["shards"]))
         for name, split in fields["splits"].items()
     }
     return Manifest(

@@ -75,14 +75,6 @@ class TokenSplit:
             f"and the vocabulary has {self.vocab_size}"
         )
 
-    def document_starts(self) -> NDArray[np.int64]:
-        """Stream position of each document's first token."""
-        starts = [np.zeros(0, np.int64)]
-        for name, offset in zip(self._names, self._starts, strict=False):
-            offsets = np.fromfile(self.directory / f"{name}.idx", "<u8")
-            starts.append(offsets[:-1].astype(np.int64) + offset)
-        return np.concatenate(starts)
-
     def token_shares(self) -> NDArray[np.float64]:
         """How often each token of the vocabulary occurs, as a share of all, [vocab_size].
         ValueError, naming the place, for an id that is not in the vocabulary."""

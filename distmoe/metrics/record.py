@@ -249,20 +249,3 @@ GROUPS = {
 
 # nan or None on a device without a known peak or a counter, or in a step that was not timed.
 OF_SOME_STEPS = ("mfu", "palm_mfu", "slowest_over_mean", "slowest_rank", *GROUPS["energy"])
-
-# Figures that TensorBoard has for every layer: `layers_NAME/layer_01`.
-LAYER_FIGURES = (
-    "tiles_max_over_mean",
-    "load_max_over_mean",
-    "tile_waste",
-    "tile_waste_unrounded",
-    "pairs_dropped",
-    "pairs_added",
-    "pairs_moved_share",
-    "score_dropped_share",
-    "score_added_share",
-    "score_moved_share",
-    "tokens_without_expert",
-    "tokens_per_expert_over_tile",
-    "dead_experts",
-)

@@ -65,8 +65,7 @@ class RunWriters:
             with self._told("tensorboard"):
                 self.tensorboard.write(record)
                 if loads_are_due:
-                    self.tensorboard.expert_load(record, freq_LE)
-                    self.tensorboard.layers(record)
+                    self.tensorboard.experts(record, freq_LE)
         if self.wandb is not None:
             with self._told("wandb"):
                 self.wandb.write(record)

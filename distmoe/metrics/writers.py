@@ -13,69 +13,51 @@ from typing import Any
 from distmoe.metrics.cut_lines import cut_after
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
-from distmoe.metrics.record import LAYER_FIGURES, StepRecord, validation_scalars
+from distmoe.metrics.record import GROUPS, StepRecord, validation_scalars
 
-LAYOUT = {
-    "distmoe": {
-        "loss": ["Multiline", ["train/loss", "validation/loss"]],
-        "speed, tokens/s/rank": ["Multiline", ["throughput/tokens_per_second_per_rank"]],
-        "TFLOP/s/rank: causal attention, and by the PaLM convention": [
-            "Multiline",
-            ["throughput/tflops_per_rank", "throughput/palm_tflops_per_rank"],
-        ],
-        "where a step's time goes, s": [
-            "Multiline",
-            [
-                "time/data_seconds",
-                "time/forward_backward_seconds",
-                "time/optimizer_seconds",
-                "communication/exposed_seconds",
-            ],
-        ],
-        "busiest over mean: expert, tiles of a rank, own time of a rank": [
-            "Multiline",
-            [
-                "experts/load_max_over_mean",
-                "experts/tiles_max_over_mean",
-                "throughput/slowest_over_mean",
-            ],
-        ],
-        "busiest rank over mean, tiles of each layer": [
-            "Multiline",
-            ["layers_tiles_max_over_mean/layer_.*"],
-        ],
-        "tile waste: run, and without rounding": [
-            "Multiline",
-            ["experts/tile_waste$", "experts/tile_waste_unrounded"],
-        ],
-        "pairs that rounding moved": [
-            "Multiline",
-            ["experts/pairs_dropped", "experts/pairs_added"],
-        ],
-        "pairs and scores that rounding moved, over those of top-k": [
-            "Multiline",
-            ["experts/pairs_moved_share", "experts/score_moved_share"],
-        ],
-        "scores that rounding moved in each layer": [
-            "Multiline",
-            ["layers_score_moved_share/layer_.*"],
-        ],
-        "rows sent, MiB: once per rank, and once per pair": [
-            "Multiline",
-            ["communication/rows_mib$", "communication/rows_mib_with_copies"],
-        ],
-        "sent in all, MiB: inside a node, and between nodes": [
-            "Multiline",
-            ["communication/node_mib", "communication/remote_mib"],
-        ],
-        "share of the step in which a host waits for other ranks": [
-            "Multiline",
-            ["communication/exposed_share"],
-        ],
-        "power of a rank's device, W": ["Multiline", ["energy/watts_per_rank"]],
-        "tokens per joule": ["Multiline", ["energy/tokens_per_joule"]],
-    }
+# Title of a chart in the tab *Custom Scalars* -> its curves.
+CHARTS = {
+    "loss": ["train/loss", "validation/loss"],
+    "speed, tokens/s/rank": ["throughput/tokens_per_second_per_rank"],
+    "TFLOP/s/rank: causal attention, and by the PaLM convention": [
+        "throughput/tflops_per_rank",
+        "throughput/palm_tflops_per_rank",
+    ],
+    "where a step's time goes, s": [
+        "time/data_seconds",
+        "time/forward_backward_seconds",
+        "time/optimizer_seconds",
+        "communication/exposed_seconds",
+    ],
+    "busiest over mean: expert, tiles of a rank, own time of a rank": [
+        "experts/load_max_over_mean",
+        "experts/tiles_max_over_mean",
+        "throughput/slowest_over_mean",
+    ],
+    "busiest rank over mean, tiles of each layer": ["layers_tiles_max_over_mean/layer_.*"],
+    "tile waste: run, and without rounding": [
+        "experts/tile_waste$",
+        "experts/tile_waste_unrounded",
+    ],
+    "pairs that rounding moved": ["experts/pairs_dropped", "experts/pairs_added"],
+    "pairs and scores that rounding moved, over those of top-k": [
+        "experts/pairs_moved_share",
+        "experts/score_moved_share",
+    ],
+    "scores that rounding moved in each layer": ["layers_score_moved_share/layer_.*"],
+    "rows sent, MiB: once per rank, and once per pair": [
+        "communication/rows_mib$",
+        "communication/rows_mib_with_copies",
+    ],
+    "sent in all, MiB: inside a node, and between nodes": [
+        "communication/node_mib",
+        "communication/remote_mib",
+    ],
+    "share of the step in which a host waits for other ranks": ["communication/exposed_share"],
+    "power of a rank's device, W": ["energy/watts_per_rank"],
+    "tokens per joule": ["energy/tokens_per_joule"],
 }
+LAYOUT = {"distmoe": {title: ["Multiline", curves] for title, curves in CHARTS.items()}}
 
 
 class JsonlWriter:
@@ -151,13 +133,6 @@ class TensorBoardWriter:
         for tag, value in record.scalars().items():
             self._scalar(tag, value, record.step)
 
-    def layers(self, record: StepRecord) -> None:
-        """The figures of every MoE layer: a group per figure, a series per layer."""
-        for layer, load in record.layers.items():
-            flat = load.flat()
-            for name in LAYER_FIGURES:
-                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
-
     def _scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
 
@@ -170,11 +145,16 @@ class TensorBoardWriter:
         for tag, value in validation_scalars(loss, corpora).items():
             self._scalar(tag, value, step)
 
-    def expert_load(self, record: StepRecord, freq_LE: IntArray) -> None:
-        """Histograms of the load over the layer's mean, and one image, whose rows are the layers of
-        ``record`` in their order, the blocks in its name; nothing without experts."""
+    def experts(self, record: StepRecord, freq_LE: IntArray) -> None:
+        """The figures of every MoE layer, a group per figure, a series per layer; histograms of the
+        load over the layer's mean; and one image, whose rows are the layers of ``record`` in their
+        order, the blocks in its name. Nothing without experts."""
         if not freq_LE.size:
             return
+        for layer, load in record.layers.items():
+            flat = load.flat()
+            for name in GROUPS["experts"]:
+                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
         for layer, freq_E in zip(record.layers, freq_LE, strict=True):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
             self._writer.add_histogram(f"experts/load_layer_{layer:02d}", share, record.step)

@@ -147,25 +147,13 @@ def _known(values: Iterable[object], seen: str) -> Finding:
     return passed(seen) if known else skipped("NVML does not tell")
 
 
-def by_nvml(check: Check) -> Check:
-    """``check``, skipped where NVML cannot be asked."""
-
-    def made(situation: Situation) -> Finding:
-        try:
-            return check(situation)
-        except NvmlError as error:
-            return skipped(str(error))
-
-    return made
-
-
 CHECKS: dict[str, Check] = {
     "gpus": gpus,
-    "driver": by_nvml(driver),
-    "memory in use": by_nvml(memory_in_use),
-    "memory errors": by_nvml(errors),
-    "slowdowns": by_nvml(slowdowns),
-    "clocks": by_nvml(clocks),
-    "power limits": by_nvml(power_limits),
-    "energy": by_nvml(energy),
+    "driver": driver,
+    "memory in use": memory_in_use,
+    "memory errors": errors,
+    "slowdowns": slowdowns,
+    "clocks": clocks,
+    "power limits": power_limits,
+    "energy": energy,
 }

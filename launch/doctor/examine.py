@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from distmoe.config import ConfigError
 from distmoe.launch.doctor.finding import Finding, failed, skipped, warned
 from distmoe.launch.doctor.probes import ProbeError
-from distmoe.launch.doctor.situation import Check, Situation
+from distmoe.launch.doctor.situation import Check, NoRunError, Situation
 from distmoe.launch.worker import in_one_line
 from distmoe.metrics.nvml import NvmlError
 
@@ -48,15 +48,16 @@ def examine(
 def _begin(check: Check, situation: Situation) -> queue.SimpleQueue[Finding]:
     """The check in a thread, which nobody has to wait for at the end of the process."""
     answer: queue.SimpleQueue[Finding] = queue.SimpleQueue()
-    thread = threading.Thread(target=lambda: answer.put(_found(check, situation)), daemon=True)
+    thread = threading.Thread(target=lambda: answer.put(finding_of(check, situation)), daemon=True)
     thread.start()
     return answer
 
 
-def _found(check: Check, situation: Situation) -> Finding:
+def finding_of(check: Check, situation: Situation) -> Finding:
+    """Of one check, however that ends."""
     try:
         return check(situation)
-    except (NvmlError, ProbeError) as error:
+    except (NoRunError, NvmlError, ProbeError) as error:
         return skipped(str(error))
     # A setting that a check cannot make sense of.
     except ConfigError as error:

@@ -6,23 +6,19 @@ import shutil
 
 from distmoe.config import Config, ConfigError, check
 from distmoe.launch.doctor.finding import Finding, failed, passed, skipped, warned
-from distmoe.launch.doctor.probes import ProbeError
 from distmoe.launch.doctor.situation import Check, Situation
 from distmoe.registry import MOE_MLP_TILES
 
 GIB = 1 << 30
 # fp32 weights and both moments of AdamW; Muon keeps less.
 BYTES_PER_PARAMETER = 12
-NO_FILE = "no FILE was given"
 TUNE = "python tools/bench_moe.py --config FILE --tune --write-tiles TABLE"
 
 
 def settings(situation: Situation) -> Finding:
     """Everything that `distmoe train` checks."""
-    if situation.config is None:
-        return skipped(NO_FILE)
     try:
-        check(situation.config, situation.world, local_world=situation.local_world)
+        check(situation.need_run(), situation.world, local_world=situation.local_world)
     except ConfigError as error:
         more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
         return failed(
@@ -33,16 +29,11 @@ def settings(situation: Situation) -> Finding:
 
 def ranks_and_devices(situation: Situation) -> Finding:
     """A GPU for each rank of this machine, if the run uses any."""
-    config = situation.config
-    if config is None:
-        return skipped(NO_FILE)
+    config = situation.need_run()
     ranks = f"{situation.local_world} ranks on this machine"
     if config.run.device == "cpu":
         return passed(f"{ranks}, on the CPU")
-    try:
-        gpus = len(situation.probes.answer("torch")["devices"])
-    except ProbeError as error:
-        return skipped(str(error))
+    gpus = len(situation.probes.answer("torch")["devices"])
     if not gpus and config.run.device == "auto":
         return passed(f"{ranks}, on the CPU, as there is no GPU")
     seen = f"{ranks}, {gpus} GPUs"
@@ -55,8 +46,6 @@ def ranks_and_devices(situation: Situation) -> Finding:
 
 def data(situation: Situation) -> Finding:
     """The manifests, and that the shards have the sizes that they say; not their hashes."""
-    if situation.config is None:
-        return skipped(NO_FILE)
     # numpy may be what is missing.
     from distmoe.data.manifest import check_files, read_manifest
 
@@ -78,13 +67,8 @@ def data(situation: Situation) -> Finding:
 
 def checkpoints(situation: Situation) -> Finding:
     """What the run keeps at the same time, one that is being written among it."""
-    config = situation.config
-    if config is None:
-        return skipped(NO_FILE)
-    try:
-        parameters = situation.probes.answer("parameters")["count"]
-    except ProbeError as error:
-        return skipped(str(error))
+    config = situation.need_run()
+    parameters = situation.probes.answer("parameters")["count"]
     kept = _kept(config)
     wanted = BYTES_PER_PARAMETER * parameters * kept
     free = shutil.disk_usage(situation.run_folder).free
@@ -99,12 +83,8 @@ def checkpoints(situation: Situation) -> Finding:
 
 def tiles(situation: Situation) -> Finding:
     """Which tile configurations the expert kernels take."""
-    if situation.config is None:
-        return skipped(NO_FILE)
-    try:
-        answer = situation.probes.answer("tiles")
-    except ProbeError as error:
-        return skipped(str(error))
+    situation.need_run()
+    answer = situation.probes.answer("tiles")
     if answer["wrong"]:
         return failed(f"moe.kernel_tiles: {answer['wrong']}", TUNE)
     if answer["kernel"] not in MOE_MLP_TILES:

@@ -12,6 +12,10 @@ from distmoe.launch.doctor.finding import Finding
 from distmoe.metrics.nvml import Gpu
 
 
+class NoRunError(Exception):
+    """A check is of a run, and there is none."""
+
+
 class Probes(Protocol):
     """Answers of another process; see `ProbeProcess`."""
 
@@ -49,8 +53,14 @@ class Situation:
 
     @property
     def data_folders(self) -> list[Path]:
-        """data.path, or those of data.mix; none without a FILE. ConfigError for a wrong mix."""
-        return [Path(corpus.path) for corpus in corpora(self.config.data)] if self.config else []
+        """data.path, or those of data.mix. ConfigError for a wrong mix."""
+        return [Path(corpus.path) for corpus in corpora(self.need_run().data)]
+
+    def need_run(self) -> Config:
+        """NoRunError without a FILE, at which a check is skipped."""
+        if self.config is None:
+            raise NoRunError("no FILE was given")
+        return self.config
 
 
 Check = Callable[[Situation], Finding]

@@ -22,6 +22,12 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
     [
         ("--moe.top_k=17", 1, "moe.top_k is 17; it must be in 1..moe.num_experts (16)"),
         (
+            "--moe.rounding.rule=balanced",
+            1,
+            "moe.rounding.rule is 'balanced'; it must be one of none, nearest, balance, up, down, "
+            "stochastic, score; did you mean balance?",
+        ),
+        (
             "--moe.num_experts=6 --parallel.ep=4",
             4,
             "moe.num_experts is 6; it must be a multiple of parallel.ep (4)",
@@ -272,7 +278,7 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "checkpoint.resume is configs; it must be auto, never or the folder of a "
             "complete checkpoint, which has a manifest.json",
         ),
-        ("--run.dir=Makefile", 1, "run.dir is Makefile; it must be a folder"),
+        ("--run.dir=Makefile", 1, "run.dir is Makefile; it must be a folder, and there is a file"),
         (
             "--run.dir=Makefile/run",
             1,

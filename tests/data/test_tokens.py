@@ -48,15 +48,6 @@ def test_sample_out_of_range(prepared: Path) -> None:
             split.sample(index, 64)
 
 
-def test_document_starts_follow_an_end_of_document(prepared: Path) -> None:
-    split = TokenSplit(prepared, "train")
-    tokens = stream(prepared, "train")
-    starts = split.document_starts()
-    assert starts[0] == 0
-    assert (starts[1:] == np.flatnonzero(tokens == split.eod_id)[:-1] + 1).all()
-    assert len(starts) == read_manifest(prepared).splits["train"].documents
-
-
 def test_unigram_entropy(prepared: Path) -> None:
     tokens = stream(prepared, "validation").tolist()
     shares = [tokens.count(token) / len(tokens) for token in set(tokens)]

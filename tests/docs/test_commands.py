@@ -59,7 +59,10 @@ WRONG = {
     ),
     "a command": ("distmoe trian configs/tiny.toml", "did you mean 'train'"),
     "an argument of a command": ("distmoe data prepare corpus/", "--out"),
-    "an option of a tool": ("python tools/soak_layer.py --step 3.5", "invalid int value"),
+    "an option of a tool": (
+        "python tools/soak_layer.py --step 3.5",
+        "must be an integer, at least 1",
+    ),
     "a setting that a tool hands on": (
         "python tools/check_throughput.py configs/tiny.toml --train.step=3",
         "did you mean 'train.steps'",

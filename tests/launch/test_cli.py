@@ -21,29 +21,12 @@ assert "torch" not in sys.modules, "torch was imported"
 sys.exit(code)
 """
 WRONG = {
-    "unknown key": (["--moe.num_expert=4"], "--moe.num_expert'; did you mean 'moe.num_experts'?"),
-    "wrong type": (["--train.steps=many"], "--train.steps: invalid literal for int()"),
     "choice": (["--run.device=tpu"], "invalid choice 'tpu' for argument '--run.device'"),
-    "experts, ep": (
-        ["--launch.nproc=4", "--parallel.ep=4", "--moe.num_experts=6"],
-        "moe.num_experts is 6; it must be a multiple of parallel.ep (4)",
-    ),
     "ranks": (
         ["--launch.nproc=4", "--parallel.dp_shard=3"],
         "parallel.dp_shard is 3; it must be 0 or 4",
     ),
-    "top_k": (["--moe.top_k=17"], "moe.top_k is 17; it must be in 1..moe.num_experts (16)"),
-    "tile": (["--moe.rounding.tile=5000"], "moe.rounding.tile is 5000; it must be at most"),
     "data": (["--data.path=no/data"], "data.path is 'no/data'; no manifest.json there"),
-    "rule": (
-        ["--moe.rounding.rule=balanced"],
-        "none, nearest, balance, up, down, stochastic, score; did you mean balance?",
-    ),
-    "resume": (["--resume", "no/checkpoint"], "checkpoint.resume is no/checkpoint; it must be"),
-    "batch": (
-        ["--launch.nproc=2", "--train.global_batch_size=15"],
-        "train.global_batch_size is 15; it must be a multiple of the number of ranks (2)",
-    ),
     "file": (None, "there is no config file 'nothing.toml'"),
 }
 

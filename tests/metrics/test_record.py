@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from distmoe.metrics.record import GROUPS, LAYER_FIGURES, StepRecord
+from distmoe.metrics.record import GROUPS, StepRecord
 
 Make = Callable[..., StepRecord]
 
@@ -72,7 +72,7 @@ NAMES = [
 def test_names_are_stable(record: Make) -> None:
     assert list(record(1).flat()) == NAMES
     assert {name for names in GROUPS.values() for name in names} <= set(NAMES)
-    assert set(LAYER_FIGURES) == set(LOAD_NAMES) - {"pairs"}
+    assert set(GROUPS["experts"]) == set(LOAD_NAMES) - {"pairs"}
 
 
 def test_every_name_is_explained() -> None:

@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from distmoe.metrics.record import (
     GROUPS,
-    LAYER_FIGURES,
     OF_SOME_STEPS,
     CorpusProgress,
     StepRecord,
@@ -97,8 +96,7 @@ def events(path: Path) -> EventAccumulator:
 def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter.open(tmp_path, resumed_step=0)
     writer.write(record(1, corpora=(CorpusProgress("data/a", 7, 0.25),)))
-    writer.expert_load(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
-    writer.layers(record(1))
+    writer.experts(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
     writer.validation(1, 1.5, {"data/a": 1.25})
     writer.close()
     read = events(tmp_path)
@@ -107,7 +105,7 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     # Of a device without a known peak, which counts no joules.
     missing = set(OF_SOME_STEPS) - {"slowest_over_mean", "slowest_rank"}
     names = {name for name in names if name.partition("/")[2] not in missing}
-    layers = {f"layers_{name}/layer_{n:02d}" for name in LAYER_FIGURES for n in (1, 2)}
+    layers = {f"layers_{name}/layer_{n:02d}" for name in GROUPS["experts"] for n in (1, 2)}
     assert set(tags["scalars"]) == names | layers | {
         "validation/loss",
         "validation_loss/data/a",
@@ -141,7 +139,7 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
     assert "custom_scalars__config__" in events(tmp_path).Tags()["tensors"]
     written = {f"{group}/{name}" for group, fields in GROUPS.items() for name in fields}
     written.add("validation/loss")
-    written |= {f"layers_{name}/layer_01" for name in LAYER_FIGURES}
+    written |= {f"layers_{name}/layer_01" for name in GROUPS["experts"]}
     for _, tags in LAYOUT["distmoe"].values():
         for tag in tags:
             assert any(re.fullmatch(tag, name) for name in written), tag
@@ -149,6 +147,6 @@ def test_layout_names_what_is_written(tmp_path: Path) -> None:
 
 def test_a_model_without_experts_has_no_pictures(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter.open(tmp_path, resumed_step=0)
-    writer.expert_load(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
+    writer.experts(record(1, layers={}), np.zeros((0, 4), dtype=np.int64))
     writer.close()
     assert events(tmp_path).Tags()["images"] == []

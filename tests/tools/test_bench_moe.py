@@ -1,18 +1,17 @@
 """The kernel bench as its users run it: a process, its JSON, its exit code."""
 
 import json
-import runpy
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_moe
 import pytest
 import torch
 import triton
 from tile_tables import table_file
 from warm_python import run_python
+from wrong_arguments import refusal
 
 from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
 
@@ -24,7 +23,7 @@ WRONG = {
     "backend": (["--backends", "torch,x"], "--backends: unknown 'x'; known: bound, grouped_mm"),
     "mode": (["--mode", "sideways"], "--mode: unknown 'sideways'; known: forward, backward, both"),
     "rule": (["--rounding", "x"], "--rounding: unknown 'x'; known: none, nearest, balance"),
-    "rounds": (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
+    "rounds": (["--rounds", "0"], "--rounds: '0' must be an integer, at least 1"),
     "dtype": (["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
     "folder": (["--json", "no/such/folder/file"], "there is no folder"),
     "tune": (["--tune", "--backends", "torch"], "--tune needs triton or gluon among --backends"),
@@ -49,7 +48,7 @@ WRONG = {
     "world of nothing": (["--world", "4"], "--world is of --config, which is missing"),
     "no world": (
         ["--config", str(ROOT / "configs/tiny.toml"), "--world", "0"],
-        "--world is 0; it must be at least 1",
+        "--world: '0' must be an integer, at least 1",
     ),
     "option": (["--speed"], "unrecognized arguments: --speed"),
 }
@@ -138,58 +137,31 @@ def test_pieces_and_profile_are_there(run: tuple[str, dict[str, Any], Path]) -> 
     assert "pairs/s against top-k" in stdout
 
 
-@pytest.fixture(scope="module")
-def main() -> Callable[[], int]:
-    """The tool in this process, which saves the start of one for every wrong argument."""
-    main: Callable[[], int] = runpy.run_path(TOOL)["main"]
-    return main
-
-
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_arguments_exit_with_2(
-    options: list[str],
-    message: str,
-    main: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", [TOOL, "--device", "cpu", *options])
-    with pytest.raises(SystemExit, match="^2$"):
-        main()
-    stdout, stderr = capsys.readouterr()
-    assert stdout == ""
-    assert message in stderr.splitlines()[-1]
+    said = refusal(bench_moe.main, ["--device", "cpu", *options], capsys)
+    assert message in said.splitlines()[-1]
 
 
 def test_cuda_is_refused_where_there_is_none(
-    main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", [TOOL, "--device", "cuda"])
-    with pytest.raises(SystemExit, match="^2$"):
-        main()
-    assert "there is no CUDA device" in capsys.readouterr().err
+    assert "there is no CUDA device" in refusal(bench_moe.main, ["--device", "cuda"], capsys)
 
 
 def test_a_table_of_another_device_is_not_updated(
-    main: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = table_file(tmp_path / "tiles.toml", device="NVIDIA H100")
-    options = ["--device", "cpu", *TUNE[:-1], str(table)]
-    monkeypatch.setattr(sys, "argv", [TOOL, *options])
-    with pytest.raises(SystemExit, match="^2$"):
-        main()
-    assert "is of 'NVIDIA H100'; it must be of this device, 'cpu'" in capsys.readouterr().err
+    said = refusal(bench_moe.main, ["--device", "cpu", *TUNE[:-1], str(table)], capsys)
+    assert "is of 'NVIDIA H100'; it must be of this device, 'cpu'" in said
 
 
 def test_layers_of_a_run_are_benched_and_nothing_tuned_is_a_failure(
-    main: Callable[[], int],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two ranks, and a rank's share of a step; without the interpreter triton is missing."""
     monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
@@ -200,8 +172,7 @@ def test_layers_of_a_run_are_benched_and_nothing_tuned_is_a_failure(
     config = tmp_path / "run.toml"
     config.write_text(f"{sizes}{experts}{rounding}[train]\nglobal_batch_size = 4\n")
     options = ["--device", "cpu", "--config", str(config), "--rounds", "1", "--mode", "forward"]
-    monkeypatch.setattr(sys, "argv", [TOOL, *options, *tuning])
-    assert main() == 1
+    assert bench_moe.main([*options, *tuning]) == 1
     stdout = capsys.readouterr().out
     assert "distmoe  T=64 H=32 I=16 E=2 K=1, top-k: 64 pairs" in stdout
     assert "distmoe-step  T=32 H=32 I=16 E=2 K=1, top-k: 32 pairs" in stdout
@@ -216,13 +187,11 @@ def test_exit_code_of_the_process_is_that_of_main() -> None:
 
 
 def test_wrong_results_exit_with_1(
-    main: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(TorchMoeMlp, "row_sum", lambda *_, out_RH, **__: out_RH.zero_())
-    monkeypatch.setattr(
-        sys, "argv", [TOOL, "--device", "cpu", "--backends", "torch", "--rounds", "1"]
-    )
-    assert main() == 1
+    options = ["--device", "cpu", "--backends", "torch", "--rounds", "1"]
+    assert bench_moe.main(options) == 1
     stdout = capsys.readouterr().out
     assert "torch: no time. wrong: y: relative error" in stdout
     assert "forward" not in stdout

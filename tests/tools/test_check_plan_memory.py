@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
+import check_plan_memory
 import pytest
-
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/check_plan_memory.py"))
+from wrong_arguments import refusal
 
 
 def test_figures_of_other_shapes_stay(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    TOOL["save"]([{"name": "a", "error": 1.0}, {"name": "b", "error": 2.0}], file)
-    TOOL["save"]([{"name": "b", "error": 3.0}], file)
+    check_plan_memory.save([{"name": "a", "error": 1.0}, {"name": "b", "error": 2.0}], file)
+    check_plan_memory.save([{"name": "b", "error": 3.0}], file)
     errors = {row["name"]: row["error"] for row in json.loads(file.read_text())["shapes"]}
     assert errors == {"a": 1.0, "b": 3.0}
 
 
 def test_unknown_shapes_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        TOOL["main"](["experts", "nothing"])
-    assert "SHAPE is 'nothing'; it must be one of experts, " in capsys.readouterr().err
+    said = refusal(check_plan_memory.main, ["experts", "nothing"], capsys)
+    assert "SHAPE is 'nothing'; it must be one of experts, " in said
 
 
 def test_every_published_figure_is_within_the_limit() -> None:
     """A figure that is outside belongs into the formula, not into the docs."""
     file = Path(__file__).parents[2] / "docs/benchmarks/plan-memory.json"
     rows = json.loads(file.read_text())["shapes"]
-    assert {row["name"] for row in rows} == set(TOOL["SHAPES"])
+    assert {row["name"] for row in rows} == set(check_plan_memory.SHAPES)
     for row in rows:
-        assert abs(row["error"]) < TOOL["LIMIT"]
-        assert abs(row["error_of_storages"]) < TOOL["LIMIT"]
+        assert abs(row["error"]) < check_plan_memory.LIMIT
+        assert abs(row["error_of_storages"]) < check_plan_memory.LIMIT
 
 
-@pytest.mark.parametrize("name", list(TOOL["SHAPES"]))
+@pytest.mark.parametrize("name", list(check_plan_memory.SHAPES))
 def test_the_formula_still_says_what_was_published(name: str) -> None:
     file = Path(__file__).parents[2] / "docs/benchmarks/plan-memory.json"
     rows = {row["name"]: row for row in json.loads(file.read_text())["shapes"]}
-    assert TOOL["predict"](name, "cpu")[2].tensors == rows[name]["predicted"]["tensors"]
+    assert check_plan_memory.predict(name, "cpu")[2].tensors == rows[name]["predicted"]["tensors"]

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
 from typing import Any
 
+import check_throughput
 import pytest
-
-TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools/check_throughput.py"))
+from wrong_arguments import refusal
 
 
 def seen(at: float, *, step_seconds: float, **values: float) -> Any:
     line = {"tokens": 100, "ranks": 2, "warm_up": False, "step_seconds": step_seconds}
     line |= {"tokens_per_second_per_rank": 50 / step_seconds}
     line |= {"validation_seconds": 0.0, "checkpoint_seconds": 0.0, **values}
-    return TOOL["Seen"](line, at)
+    return check_throughput.Seen(line, at)
 
 
 def test_both_comparisons() -> None:
@@ -28,7 +26,7 @@ def test_both_comparisons() -> None:
         seen(17.0, step_seconds=0.8, validation_seconds=4.0),
     ]
     second = [seen(90.0, step_seconds=9.0), seen(91.0, step_seconds=0.8)]
-    whole, training = TOOL["compare"]([first, second])
+    whole, training = check_throughput.compare([first, second])
     assert (whole.steps, training.steps) == (4, 2)
     assert whole.stopwatch == pytest.approx(400 / 8)
     assert whole.reported == pytest.approx(400 / 7.2)
@@ -37,6 +35,5 @@ def test_both_comparisons() -> None:
 
 
 def test_too_few_steps_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        TOOL["main"](["run.toml", "--steps", "20"])
-    assert "--steps is 20; it must be at least 24" in capsys.readouterr().err
+    said = refusal(check_throughput.main, ["run.toml", "--steps", "20"], capsys)
+    assert "--steps is 20; it must be at least 24" in said

@@ -16,7 +16,7 @@ from distmoe.bench.kernels.shapes import Shape
 from distmoe.kernels.moe_mlp.tiles import SPACE
 
 WRONG = {
-    "jobs": (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
+    "jobs": (["--jobs", "0"], "--jobs: '0' must be an integer, at least 1"),
     "shape": (["--shapes", "9B"], "unknown shape '9B'; known: 1.4B, 7B"),
 }
 

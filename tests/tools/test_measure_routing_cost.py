@@ -55,7 +55,7 @@ def test_bytes_and_rounds_of_every_way(tmp_path: Path) -> None:
     [
         (["--experts", "9", "--ranks", "2"], "--experts is 9; --ranks (2) must divide it"),
         (["--top-k", "999"], "--top-k is 999; it must be at most 256"),
-        (["--tile", "0"], "--tile is 0; it must be at least 1"),
+        (["--tile", "0"], "--tile: '0' must be an integer, at least 1"),
     ],
 )
 def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

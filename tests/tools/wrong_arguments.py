@@ -12,8 +12,10 @@ def refusal(
     arguments: Sequence[str],
     capsys: pytest.CaptureFixture[str],
 ) -> str:
-    """What it says; it must end with 2."""
+    """What it says; it must end with 2, before it has printed anything."""
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    return capsys.readouterr().err
+    said = capsys.readouterr()
+    assert said.out == ""
+    return said.err

@@ -82,21 +82,36 @@ def run_step(
     monkeypatch.setattr(
         "distmoe.train.collect.peak_memory_gib", lambda device: 8.0 - dist.get_rank()
     )
+    lap = Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False, joules=10.0 * (rank + 1))
+    waits = 0.1 * (rank + 1)
+    communication = StepCommunication(waits, (rank + 1) << 20, rank << 20, wait_cpu_seconds=0.5)
+    runtime = Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD)
+    return collect(outcome, config, runtime, lap, communication, peak=1e12), forwards
+
+
+def collect(
+    outcome: StepOutcome,
+    config: Config,
+    runtime: Runtime,
+    lap: Lap,
+    communication: StepCommunication,
+    *,
+    peak: float | None = None,
+) -> StepRecord:
+    """The record of a step."""
     record, _ = collect_step(
         outcome,
         config,
-        Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD),
+        runtime,
         step=3,
         lr=0.1,
-        lap=Lap(1.0, {"data": 0.25, "validation": 0.5}, warm_up=False, joules=10.0 * (rank + 1)),
+        lap=lap,
         checkpoint_seconds=0.0,
-        communication=StepCommunication(
-            0.1 * (rank + 1), (rank + 1) << 20, rank << 20, wait_cpu_seconds=0.5
-        ),
+        communication=communication,
         bytes_per_value=4,
-        peak=1e12,
+        peak=peak,
     )
-    return record, forwards
+    return record
 
 
 def by_loop(forwards: list[Forward], *, ep: int, scope: str) -> dict[str, float]:
@@ -232,22 +247,11 @@ def test_no_collective_but_the_two_that_were(monkeypatch: pytest.MonkeyPatch) ->
     config = replace(CONFIG, parallel=ParallelConfig(ep=2))
     none = StepOutcome(2.0, 1.0, 1.0, 0.5, False, 100, 0.1, [[some_stats(), some_stats()]])
 
-    def collect(rank: int) -> None:
+    def collect_none(rank: int) -> None:
         runtime = Runtime(RankInfo(rank=rank, world=2), torch.device("cpu"), dist.group.WORLD)
-        collect_step(
-            none,
-            config,
-            runtime,
-            step=1,
-            lr=0.1,
-            lap=Lap(1.0, {}, warm_up=True),
-            checkpoint_seconds=0.0,
-            communication=StepCommunication(),
-            bytes_per_value=4,
-            peak=None,
-        )
+        collect(none, config, runtime, Lap(1.0, {}, warm_up=True), StepCommunication())
 
-    run_ranks(collect, 2)
+    run_ranks(collect_none, 2)
     assert calls == ["all_reduce", "all_gather"]
 
 
@@ -257,18 +261,7 @@ def test_on_a_gpu_only_timed_kernels_tell_the_slowest_rank() -> None:
     alone = Runtime(RankInfo(rank=0, world=1), torch.device("cuda"), None)
 
     def record(communication: StepCommunication) -> StepRecord:
-        return collect_step(
-            outcome,
-            replace(CONFIG, parallel=ParallelConfig()),
-            alone,
-            step=1,
-            lr=0.1,
-            lap=Lap(1.0, {}, warm_up=True),
-            checkpoint_seconds=0.0,
-            communication=communication,
-            bytes_per_value=4,
-            peak=None,
-        )[0]
+        return collect(outcome, CONFIG, alone, Lap(1.0, {}, warm_up=True), communication)
 
     timed = record(StepCommunication(kernel_seconds=0.25))
     assert (timed.slowest.slowest_over_mean, timed.slowest.slowest_rank) == (1.0, 0)

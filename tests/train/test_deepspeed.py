@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from training_runs import config_file, finish, learning, records, start
+
+from distmoe.launch.ports import free_port
 
 pytestmark = pytest.mark.processes
 
@@ -26,12 +27,6 @@ def by_distmoe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "[INFO]" not in output
     assert "Warning" not in output
     return config
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def launched(launcher: list[str], config: Path, *options: str) -> str:

@@ -78,13 +78,6 @@ def test_a_checkpoint_loads_on_other_ranks(unbroken: Path, data: Path, tmp_path:
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)
 
 
-def test_a_run_folder_that_is_a_file_is_refused(data: Path, tmp_path: Path) -> None:
-    config = config_file(tmp_path / "broken", data)
-    (tmp_path / "broken" / "run").write_text("a file where a folder should be")
-    output = finish(start(config, "--checkpoint.resume", "never"), code=2)
-    assert "run.dir is" in output
-
-
 def test_an_error_of_a_rank_is_one_line_and_stops_all(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     shard = tmp_path / "data" / "train-00000.bin"

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from distmoe.bench.dispatch.exposed import Exposed
 from distmoe.bench.dispatch.measure import Timing
 from distmoe.bench.dispatch.ways import Way
+from distmoe.bench.tool import console_of, table_of
 
 MIB = 2**20
 
@@ -67,9 +67,8 @@ class ExposedLine:
 
 def times_table(title: str, lines: Sequence[Line]) -> Table:
     """Of forward and backward together."""
-    table = _table(f"{title}: forward and backward of the experts", "way")
-    for name in ("median ms", "min", "max", "of the first", "predicted ms", "error"):
-        table.add_column(name, justify="right")
+    figures = ("median ms", "min", "max", "of the first", "predicted ms", "error")
+    table = table_of(f"{title}: forward and backward of the experts", "way", figures)
     first = statistics.median(lines[0].timing.total_s)
     for line in lines:
         total = line.timing.total_s
@@ -90,10 +89,9 @@ def times_table(title: str, lines: Sequence[Line]) -> Table:
 
 def bytes_table(lines: Sequence[Line]) -> Table:
     """Of rows between nodes."""
-    table = _table("MiB that the mean rank sends between nodes, forward and backward", "way")
-    names = ("exchange", "by its routing", "worst rank", "uniform routing", "off", "interface")
-    for name in (*names, "above the exchange"):
-        table.add_column(name, justify="right")
+    title = "MiB that the mean rank sends between nodes, forward and backward"
+    figures = ("exchange", "by its routing", "worst rank", "uniform routing", "off", "interface")
+    table = table_of(title, "way", (*figures, "above the exchange"))
     for line in lines:
         table.add_row(
             line.timing.name,
@@ -113,9 +111,8 @@ def _against(num_bytes: float | None, off: float | None) -> list[str]:
 
 def exposed_table(lines: Sequence[ExposedLine]) -> Table:
     """By the accounting and by the clock."""
-    table = _table("exposed communication of forward and backward", "way")
-    for name in ("wall ms", "accounted ms", "share", "by the clock ms", "share", "ratio"):
-        table.add_column(name, justify="right")
+    figures = ("wall ms", "accounted ms", "share", "by the clock ms", "share", "ratio")
+    table = table_of("exposed communication of forward and backward", "way", figures)
     for line in lines:
         table.add_row(
             line.name,
@@ -132,9 +129,8 @@ def exposed_table(lines: Sequence[ExposedLine]) -> Table:
 def hidden_table(lines: Sequence[ExposedLine]) -> Table:
     """What overlap saves against the waiting way of the same level: of the wall time, and of the
     communication that the accounting calls exposed."""
-    table = _table("communication that overlap hides, against waiting", "way")
-    for name in ("wall ms saved", "accounted ms saved", "ratio"):
-        table.add_column(name, justify="right")
+    figures = ("wall ms saved", "accounted ms saved", "ratio")
+    table = table_of("communication that overlap hides, against waiting", "way", figures)
     waiting = {line.level: line for line in lines if not line.overlap}
     for line in lines:
         if line.overlap:
@@ -149,21 +145,12 @@ def hidden_table(lines: Sequence[ExposedLine]) -> Table:
     return table
 
 
-def _table(title: str, first: str) -> Table:
-    table = Table(title=title, box=None, title_justify="left")
-    table.add_column(first, no_wrap=True)
-    return table
-
-
 def show(*tables: Table, notes: Sequence[str] = ()) -> None:
-    """As wide as the terminal; 130 columns in a file."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=130)
+    console = console_of(130)
     for table in tables:
         console.print(table)
     for note in notes:
-        console.print(note, highlight=False)
+        console.print(note)
 
 
 def draw(lines: Sequence[Line], path: Path) -> None:

@@ -12,6 +12,7 @@ from launch_doctor import DEVICE, Answers, torch_with
 
 from distmoe.config import Config, RunConfig
 from distmoe.launch.doctor import devices
+from distmoe.launch.doctor.examine import finding_of
 from distmoe.launch.doctor.finding import Status
 from distmoe.launch.doctor.situation import Situation
 
@@ -87,7 +88,7 @@ def test_what_the_driver_says(
     words: str,
 ) -> None:
     install(monkeypatch, FakeNvml(healthy(), healthy(**second)))
-    finding = devices.CHECKS[check](situation())
+    finding = finding_of(devices.CHECKS[check], situation())
     assert finding.status == status
     assert words in finding.seen
 
@@ -97,9 +98,9 @@ def test_what_the_driver_does_not_say_is_skipped(
     situation: Make, monkeypatch: pytest.MonkeyPatch, check: str
 ) -> None:
     install(monkeypatch, FakeNvml({}))
-    assert devices.CHECKS[check](situation()).status == Status.SKIP
+    assert finding_of(devices.CHECKS[check], situation()).status == Status.SKIP
     install(monkeypatch, FakeNvml(starts=False))
-    finding = devices.CHECKS[check](situation())
+    finding = finding_of(devices.CHECKS[check], situation())
     assert (finding.status, finding.seen) == ("skip", "NVML does not start: Driver Not Loaded")
     install(monkeypatch, None)
-    assert "pip install 'distmoe[nvml]'" in devices.CHECKS[check](situation()).seen
+    assert "pip install 'distmoe[nvml]'" in finding_of(devices.CHECKS[check], situation()).seen

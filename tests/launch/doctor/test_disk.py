@@ -12,6 +12,7 @@ from launch_doctor import like
 
 from distmoe.config import Config, DataConfig, RunConfig
 from distmoe.launch.doctor import disk
+from distmoe.launch.doctor.examine import finding_of
 from distmoe.launch.doctor.situation import Situation
 
 Make = Callable[..., Situation]
@@ -39,7 +40,7 @@ def test_disks(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert like(disk.data_speed(found), "warn", "4.2 MB of train-0.bin")
     monkeypatch.setattr(disk.os, "fsync", lambda file: os.close(-1))
     assert like(disk.run_speed(found), "fail", "Bad file descriptor")
-    assert like(disk.data_room(situation()), "skip", "no FILE")
+    assert like(finding_of(disk.data_room, situation()), "skip", "no FILE")
 
 
 def test_disks_of_a_mix(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from launch_doctor import DEVICE, Answers, like, torch_with
 
 from distmoe.config import CheckpointConfig, Config, ConfigError, DataConfig, RunConfig
 from distmoe.launch.doctor import run
+from distmoe.launch.doctor.examine import finding_of
 from distmoe.launch.doctor.situation import Situation
 
 Make = Callable[..., Situation]
@@ -38,7 +39,7 @@ def test_ranks_and_devices(
 
 def test_a_run(situation: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for check in run.CHECKS.values():
-        assert like(check(situation()), "skip", "no FILE")
+        assert like(finding_of(check, situation()), "skip", "no FILE")
     config = Config(
         run=RunConfig(dir=str(tmp_path)),
         data=DataConfig(path=str(tmp_path)),
@@ -86,7 +87,7 @@ def test_tiles(situation: Make) -> None:
     wrong = found(wrong="device is 'NVIDIA H100'")
     assert like(run.tiles(wrong), "fail", "moe.kernel_tiles: device is 'NVIDIA H100'")
     assert like(run.tiles(found(kernel="torch")), "skip", "moe.kernel torch has none")
-    assert like(run.tiles(situation(config=Config())), "skip", "no answer")
+    assert like(finding_of(run.tiles, situation(config=Config())), "skip", "no answer")
 
 
 def test_data(situation: Make, tmp_path: Path) -> None:
