@@ -65,5 +65,6 @@ def test_a_gpu_without_tma_has_its_defaults_only(
 ) -> None:
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert main(["--shapes", "TR"]) == 0
+    assert "9 launches" in capsys.readouterr().out
     words = "--all-tiles: the candidates are for NVIDIA GPUs of compute capability 9.0 and newer"
     assert words in refusal(main, ["--all-tiles"], capsys)
