@@ -37,7 +37,7 @@ def arrange(messages: Messages, place_A: Tensor) -> ArrangedPairs:
         offsets_e1=offsets_e1,
         place_L=place_L,
         rows_A=rows_A,
-        counts_Ae=counts_eA.T,
+        counts_Ae=counts_eA.T.contiguous(),
         relayed_PC=head_PC2[..., 1],
     )
 

@@ -1,8 +1,8 @@
 """Where every segment of the messages goes, by one program; then every pair goes there.
 
-In the tables of scratch memory, int32: ``begin`` [P e + 1] first pair of every source and expert in
-the messages, ``end`` [P W] first row behind every run, and by what ``row_shift`` [P W] the rows of a
-run and ``pair_shift`` [P e W] the pairs of a segment move.
+Tables in scratch memory, int32, of W runs a source: ``begin`` [P e + 1], the first pair of every
+source and expert in the messages; ``end`` [P W], the first row behind every run; ``row_shift``
+[P W] and ``pair_shift`` [P e W], by what the rows of a run and the pairs of a segment move.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls

@@ -32,7 +32,7 @@ def arrange(messages: Messages, place_A: Tensor) -> ArrangedPairs:
             message_X2, scratch, row_L, score_L.view(torch.int32), place_L,
             P, e, C, L, (P * e).bit_length(), W=W, BLOCK=BLOCK_PAIRS, num_warps=4,
         )  # fmt: skip
-    rows_A, counts_AE, relayed_PC = sizes.split([A, A * e, P * C])
+    rows_A, counts_AE, relayed_PC = torch.split(sizes, [A, A * e, P * C])
     return ArrangedPairs(
         row_L=row_L,
         score_L=score_L,
