@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.comm.node_links import NodeLinks
-from distmoe.kernels.moe_mlp import PairIndex, Runs
+from distmoe.kernels.moe_mlp import PairIndex, Runs, RunsOfBlocks
 from distmoe.moe.arrivals import Arrived, ByRow
 from distmoe.moe.carry import carry_tiles
 from distmoe.moe.host_copy import HostCopy, ints, to_device
@@ -271,5 +271,4 @@ def _gathered(blocks: list[Block], links: NodeLinks | None) -> list[Block]:
 def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
     """One copy to the device for the ranges of all blocks."""
     pairs_b = ints((bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1))
-    on_device = to_device(bounds_b2e.astype(np.int32), device)
-    return [Runs(bounds, max_pairs=pairs) for bounds, pairs in zip(on_device, pairs_b, strict=True)]
+    return RunsOfBlocks(to_device(bounds_b2e.astype(np.int32), device), pairs_b).each()
