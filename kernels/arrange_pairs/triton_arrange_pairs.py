@@ -79,16 +79,25 @@ def place_rows(
 
 
 @triton.jit
-def first_pair_from(message_ptr, row, low, high, source, C, steps):
-    """The first pair in low..high, pairs of one source and expert, whose row is at least ``row``;
-    high if there is none."""
+def halved(message_ptr, row, low, high, source, C):
+    """One step of the search for the first pair in low..high whose row is at least ``row``."""
+    middle = (low + high) // 2
+    is_open = low < high
+    here = tl.load(row_at(message_ptr, middle, source, C), mask=is_open, other=0)
+    low = tl.where(is_open & (here < row), middle + 1, low)
+    return low, tl.where(is_open & (here >= row), middle, high)
+
+
+@triton.jit
+def pairs_of_rows(message_ptr, first_row, end_row, low, high, source, C, steps):
+    """Of low..high, the pairs of a source and expert, the first one of the rows first_row..end_row
+    and the one behind the last."""
+    begin, begin_high, end, end_high = low, high, low, high
     for _ in range(steps):
-        middle = (low + high) // 2
-        open_ = low < high
-        here = tl.load(row_at(message_ptr, middle, source, C), mask=open_, other=0)
-        low = tl.where(open_ & (here < row), middle + 1, low)
-        high = tl.where(open_ & (here >= row), middle, high)
-    return low
+        # Both at once: a step waits for memory.
+        begin, begin_high = halved(message_ptr, first_row, begin, begin_high, source, C)
+        end, end_high = halved(message_ptr, end_row, end, end_high, source, C)
+    return begin, end
 
 
 # Sizes change from step to step: they must not make another kernel.
@@ -103,7 +112,8 @@ def segment_kernel(
 ):  # fmt: skip
     """All tables; offsets [e + 1]; sizes: rows [A], counts [A, e], relayed [P, C], int64.
 
-    One program: sums over all segments, which are few. ``steps``: bits of the number of pairs.
+    One program: sums over all segments, which are few. ``steps``: bits of the most pairs of a
+    source.
     """
     begin_ptr, end_ptr = scratch_ptr, scratch_ptr + P * e + 1
     row_shift_ptr, pair_shift_ptr = end_ptr + P * W, end_ptr + 2 * P * W
@@ -126,8 +136,9 @@ def segment_kernel(
         segment = source * e + expert
         low = tl.load(begin_ptr + segment, mask=exists, other=0)
         high = tl.load(begin_ptr + segment + 1, mask=exists, other=0)
-        begin = first_pair_from(message_ptr, first_row, low, high, source, C, steps)
-        end = first_pair_from(message_ptr, end_row, low, high, source, C, steps)
+        begin, end = pairs_of_rows(
+            message_ptr, first_row, end_row, low, high, source, C, steps
+        )  # fmt: skip
         count = end - begin
         goes_to = passed + tl.cumsum(count, axis=0) - count
         tl.store(pair_shift_ptr + segment * W + place % W, goes_to - begin, mask=exists)

@@ -23,7 +23,8 @@ def arrange(messages: Messages, place_A: Tensor) -> ArrangedPairs:
     offsets_e1 = message_X2.new_empty(e + 1)
     segment_kernel[(1,)](
         message_X2, from_Pe, place_A, scratch, offsets_e1, sizes,
-        *from_Pe.stride(), messages.rank, P, e, C, A, L.bit_length(), **segment_config(W),
+        *from_Pe.stride(), messages.rank, P, e, C, A, max(messages.pairs_P).bit_length(),
+        **segment_config(W),
     )  # fmt: skip
     row_L, place_L = message_X2.new_empty(L), sizes.new_empty(L)
     score_L = message_X2.new_empty(L, dtype=torch.float32)
