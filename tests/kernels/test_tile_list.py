@@ -10,8 +10,14 @@ from distmoe.kernels.moe_mlp.triton_backend import tile_list
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-# First pair and pair after the last of three experts, in blocks that bring much, nothing, little.
-BLOCKS = [[[0, 40, 90], [33, 48, 90]], [[33, 48, 90], [33, 48, 90]], [[33, 48, 90], [40, 90, 91]]]
+# First pair and pair after the last of three experts, in blocks that bring much, nothing, less than
+# a pair each, and much again.
+BLOCKS = [
+    [[0, 40, 90], [33, 48, 90]],
+    [[33, 48, 90], [33, 48, 90]],
+    [[33, 48, 90], [33, 49, 90]],
+    [[33, 49, 90], [40, 90, 91]],
+]
 
 
 @pytest.mark.parametrize("m", [16, 64])
@@ -44,6 +50,6 @@ def test_one_launch_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("distmoe.kernels.moe_mlp.triton_backend.tile_list_kernel", Launches())
     bounds_b2e = torch.tensor(BLOCKS, dtype=torch.int32, device=DEVICE)
-    for runs in RunsOfBlocks(bounds_b2e, [41, 0, 50]).each():
+    for runs in RunsOfBlocks(bounds_b2e, [41, 0, 1, 49]).each():
         tile_list(runs, 16), tile_list(runs, 16)
     assert len(launches) == 1
