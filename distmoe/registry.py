@@ -142,6 +142,20 @@ ROUTING_INDEX_BACKENDS = Registry(
         "triton": "distmoe.kernels.routing_index.triton_backend:build",
     },
 )
+ARRANGE_PAIRS_BACKENDS = Registry(
+    "arrange_pairs backend",
+    {
+        "torch": "distmoe.kernels.arrange_pairs.torch_backend:arrange",
+        "triton": "distmoe.kernels.arrange_pairs.triton_backend:arrange",
+    },
+)
+BALANCE_TARGETS_BACKENDS = Registry(
+    "balance_targets backend",
+    {
+        "torch": "distmoe.kernels.balance_targets.reference:targets",
+        "triton": "distmoe.kernels.balance_targets.triton_backend:targets",
+    },
+)
 ENGINES = Registry(
     "engine",
     {

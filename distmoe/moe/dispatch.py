@@ -14,7 +14,8 @@ from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
 from distmoe.comm.node_links import NodeLinks
-from distmoe.moe.arrivals import Arrangement, Incoming
+from distmoe.kernels.arrange_pairs import Messages
+from distmoe.moe.arrivals import Arrangement
 from distmoe.moe.host_copy import HostCopy, ints
 from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
@@ -61,6 +62,9 @@ class Dispatch:
         )
         self._from_ranks_Pe = from_ranks_Pe
         self._copy = HostCopy(self._outgoing.sent_PC, self._outgoing.pairs_P, from_ranks_Pe)
+        # Behind the sizes, which the host waits for.
+        self._relays = self._ranks_through_which_rows_go()
+        self._head_PC2 = self._heads()
 
     def exchange_pairs(self) -> None:
         """Wait for the sizes, and tell every rank which pairs it gets."""
@@ -72,17 +76,16 @@ class Dispatch:
         self._pair_N2 = self._pair_N2[:pairs]
         exchange, schedule = self._exchange, self._schedule
         message_X2 = self._exchange_messages()
-        incoming = Incoming.of(
+        messages = Messages(
             message_X2,
             self._from_ranks_Pe,
-            sizes.from_Pe_host,
+            ints(sizes.pairs_from_P_host),
             rank=exchange.rank,
             runs=schedule.runs(),
         )
         steps = schedule.blocks(exchange.rank, exchange.size)
         arrivals = [part for step in steps for part in step.receives]
-        num_local = sizes.from_Pe_host.shape[1]
-        self._arrangement = Arrangement(incoming, arrivals, num_local=num_local)
+        self._arrangement = Arrangement(messages, arrivals)
         # Behind the sizes, which the host waits for.
         self._sent_token_b = sent_tokens(steps, self._outgoing.token, sizes.sent_PC_host)
 
@@ -114,18 +117,24 @@ class Dispatch:
             )
             # A decision that is kept for a replay keeps the plan, and nothing of its making.
             del self._routing, self._outgoing, self._pair_N2, self._from_ranks_Pe
-            del self._copy, self._arrangement, self._sent_token_b
+            del self._copy, self._head_PC2, self._arrangement, self._sent_token_b
         return self._plan
 
+    def _ranks_through_which_rows_go(self) -> set[int]:
+        rank, width = self._exchange.rank, self._schedule.ranks_per_node
+        return {p for p in range(self._exchange.size) if width and (p - rank) % width == 0}
+
+    def _heads(self) -> Tensor:
+        """[P, C, 2]: see `Messages`."""
+        rows_PC, sent_PC = self._outgoing.rows_PC, self._outgoing.sent_PC
+        passed_PC = sent_PC if self._relays else torch.zeros_like(sent_PC)
+        return torch.stack([rows_PC, passed_PC], dim=2)
+
     def _exchange_messages(self) -> Tensor:
-        """What all ranks have for this one, see `Incoming.of`. Messages lie one after the other in
+        """What all ranks have for this one, see `Messages`. Messages lie one after the other in
         one tensor each way, so that the work of the host does not grow with the ranks."""
-        exchange, sizes, outgoing = self._exchange, self._sizes, self._outgoing
-        rank, num_runs, width = exchange.rank, self._schedule.runs(), self._schedule.ranks_per_node
-        # Rows that go through a rank are told to it, though none may be for its own experts.
-        relays = {p for p in range(exchange.size) if width and (p - rank) % width == 0}
-        passed_PC = outgoing.sent_PC if relays else torch.zeros_like(outgoing.sent_PC)
-        heads = torch.stack([outgoing.rows_PC, passed_PC], dim=2).unbind()
+        exchange, sizes = self._exchange, self._sizes
+        rank, num_runs, heads = exchange.rank, self._schedule.runs(), self._head_PC2.unbind()
         pairs = torch.split(self._pair_N2, ints(sizes.pairs_to_P_host))
         in_turn = [part for both in zip(heads, pairs, strict=True) for part in both]
         sent = torch.split(torch.cat(in_turn), ints(num_runs + sizes.pairs_to_P_host))
@@ -136,7 +145,8 @@ class Dispatch:
         received[rank].copy_(sent[rank])
 
         def with_peers(parts: Sequence[Tensor], pairs_P_host: IntArray) -> dict[int, Tensor]:
-            wanted = {p for p, pairs in enumerate(ints(pairs_P_host)) if pairs} | relays
+            # Rows that go through a rank are told to it, though none may be for its own experts.
+            wanted = {p for p, pairs in enumerate(ints(pairs_P_host)) if pairs} | self._relays
             return {p: parts[p] for p in sorted(wanted - {rank})}
 
         exchange_now(

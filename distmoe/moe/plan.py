@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distmoe.comm.node_links import NodeLinks
-from distmoe.kernels.moe_mlp import PairIndex, Runs
-from distmoe.moe.arrivals import Arrived, by_row
+from distmoe.kernels.moe_mlp import PairIndex, Runs, RunsOfBlocks
+from distmoe.moe.arrivals import Arrived, ByRow
 from distmoe.moe.carry import carry_tiles
 from distmoe.moe.host_copy import HostCopy, ints, to_device
 from distmoe.moe.int_array import IntArray
@@ -101,9 +101,11 @@ class DispatchPlan:
         for: the experts do not need it."""
         if self.num_ranks == 1:
             return None
-        by_token_U, offsets_T1 = by_row(self.token, num_rows=self.num_tokens)
+        token_U = self.token.int()
+        by_token = ByRow(token_U)
+        offsets_T1 = by_token.offsets(num_rows=self.num_tokens)
         whole = torch.stack([offsets_T1[0], offsets_T1[-1]])
-        return PairIndex(self.token.int(), whole, by_token_U, offsets_T1)
+        return PairIndex(token_U, whole, by_token.by_row_L, offsets_T1)
 
     @property
     def num_rows(self) -> int:
@@ -269,5 +271,4 @@ def _gathered(blocks: list[Block], links: NodeLinks | None) -> list[Block]:
 def _runs_on_device(bounds_b2e: IntArray, device: torch.device) -> list[Runs]:
     """One copy to the device for the ranges of all blocks."""
     pairs_b = ints((bounds_b2e[:, 1] - bounds_b2e[:, 0]).sum(1))
-    on_device = to_device(bounds_b2e.astype(np.int32), device)
-    return [Runs(bounds, max_pairs=pairs) for bounds, pairs in zip(on_device, pairs_b, strict=True)]
+    return RunsOfBlocks(to_device(bounds_b2e.astype(np.int32), device), pairs_b).each()

@@ -52,8 +52,8 @@ class MoEStats:
     @torch.no_grad()
     def count(scores: Scores, rounded: Rounded) -> MoEStats:
         """From the router's choice, and what rounding made of it; no row is sent yet."""
-        dropped_TE = scores.chosen_TE & ~rounded.selected_TE
-        added_TE = rounded.selected_TE & ~scores.chosen_TE
+        dropped_TE = scores.chosen_TE > rounded.selected_TE
+        added_TE = rounded.selected_TE > scores.chosen_TE
         # Not key_TE, in which a balance bias may be.
         mass_TE = integer_keys(scores.score_TE)
         return MoEStats(
@@ -78,4 +78,4 @@ class MoEStats:
 
 def _sum_where(mask_TE: Tensor, mass_TE: Tensor) -> Tensor:
     """0-d int64: int32 sums would overflow at 128 scores of 1."""
-    return torch.where(mask_TE, mass_TE, 0).sum(dtype=torch.int64)
+    return (mask_TE * mass_TE).sum(dtype=torch.int64)

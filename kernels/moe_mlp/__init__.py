@@ -85,11 +85,15 @@ class Runs:
     ``bounds_2e`` int32: first pair, and pair after the last, of each expert; equal for an expert
     that has nothing to do. ``max_pairs``: a bound on their number, known on the host, from which
     grids are launched. ``derived``: what a backend makes of the ranges and keeps for the next call.
+    ``blocks``: those that it is one of, with its ``number``, if a backend may make something of all
+    of them at once.
     """
 
     bounds_2e: Tensor
     max_pairs: int
     derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    blocks: RunsOfBlocks | None = None
+    number: int = 0
 
     @staticmethod
     def of_all(index: PairIndex) -> Runs:
@@ -103,6 +107,23 @@ class Runs:
         begins, ends = self.bounds_2e.tolist()
         bounds = zip(begins, ends, strict=True)
         return [Run(i, begin, end) for i, (begin, end) in enumerate(bounds) if end > begin]
+
+
+@dataclass(frozen=True)
+class RunsOfBlocks:
+    """The pairs of calls that follow each other. ``bounds_b2e`` int32, contiguous: see `Runs`;
+    ``pairs_b``: exactly as many pairs. ``derived``: as in `Runs`, of all blocks."""
+
+    bounds_b2e: Tensor
+    pairs_b: list[int]
+    derived: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def each(self) -> list[Runs]:
+        """The pairs of every call."""
+        return [
+            Runs(bounds_2e, max_pairs=pairs, blocks=self, number=i)
+            for i, (bounds_2e, pairs) in enumerate(zip(self.bounds_b2e, self.pairs_b, strict=True))
+        ]
 
 
 class MoeMlp(Protocol):

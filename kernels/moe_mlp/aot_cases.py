@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 from distmoe.kernels.aot import AotCase
 from distmoe.kernels.moe_mlp import gluon_aot_cases
@@ -219,12 +220,13 @@ def _others() -> Iterator[AotCase]:
         },
         {"BLOCKS": 2, "BM": 128},
     )
-    for experts in (8, 128, 256, 4096):
+    for experts, exact in product((8, 128, 256, 4096), (False, True)):
         yield _plain(
-            f"tile_list e{experts}",
+            f"tile_list e{experts}" + (" blocks" if exact else ""),
             tile_list_kernel,
-            {"bounds_ptr": INT32, "tile_ptr": INT32, "num_tiles": "i32"},
+            {"bounds_ptr": INT32, "tile_ptr": INT32, "num_tiles": "i32", "stride": "i32"},
             {
+                "EXACT": exact,
                 "E": experts,
                 "E_POW2": experts,
                 "BM": 128,

@@ -228,21 +228,34 @@ def tile_list_slots(padded_experts: int) -> int:
 
 
 def tile_list(runs: Runs, m: int) -> Tensor:
-    """int32 [3, tiles] of `tile_list_kernel`, made once per ranges and tile height."""
-    if ("tiles", m) not in runs.derived:
-        num_experts = runs.bounds_2e.shape[1]
-        # Every expert may have a ragged tile beside its whole ones.
-        num_tiles = triton.cdiv(runs.max_pairs, m) + min(num_experts, runs.max_pairs)
-        tiles = runs.bounds_2e.new_empty(3, num_tiles)
-        padded = triton.next_power_of_2(num_experts)
-        slots = tile_list_slots(padded)
-        tile_list_kernel[(triton.cdiv(num_tiles, slots),)](
-            runs.bounds_2e, tiles, num_tiles,
-            E=num_experts, E_POW2=padded, BM=m, SLOTS=slots, num_warps=4,
-        )  # fmt: skip
-        runs.derived["tiles", m] = tiles
-    made: Tensor = runs.derived["tiles", m]
+    """int32 [3, tiles] of `tile_list_kernel`, made once per tile height for all blocks together."""
+    blocks = runs.blocks
+    derived = runs.derived if blocks is None else blocks.derived
+    if ("tiles", m) not in derived:
+        if blocks is None:
+            lists = _tile_lists(runs.bounds_2e[None], [runs.max_pairs], m, exact=False)
+        else:
+            lists = _tile_lists(blocks.bounds_b2e, blocks.pairs_b, m, exact=True)
+        derived["tiles", m] = lists
+    made: Tensor = derived["tiles", m][runs.number]
     return made
+
+
+def _tile_lists(bounds_b2e: Tensor, pairs_b: list[int], m: int, *, exact: bool) -> list[Tensor]:
+    num_blocks, _, num_experts = bounds_b2e.shape
+    # Every expert may have a ragged tile beside its whole ones.
+    num_tiles_b = [triton.cdiv(pairs, m) + min(num_experts, pairs) for pairs in pairs_b]
+    most = max(num_tiles_b)
+    # Every list begins at a multiple of 16 bytes.
+    stride = triton.cdiv(3 * most, 4) * 4
+    lists = bounds_b2e.new_empty(num_blocks, stride)
+    padded = triton.next_power_of_2(num_experts)
+    slots = tile_list_slots(padded)
+    tile_list_kernel[(triton.cdiv(most, slots), num_blocks)](
+        bounds_b2e, lists, most, stride, EXACT=exact,
+        E=num_experts, E_POW2=padded, BM=m, SLOTS=slots, num_warps=4,
+    )  # fmt: skip
+    return [tiles[: 3 * num].view(3, num) for tiles, num in zip(lists, num_tiles_b, strict=True)]
 
 
 def sum_dscore(partial: Tensor, dscore_L: Tensor, tiles: Tensor, m: int) -> None:

@@ -9,20 +9,29 @@ import triton.language as tl
 
 
 # Sizes change from step to step: they must not make another kernel.
-@triton.jit(do_not_specialize=["num_tiles"], do_not_specialize_on_alignment=["bounds_ptr"])
+@triton.jit(
+    do_not_specialize=["num_tiles", "stride"], do_not_specialize_on_alignment=["bounds_ptr"]
+)
 def tile_list_kernel(
-    bounds_ptr, tile_ptr, num_tiles, E: tl.constexpr, E_POW2: tl.constexpr,
-    BM: tl.constexpr, SLOTS: tl.constexpr,
+    bounds_ptr, tile_ptr, num_tiles, stride, EXACT: tl.constexpr, E: tl.constexpr,
+    E_POW2: tl.constexpr, BM: tl.constexpr, SLOTS: tl.constexpr,
 ):  # fmt: skip
-    """int32 [3, num_tiles]: expert, first pair, and the pair after the last one of the range.
+    """int32 [3, num_tiles]: expert, first pair, and the pair after the last one of the range; for
+    every block, ``stride`` apart.
 
-    ``num_tiles`` is a bound known on the host; entries past the last tile have expert -1 and no
-    pairs. Every program counts the tiles of all experts itself: no atomics and no second pass.
+    ``num_tiles`` is a bound known on the host; EXACT: that of the block's own pairs. Entries past
+    the last tile have expert -1 and no pairs. Every program counts the tiles of all experts itself:
+    no atomics and no second pass.
     """
+    bounds_ptr += tl.program_id(1) * 2 * E
+    tile_ptr += tl.program_id(1) * stride
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
     e = tl.arange(0, E_POW2)
     begin_e = tl.load(bounds_ptr + e, mask=e < E, other=0)
     end_e = tl.load(bounds_ptr + E + e, mask=e < E, other=0)
+    if EXACT:
+        pairs = tl.sum(end_e - begin_e)
+        num_tiles = (pairs + BM - 1) // BM + tl.minimum(pairs, E)
     tiles_e = (end_e - begin_e + BM - 1) // BM
     passed = tl.cumsum(tiles_e, axis=0)[None, :] <= slot[:, None]
     expert = tl.sum(passed.to(tl.int32), axis=1)

@@ -45,6 +45,12 @@ class RoundSelect(Protocol):
         turned over. ``most``: a bound on the amounts that the host knows."""
         ...
 
+    def merge(self, best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+        """[P, E] int64: how many of each rank's candidates, what `best` gave it, are among the best
+        ``amount_E`` (at most C) of all ranks. Equal keys: lower ranks win an add, higher ranks lose
+        a drop first."""
+        ...
+
 
 def load_round_select(key_TE: Tensor, backend: str = "auto") -> RoundSelect:
     """The backend for the device of ``key_TE``."""

@@ -10,10 +10,13 @@ from distmoe.kernels.round_select.triton_backend import (
     BLOCK_EXPERTS,
     BLOCK_TOKENS,
     CONSTANTS,
+    MERGE_BITS,
     WHOLE_COLUMN_OF_BEST,
     WHOLE_COLUMN_OF_TAKE,
     column_config,
+    merge_config,
 )
+from distmoe.kernels.round_select.triton_merge import merge_kernel
 from distmoe.kernels.round_select.triton_round_select import (
     flip_kernel,
     gather_best_kernel,
@@ -46,6 +49,8 @@ def cases() -> Iterator[AotCase]:
             {"priority_ptr": INT32, "best_ptr": INT32, "T": "i32", "num": "i32"},
             column_config(tokens, WHOLE_COLUMN_OF_BEST),
         )
+    for ranks in (2, 8, 64, 512):
+        yield _merge(ranks, 127)
     sort = {"NOTHING": NOTHING, "BLOCK": 128}
     yield _case("round_select sort 127", sort_kernel, {"values_ptr": INT32, "num": "i32"}, sort, 1)
     for experts in (64, 256, 4096):
@@ -70,6 +75,20 @@ def cases() -> Iterator[AotCase]:
             tile,
             4,
         )
+
+
+def _merge(num_ranks: int, num: int) -> AotCase:
+    constexprs = {"NOTHING": NOTHING, "BITS": MERGE_BITS, **merge_config(num_ranks, num)}
+    signature = {
+        "best_ptr": INT32,
+        "adds_ptr": BYTES,
+        "amount_ptr": "*i64:16",
+        "accepted_ptr": "*i64:16",
+        "P": "i32",
+        "num_experts": "i32",
+    }
+    name = f"round_select merge {num_ranks} of {num}"
+    return _case(name, merge_kernel, signature, constexprs, constexprs.pop("num_warps"))
 
 
 def _column(

@@ -46,3 +46,17 @@ class TorchRoundSelect:
         taken_ET = above_ET | (tie_ET & torch.where(adds_E[:, None], first_ET, last_ET))
         taken_ET &= (priority_ET > NOTHING) & (amount_E > 0)[:, None]
         return chosen_TE ^ taken_ET.T
+
+    def merge(self, best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+        num_ranks, num_experts, num = best_PEC.shape
+        merged_EPC = best_PEC.transpose(0, 1).long()
+        rank_P = torch.arange(num_ranks, device=amount_E.device)
+        before_EP = torch.where(adds_E[:, None], num_ranks - 1 - rank_P, rank_P)
+        distinct_EPC = merged_EPC * num_ranks + before_EP[:, :, None]
+        best_EC = distinct_EPC.reshape(num_experts, -1).topk(num, dim=1).values
+        last_E11 = best_EC.gather(1, (amount_E - 1).clamp(min=0)[:, None])[:, :, None]
+        above_EP = (distinct_EPC > last_E11).sum(2)
+        # All that equal the last one are of one rank, which takes what is left.
+        left_E1 = amount_E[:, None] - above_EP.sum(1, keepdim=True)
+        holds_EP = (distinct_EPC == last_E11).any(2)
+        return torch.where(amount_E[:, None] > 0, above_EP + holds_EP * left_E1, 0).T

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from distmoe.kernels.round_select import KEY_LIMIT, NOTHING
+from distmoe.kernels.round_select.triton_merge import merge_kernel
 from distmoe.kernels.round_select.triton_round_select import (
     flip_kernel,
     gather_best_kernel,
@@ -24,6 +25,9 @@ WHOLE_COLUMN_OF_BEST = 16384
 PART = 16384
 # Priorities lie within KEY_LIMIT of 0 on either side.
 BITS = KEY_LIMIT.bit_length()
+# Candidates that a program of `merge` keeps in registers, and the bits from NOTHING to KEY_LIMIT.
+MERGED = 4096
+MERGE_BITS = (KEY_LIMIT - NOTHING).bit_length()
 CONSTANTS = {"NOTHING": NOTHING, "KEY_LIMIT": KEY_LIMIT, "BITS": BITS}
 
 
@@ -80,6 +84,29 @@ class TritonRoundSelect:
             E=num_experts, BT=BLOCK_TOKENS, BE=BLOCK_EXPERTS, num_warps=4,
         )  # fmt: skip
         return selected_TE
+
+    def merge(self, best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
+        num_ranks, num_experts, num = best_PEC.shape
+        accepted_PE = amount_E.new_empty(num_ranks, num_experts)
+        merge_kernel[(num_experts,)](
+            best_PEC.contiguous(), _bytes(adds_E), amount_E, accepted_PE, num_ranks, num_experts,
+            NOTHING=NOTHING, BITS=MERGE_BITS, **merge_config(num_ranks, num),
+        )  # fmt: skip
+        return accepted_PE
+
+
+def merge_config(num_ranks: int, num: int) -> dict[str, int | bool]:
+    """BP ranks are counted at a time; all their candidates stay in registers if these are not
+    more."""
+    padded = triton.next_power_of_2(num)
+    ranks = min(triton.next_power_of_2(num_ranks), max(MERGED // padded, 1))
+    return {
+        "C": num,
+        "C_POW2": padded,
+        "BP": ranks,
+        "WHOLE": num_ranks <= ranks,
+        "num_warps": min(max(ranks * padded // 256, 1), 16),
+    }
 
 
 def column_config(num_tokens: int, most: int) -> dict[str, int | bool]:

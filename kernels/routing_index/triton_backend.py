@@ -31,7 +31,9 @@ def build(selected_TE: Tensor, max_pairs: int) -> RoutingIndex:
     tile = {"E": num_experts, "BT": BLOCK_TOKENS, "BE": BLOCK_EXPERTS, "num_warps": 4}
     count_kernel[grid](selected, counts_EB, num_tokens, num_blocks, **tile)
     first_EB = counts_EB.view(-1).cumsum(0, dtype=torch.int32) - counts_EB.view(-1)
-    token_N, expert_N, by_token_N = (counts_EB.new_zeros(max_pairs) for _ in range(3))
+    # Every one begins at a multiple of 16 bytes.
+    zeros = counts_EB.new_zeros(3, triton.cdiv(max_pairs, 4) * 4)
+    token_N, expert_N, by_token_N = zeros[:, :max_pairs].unbind()
     pair_TE = torch.empty(num_tokens, num_experts, dtype=torch.int32, device=selected.device)
     place_kernel[grid](
         selected, first_EB, token_N, expert_N, pair_TE, num_tokens, num_blocks, max_pairs, **tile

@@ -32,8 +32,16 @@ def inspect(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProces
 
 
 # Every kernel, and every tile configuration with the activation that all models have.
-WITHOUT_VARIANTS = ["H1536 I256 swiglu bf16", "row_sum", "tile_list", "dscore", "routing_index"]
-WITHOUT_VARIANTS += ["router_topk softmax E128", "router_topk backward softmax E64", "round_select"]
+WITHOUT_VARIANTS = ["H1536 I256 swiglu bf16", "row_sum", "tile_list e4096", "dscore"]
+WITHOUT_VARIANTS += ["router_topk softmax E128", "router_topk backward softmax E64"]
+WITHOUT_VARIANTS += ["routing_index count E256", "routing_index place E256", "by_token E4096"]
+WITHOUT_VARIANTS += ["round_select take", "round_select best", "round_select sort"]
+WITHOUT_VARIANTS += ["round_select priority E256", "round_select flip E256", "merge 64 of 127"]
+WITHOUT_VARIANTS += [
+    "arrange_pairs segment W2",
+    "arrange_pairs move W2",
+    "balance_targets E64 runs 8 rooms 1",
+]
 WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
 WITHOUT_VARIANTS += [
     f"gluon {kernel}, 1536x256 swiglu bf16"

@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmoe.kernels.round_select import NOTHING, RoundSelect, load_round_select
+from distmoe.kernels.round_select import (
+    NOTHING,
+    RoundSelect,
+    load_round_select,
+    triton_backend,
+)
 from distmoe.kernels.testing import poisoned_empty
 from distmoe.registry import ROUND_SELECT_BACKENDS
 
@@ -92,3 +97,26 @@ def test_a_column_that_does_not_fit_into_registers(monkeypatch: pytest.MonkeyPat
     for case in (CASES[0], CASES[2], CASES[5]):
         test_take("triton", case, 7, signed=False)
         test_best("triton", case, 127)
+
+
+@pytest.mark.parametrize(("ranks", "num", "keys"), [(3, 7, 5), (5, 3, 3)])
+@pytest.mark.parametrize("backend", list(ROUND_SELECT_BACKENDS))
+def test_merge(
+    backend: str, ranks: int, num: int, keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of five ranks a program counts four at a time.
+    monkeypatch.setattr(triton_backend, "MERGED", 16 if ranks == 5 else 64)
+    generator = torch.Generator().manual_seed(num)
+    best_PEC = torch.randint(-keys, keys, (ranks, 3, num), generator=generator).int()
+    best_PEC[torch.rand(best_PEC.shape, generator=generator) < 0.2] = NOTHING
+    best_PEC = best_PEC.sort(dim=2, descending=True).values
+    adds_E = torch.tensor([True, False, True])
+    amount_E = torch.tensor([num, num - 1, 0])
+    merge = load(backend, best_PEC.to(DEVICE)).merge
+    accepted_PE = merge(best_PEC.to(DEVICE), adds_E.to(DEVICE), amount_E.to(DEVICE))
+    for e, amount in enumerate(amount_E.tolist()):
+        turn = 1 if adds_E[e] else -1
+        candidates = [(-key, turn * p) for p in range(ranks) for key in best_PEC[p, e].tolist()]
+        taken = [turn * p for _, p in sorted(candidates)[:amount]]
+        assert accepted_PE[:, e].tolist() == [taken.count(p) for p in range(ranks)]
+    assert accepted_PE.dtype == torch.int64

@@ -31,7 +31,8 @@ CONFIG = MoEConfig(hidden_size=32, intermediate_size=16, num_experts=8, top_k=2,
 @pytest.fixture
 def fused_router(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels of a GPU, in the interpreter where there is none, which is not for threads."""
-    for op in ("router_logits", "router_topk", "round_select", "routing_index"):
+    ops = ("router_logits", "router_topk", "round_select", "routing_index", "balance_targets")
+    for op in ops:
         monkeypatch.setattr(f"distmoe.kernels.{op}.fused_or_torch", lambda device: "triton")
 
 

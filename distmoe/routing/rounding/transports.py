@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distmoe.comm import Exchange, exchange_now
+from distmoe.kernels.round_select import load_round_select
 from distmoe.registry import ROUNDING_TRANSPORTS
 from distmoe.routing.rounding import Amounts
 
@@ -42,7 +43,8 @@ def by_all_gather(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E:
     ``best_EC`` int32: this rank's priorities, descending. Collective.
     """
     gathered_PEC = exchange.all_gather(best_EC, kind="candidates")
-    return Amounts.of_all(accepted(gathered_PEC, adds_E, amount_E), exchange)
+    merged_PE = load_round_select(best_EC).merge(gathered_PEC, adds_E, amount_E)
+    return Amounts.of_all(merged_PE, exchange)
 
 
 def by_owner(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Amounts:
@@ -50,7 +52,7 @@ def by_owner(exchange: Exchange, best_EC: Tensor, adds_E: Tensor, amount_E: Tens
     num_local = len(best_EC) // exchange.size
     own = slice(exchange.rank * num_local, (exchange.rank + 1) * num_local)
     candidates_PeC = _swap(exchange, "candidates", best_EC.view(exchange.size, num_local, -1))
-    answers_Pe = accepted(candidates_PeC, adds_E[own], amount_E[own])
+    answers_Pe = load_round_select(best_EC).merge(candidates_PeC, adds_E[own], amount_E[own])
     own_E = _swap(exchange, "accepted", answers_Pe.int()).view(-1).long()
     return Amounts(own_E, answers_Pe)
 
@@ -63,20 +65,3 @@ def _swap(exchange: Exchange, kind: str, parts: Tensor) -> Tensor:
     recv = {peer: received[peer] for peer in peers}
     exchange_now(exchange, kind, recv, {peer: parts[peer].contiguous() for peer in peers})
     return received
-
-
-def accepted(best_PEC: Tensor, adds_E: Tensor, amount_E: Tensor) -> Tensor:
-    """[P, E] int64: how many of each rank's candidates are among the best ``amount_E``."""
-    num_ranks, num_experts, num = best_PEC.shape
-    merged_EPC = best_PEC.transpose(0, 1).long()
-    # Equal keys: lower ranks win an add, higher ranks lose a drop first.
-    rank_P = torch.arange(num_ranks, device=amount_E.device)
-    before_EP = torch.where(adds_E[:, None], num_ranks - 1 - rank_P, rank_P)
-    distinct_EPC = merged_EPC * num_ranks + before_EP[:, :, None]
-    best_EC = distinct_EPC.reshape(num_experts, -1).topk(num, dim=1).values
-    last_E11 = best_EC.gather(1, (amount_E - 1).clamp(min=0)[:, None])[:, :, None]
-    above_EP = (distinct_EPC > last_E11).sum(2)
-    # All that equal the last one are of one rank, which takes what is left.
-    left_E1 = amount_E[:, None] - above_EP.sum(1, keepdim=True)
-    holds_EP = (distinct_EPC == last_E11).any(2)
-    return torch.where(amount_E[:, None] > 0, above_EP + holds_EP * left_E1, 0).T
