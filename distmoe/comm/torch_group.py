@@ -49,8 +49,8 @@ def new_row_group(ranks: Sequence[int], *, timeout_s: float | None = None) -> di
 
 
 def limit_waits(group: dist.ProcessGroup, timeout_s: float) -> None:
-    """End a wait of ``group`` after ``timeout_s``: the groups of a mesh do not inherit that of the
-    default one either."""
+    """End a wait of ``group`` after ``timeout_s``: groups that others make, a mesh or DeepSpeed, do
+    not inherit that of the default one either."""
     if any(name in str(dist.get_backend_config(group)) for name in ("gloo", "nccl")):
         _set_pg_timeout(timedelta(seconds=timeout_s), group)
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distmoe.comm.torch_group import limit_waits
 from distmoe.config import Config
 from distmoe.engines import StepResult, compute_dtype, meta_model
 from distmoe.engines.adamw import decays
@@ -76,6 +77,7 @@ class DeepSpeedZeroEngine:
             self.zero, *_ = deepspeed.initialize(
                 model=self.model, optimizer=self.optimizer, config=options
             )
+        _limit_waits(config.launch.timeout_s)
         self.state = ZeroState(self.model, self.zero.optimizer, experts, mesh)
         self.state.set_masters(masters)
         self.model.register_forward_pre_hook(self._before_forward)
@@ -182,6 +184,17 @@ def build_optimizer(
         # See `build_adamw`.
         fused=config.deepspeed.offload_optimizer != "none" or device.type == "cuda" or None,
     )
+
+
+def _limit_waits(timeout_s: float) -> None:
+    """Of DeepSpeed's groups, to which torch gives its own default."""
+    for made in (
+        [groups._get_data_parallel_group()],
+        groups._get_expert_parallel_group_dict().values(),
+        groups._get_expert_data_parallel_group_dict().values(),
+    ):
+        for group in made:
+            limit_waits(group, timeout_s)
 
 
 def _prepare(device: torch.device) -> None:

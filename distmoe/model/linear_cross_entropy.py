@@ -76,6 +76,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy goes backward once; its gradients are gone")
         (dx_TH, dweight_VH), ctx.gradients = ctx.gradients, None
         # With a dim, or it would be rounded to bf16 before it multiplies.
         factor_1, dtype = dloss[None], dx_TH.dtype

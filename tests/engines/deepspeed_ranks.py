@@ -44,7 +44,9 @@ class Run:
         if case["engine"] != "single":
             mesh = build_mesh(self.config.parallel, device_type="cpu")
         self.group = None if mesh is None else dist.group.WORLD
+        before = process_groups()
         self.engine: Engine = make_engine(self.config, mesh, CPU)
+        self.own_groups = process_groups() - before
 
     def step(self, number: int, *, lr: float = 1e-3) -> StepOutcome:
         config = self.config
@@ -163,8 +165,14 @@ def read(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
 def _go_on(run: Run) -> dict[str, Any]:
     """The moments show in the second loss."""
     state, losses = run.state(), [run.step(number).loss for number in (2, 3)]
+    waits = {group._get_backend(CPU).options._timeout.seconds for group in run.own_groups}
     run.close()
-    return {"state": state, "losses": losses}
+    return {"state": state, "losses": losses, "waits": waits}
+
+
+def process_groups() -> set[dist.ProcessGroup]:
+    """All of this process."""
+    return set(dist.distributed_c10d._world.pg_map)
 
 
 JOBS = {job.__name__: job for job in (parity, by_hand, skip, bf16, write, read)}

@@ -133,6 +133,13 @@ def written(checkpoint: str, results: Results, one: dict[str, Any]) -> dict[str,
     return results.of(case["name"])[0]
 
 
+def test_no_group_of_its_own_waits_longer_than_the_run_allows(results: Results) -> None:
+    (case,) = (c for c in CHECKPOINTS if (c["job"], c["checkpoint"]) == ("write", "zero1"))
+    for result in results.of(case["name"]):
+        # launch.timeout_s; torch lets gloo wait for 30 minutes.
+        assert result["waits"] == {600}
+
+
 @pytest.mark.parametrize("case", READ, **name_of)
 def test_a_checkpoint_loads_across_engines(
     case: dict[str, Any], results: Results, one: dict[str, Any]

@@ -36,6 +36,8 @@ METHODS = [
     (engine.DeepSpeedEngine, "get_global_grad_norm"),
     (engine.DeepSpeedEngine, "destroy"),
     (groups, "_create_expert_and_data_parallel"),
+    (groups, "_get_data_parallel_group"),
+    (groups, "_get_expert_data_parallel_group_dict"),
     (groups, "_get_expert_parallel_group_dict"),
     (groups, "_release_process_group_references"),
     *((optimizer, "clear_backward_seen_flag") for optimizer in ZERO.values()),

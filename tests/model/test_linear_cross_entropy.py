@@ -77,6 +77,14 @@ def test_nothing_to_predict() -> None:
     assert not x_TH.grad.any()
 
 
+def test_it_goes_backward_once() -> None:
+    x_TH, weight_VH, label_T = operands(torch.float32)
+    loss = linear_cross_entropy(x_TH.requires_grad_(), weight_VH, label_T, chunk_tokens=5)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes backward once"):
+        loss.backward()
+
+
 def test_a_logit_that_is_not_finite_is_seen_in_the_loss() -> None:
     x_TH, weight_VH, label_T = operands(torch.float32)
     x_TH[1, 0] = float("inf")
