@@ -22,7 +22,15 @@ def _has_groups(hf: Mapping[str, Any]) -> bool:
 def _groups_of_method(method: str, hf: Mapping[str, Any]) -> int:
     if method not in METHODS.values():
         raise ValueError(f"be one of {', '.join(METHODS.values())}")
-    return int(hf["n_group"]) if _has_groups(hf) else 0
+    return _of_groups(hf.get("n_group") or 1, hf)
+
+
+def _of_groups(count: int | None, hf: Mapping[str, Any]) -> int:
+    if not _has_groups(hf):
+        return 0
+    if not count:
+        raise ValueError(f"be at least 1 with topk_method '{METHODS[True]}'")
+    return count
 
 
 def _group_count(groups: int, config: Config) -> int:
@@ -48,14 +56,14 @@ ARCHITECTURE = Architecture(
             "n_group",
             "moe.expert_groups",
             None,
-            lambda count, hf: count if _has_groups(hf) else 0,
+            _of_groups,
             _group_count,
         ),
         Field(
             "topk_group",
             "moe.groups_per_token",
             None,
-            lambda count, hf: count if _has_groups(hf) else 0,
+            _of_groups,
             to_key=lambda count, config: count or 1,
         ),
     ),

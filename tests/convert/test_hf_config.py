@@ -48,6 +48,7 @@ DEEPSEEK = {
 }
 V3 = {**DEEPSEEK, "model_type": "deepseek_v3"}
 V2 = {**DEEPSEEK, "model_type": "deepseek_v2", "norm_topk_prob": False}
+V2_GROUPS = {**V2, "topk_method": "group_limited_greedy"}
 OLMOE = {**HF, "model_type": "olmoe"}
 MIXTRAL = {**HF, "model_type": "mixtral", "num_local_experts": 4}
 NOT_OURS = [
@@ -68,6 +69,9 @@ NOT_OURS = [
     (V3, "quantization_config", {"quant_method": "fp8"}, "{.*}; it must be None: .*fp8_cast_bf16"),
     (V2, "topk_method", "noaux_tc", "'noaux_tc'; it must be one of greedy, group_limited_greedy"),
     (V2, "norm_topk_prob", True, "True; it must be False: a pair's weight is its score"),
+    (V2_GROUPS, "n_group", None, "None; it must be at least 1 with topk_method 'group_limited_gre"),
+    (V2_GROUPS, "topk_group", None, "None; it must be at least 1 with topk_method 'group_limited"),
+    (HF, "rope_theta", "big", "'big'; it must be a number"),
 ]
 
 
