@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distmoe.config import Config
 from distmoe.convert.architecture import Architecture, Field, Only
 from distmoe.convert.deepseek_mla import MLA_FIELDS, MLA_FIXED, MLA_NAMES, MLA_ONLY
-from distmoe.convert.deepseek_moe import MOE_FIXED, MOE_NAMES, MOE_ONLY, WIDTHS
+from distmoe.convert.deepseek_moe import MOE_FIXED, MOE_NAMES, MOE_ONLY, WIDTHS, group_count
 from distmoe.convert.llama_like import NAMES
 
 METHODS = {False: "greedy", True: "group_limited_greedy"}
@@ -33,12 +32,6 @@ def _of_groups(count: int | None, hf: Mapping[str, Any]) -> int:
     return count
 
 
-def _group_count(groups: int, config: Config) -> int:
-    if groups > 1 and config.moe.group_score != "max":
-        raise ValueError(f"be 0 with moe.group_score '{config.moe.group_score}', which is not max")
-    return max(groups, 1)
-
-
 ARCHITECTURE = Architecture(
     model_type="deepseek_v2",
     class_name="DeepseekV2ForCausalLM",
@@ -57,7 +50,7 @@ ARCHITECTURE = Architecture(
             "moe.expert_groups",
             None,
             _of_groups,
-            _group_count,
+            group_count("max"),
         ),
         Field(
             "topk_group",
