@@ -21,7 +21,8 @@ def _has_groups(hf: Mapping[str, Any]) -> bool:
 def _groups_of_method(method: str, hf: Mapping[str, Any]) -> int:
     if method not in METHODS.values():
         raise ValueError(f"be one of {', '.join(METHODS.values())}")
-    return _of_groups(hf.get("n_group") or 1, hf)
+    # How many they are is said by n_group, and missed there.
+    return int(hf.get("n_group") or 0) if method == METHODS[True] else 0
 
 
 def _of_groups(count: int | None, hf: Mapping[str, Any]) -> int:

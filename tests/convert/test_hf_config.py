@@ -168,6 +168,7 @@ SIGMOID = {
     "moe.shared_intermediate_size": 256,
 }
 LATENT = {"model.attention": "mla", "model.mla.q_lora_rank": 16}
+GROUPS_BY_BEST = {"moe.group_score": "max", "moe.expert_groups": 4, "moe.groups_per_token": 2}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +178,7 @@ LATENT = {"model.attention": "mla", "model.mla.q_lora_rank": 16}
         ({"model.n_dense_layers": 0, "model.qk_norm_scope": "projection"}, "olmoe"),
         ({"model.n_dense_layers": 0, "model.qk_norm": False}, "mixtral"),
         ({**LATENT, "moe.renormalize": "none", "moe.group_score": "max"}, "deepseek_v2"),
+        ({**LATENT, **GROUPS_BY_BEST, "moe.renormalize": "none"}, "deepseek_v2"),
         ({**LATENT, **SIGMOID, "moe.score_scale": 2.5}, "deepseek_v3"),
         (
             {**SIGMOID, "model.qkv_bias": True, "model.partial_rotary_factor": 0.25},
