@@ -26,6 +26,21 @@ def sample_ranges(skip: Sequence[str]) -> tuple[range, ...]:
     return _joined(sorted(ranges, key=lambda left_out: left_out.start))
 
 
+def without(ranges: Sequence[range], others: Sequence[range]) -> tuple[range, ...]:
+    """What of ``ranges`` lies in none of ``others``."""
+    for other in others:
+        parts = [
+            part
+            for one in ranges
+            for part in (
+                range(one.start, min(one.stop, other.start)),
+                range(max(one.start, other.stop), one.stop),
+            )
+        ]
+        ranges = [part for part in parts if part]
+    return tuple(ranges)
+
+
 def in_words(ranges: Sequence[range]) -> str:
     """As a user writes them."""
     return ", ".join(f"{left_out.start}:{left_out.stop}" for left_out in ranges)

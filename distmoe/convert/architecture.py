@@ -17,7 +17,10 @@ def same(value: Any, others: Any) -> Any:
 
 
 def number(value: Any, others: Any) -> float:
-    return float(value)
+    try:
+        return float(value)
+    except (ValueError, TypeError):
+        raise ValueError("be a number") from None
 
 
 @dataclass(frozen=True)

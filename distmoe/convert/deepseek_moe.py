@@ -3,7 +3,7 @@ layers first, shared experts, groups, and since DeepSeek-V3 scores by a sigmoid 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distmoe.config import Config
@@ -28,10 +28,16 @@ def _groups(count: int, hf: Mapping[str, Any]) -> int:
     return count if count > 1 else 0
 
 
-def _group_count(groups: int, config: Config) -> int:
-    if groups > 1 and config.moe.group_score != "top2":
-        raise ValueError(f"be 0 with moe.group_score '{config.moe.group_score}', which is not top2")
-    return max(groups, 1)
+def group_count(score: str) -> Callable[[int, Config], int]:
+    """n_group of a model whose groups count by ``score``, one of moe.group_score."""
+
+    def to_key(groups: int, config: Config) -> int:
+        own = config.moe.group_score
+        if groups > 1 and own != score:
+            raise ValueError(f"be 0 with moe.group_score '{own}', which is not {score}")
+        return max(groups, 1)
+
+    return to_key
 
 
 def _groups_per_token(count: int, hf: Mapping[str, Any]) -> int:
@@ -54,7 +60,7 @@ WIDTHS = (
 
 # DeepSeek-V3 counts a group as its two best experts.
 GROUPS = (
-    Field("n_group", "moe.expert_groups", to_setting=_groups, to_key=_group_count),
+    Field("n_group", "moe.expert_groups", to_setting=_groups, to_key=group_count("top2")),
     Field(
         "topk_group",
         "moe.groups_per_token",

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from distmoe.config import Config
 from distmoe.convert.architecture import Architecture, Field, Only
 from distmoe.convert.deepseek_mla import MLA_FIELDS, MLA_FIXED, MLA_NAMES, MLA_ONLY
-from distmoe.convert.deepseek_moe import MOE_FIXED, MOE_NAMES, MOE_ONLY, WIDTHS
+from distmoe.convert.deepseek_moe import MOE_FIXED, MOE_NAMES, MOE_ONLY, WIDTHS, group_count
 from distmoe.convert.llama_like import NAMES
 
 METHODS = {False: "greedy", True: "group_limited_greedy"}
@@ -22,13 +21,16 @@ def _has_groups(hf: Mapping[str, Any]) -> bool:
 def _groups_of_method(method: str, hf: Mapping[str, Any]) -> int:
     if method not in METHODS.values():
         raise ValueError(f"be one of {', '.join(METHODS.values())}")
-    return int(hf["n_group"]) if _has_groups(hf) else 0
+    # How many they are is said by n_group, and missed there.
+    return int(hf.get("n_group") or 0) if method == METHODS[True] else 0
 
 
-def _group_count(groups: int, config: Config) -> int:
-    if groups > 1 and config.moe.group_score != "max":
-        raise ValueError(f"be 0 with moe.group_score '{config.moe.group_score}', which is not max")
-    return max(groups, 1)
+def _of_groups(count: int | None, hf: Mapping[str, Any]) -> int:
+    if not _has_groups(hf):
+        return 0
+    if not count:
+        raise ValueError(f"be at least 1 with topk_method '{METHODS[True]}'")
+    return count
 
 
 ARCHITECTURE = Architecture(
@@ -48,14 +50,14 @@ ARCHITECTURE = Architecture(
             "n_group",
             "moe.expert_groups",
             None,
-            lambda count, hf: count if _has_groups(hf) else 0,
-            _group_count,
+            _of_groups,
+            group_count("max"),
         ),
         Field(
             "topk_group",
             "moe.groups_per_token",
             None,
-            lambda count, hf: count if _has_groups(hf) else 0,
+            _of_groups,
             to_key=lambda count, config: count or 1,
         ),
     ),

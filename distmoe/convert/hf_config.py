@@ -8,7 +8,7 @@ from typing import Any
 
 from distmoe.config import Config, ConfigError
 from distmoe.config.keys import value_of
-from distmoe.convert.architecture import REQUIRED, Architecture, architecture_called
+from distmoe.convert.architecture import REQUIRED, Architecture, Field, architecture_called
 from distmoe.registry import ARCHITECTURES
 
 # Transformers 5 keeps RoPE in a table, 4 has rope_scaling and, beside it, these keys.
@@ -60,10 +60,8 @@ def hf_config_of(
     }
     for field in architecture.fields:
         old, new = field.read(flat), values[field.key]
-        # What it says otherwise may say the same.
-        if old is REQUIRED or field.to_setting(old, {**values, **flat}) != field.to_setting(
-            new, {**flat, **values}
-        ):
+        setting = field.to_setting(new, {**flat, **values})
+        if not _says(setting, field, old, {**values, **flat}):
             _put(hf, field.name_in(flat), new)
     return hf | dict(architecture.written)
 
@@ -141,6 +139,15 @@ def _missing(architecture: Architecture, hf: Mapping[str, Any]) -> Iterator[str]
     for field in architecture.fields:
         if field.read(hf) in (REQUIRED, None) and field.default is REQUIRED:
             yield f"{field.key} is not in config.json; it must be there"
+
+
+def _says(setting: Any, field: Field, value: Any, hf: Mapping[str, Any]) -> bool:
+    """Whether the value of a key, perhaps in other words, is this setting."""
+    try:
+        return value is not REQUIRED and bool(field.to_setting(value, hf) == setting)
+    except ValueError:
+        # No setting is.
+        return False
 
 
 def _kind(scaling: Mapping[str, Any]) -> Any:

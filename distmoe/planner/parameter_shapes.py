@@ -21,7 +21,8 @@ class ModelUnits:
     """Parameters of each kind of unit, and how many blocks there are of each kind. ``experts`` are
     those of one rank of the ep axis, [e, G, H] and [e, H, I]; empty without MoE blocks.
 
-    ``plain``: how many of the dense parameters are not decayed, norms and embedding, in elements.
+    ``plain``: how many of the dense parameters are not decayed, norms, biases and embedding, in
+    elements.
     """
 
     root: tuple[Shape, ...]
@@ -67,7 +68,7 @@ def model_units(config: Config) -> ModelUnits:
         (num_local, width, H),
         (num_local, H, moe.intermediate_size),
     )
-    in_norms = sum(prod(shape) for shape in attention if len(shape) == 1) + 2 * H
+    in_vectors = sum(prod(shape) for shape in attention if len(shape) == 1) + 2 * H
     return ModelUnits(
         root=((V, H), (H,), *head),
         dense_block=(*attention, *norms, *_swiglu(H, model.intermediate_size)),
@@ -75,7 +76,7 @@ def model_units(config: Config) -> ModelUnits:
         experts=experts if num_moe else (),
         num_dense=model.n_dense_layers,
         num_moe=num_moe,
-        plain=V * H + H + model.n_layers * in_norms,
+        plain=V * H + H + model.n_layers * in_vectors,
     )
 
 

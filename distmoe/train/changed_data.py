@@ -10,7 +10,7 @@ from typing import Any
 from distmoe.checkpoint.manifest import read_manifest
 from distmoe.config import Config, ConfigError, corpora
 from distmoe.config.data_sizes import read_data_sizes
-from distmoe.config.sample_ranges import in_words, sample_ranges
+from distmoe.config.sample_ranges import in_words, sample_ranges, without
 
 
 def manifest_mark(folder: str) -> str:
@@ -69,7 +69,7 @@ def skipped_too_late(checkpoint: Path, config: Config, samples: int) -> list[str
         for left_out in sample_ranges(config.data.skip)
         if left_out.start < samples
     ]
-    late = [r for r in trained if not any(r.start >= t.start and r.stop <= t.stop for t in then)]
+    late = without(trained, then)
     if not late:
         return []
     return [

@@ -8,7 +8,7 @@ import pytest
 from config_problems import MakeData, problems
 
 from distmoe.config import Config, apply_overrides, check
-from distmoe.config.sample_ranges import sample_ranges
+from distmoe.config.sample_ranges import in_words, sample_ranges, without
 
 
 def test_missing_data_says_how_to_make_it() -> None:
@@ -46,6 +46,20 @@ def test_ranges_of_samples_are_joined() -> None:
         range(5, 13),
         range(30, 40),
     )
+
+
+@pytest.mark.parametrize(
+    ("others", "left"),
+    [
+        (["1:3"], "5:13, 30:40"),
+        (["5:13"], "30:40"),
+        (["8:10", "12:35"], "5:8, 10:12, 35:40"),
+        (["0:50"], ""),
+    ],
+)
+def test_ranges_of_samples_without_others(others: list[str], left: str) -> None:
+    found = without(sample_ranges(["5:13", "30:40"]), sample_ranges(others))
+    assert in_words(found) == left
 
 
 @pytest.mark.parametrize("entry", ["", "5", "5-9", "9:5", "5:5", "-1:5", "1:2:3", "a:b"])

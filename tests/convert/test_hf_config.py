@@ -48,6 +48,7 @@ DEEPSEEK = {
 }
 V3 = {**DEEPSEEK, "model_type": "deepseek_v3"}
 V2 = {**DEEPSEEK, "model_type": "deepseek_v2", "norm_topk_prob": False}
+V2_GROUPS = {**V2, "topk_method": "group_limited_greedy"}
 OLMOE = {**HF, "model_type": "olmoe"}
 MIXTRAL = {**HF, "model_type": "mixtral", "num_local_experts": 4}
 NOT_OURS = [
@@ -68,6 +69,9 @@ NOT_OURS = [
     (V3, "quantization_config", {"quant_method": "fp8"}, "{.*}; it must be None: .*fp8_cast_bf16"),
     (V2, "topk_method", "noaux_tc", "'noaux_tc'; it must be one of greedy, group_limited_greedy"),
     (V2, "norm_topk_prob", True, "True; it must be False: a pair's weight is its score"),
+    (V2_GROUPS, "n_group", None, "None; it must be at least 1 with topk_method 'group_limited_gre"),
+    (V2_GROUPS, "topk_group", None, "None; it must be at least 1 with topk_method 'group_limited"),
+    (HF, "rope_theta", "big", "'big'; it must be a number"),
 ]
 
 
@@ -164,6 +168,7 @@ SIGMOID = {
     "moe.shared_intermediate_size": 256,
 }
 LATENT = {"model.attention": "mla", "model.mla.q_lora_rank": 16}
+GROUPS_BY_BEST = {"moe.group_score": "max", "moe.expert_groups": 4, "moe.groups_per_token": 2}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,7 @@ LATENT = {"model.attention": "mla", "model.mla.q_lora_rank": 16}
         ({"model.n_dense_layers": 0, "model.qk_norm_scope": "projection"}, "olmoe"),
         ({"model.n_dense_layers": 0, "model.qk_norm": False}, "mixtral"),
         ({**LATENT, "moe.renormalize": "none", "moe.group_score": "max"}, "deepseek_v2"),
+        ({**LATENT, **GROUPS_BY_BEST, "moe.renormalize": "none"}, "deepseek_v2"),
         ({**LATENT, **SIGMOID, "moe.score_scale": 2.5}, "deepseek_v3"),
         (
             {**SIGMOID, "model.qkv_bias": True, "model.partial_rotary_factor": 0.25},

@@ -11,6 +11,7 @@ from short_runs import train_here
 
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.config import ConfigError, load_config
+from distmoe.config.keys import with_values
 from distmoe.train.changed_data import skipped_too_late
 
 Captured = pytest.CaptureFixture[str]
@@ -68,6 +69,9 @@ def test_a_stretch_of_samples_is_left_out(resumable: Path, data: Path, capsys: C
     # Of this start, which had the same setting.
     config = load_config(resumable / "run/config.toml")
     assert skipped_too_late(path, config, 56) == []
+    wider = with_values(config, {"data.skip": ("18:24", "36:44")})
+    (warning,) = skipped_too_late(path, wider, 56)
+    assert warning.startswith("warning: data.skip has samples 18:20, which were trained on before ")
 
 
 def test_a_checkpoint_of_an_older_version_knows_its_batch_size(
