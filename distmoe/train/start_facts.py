@@ -44,6 +44,7 @@ class StartFacts:
             ("mesh", self.mesh.describe() if self.mesh else "1 rank"),
             ("ranks from", f"{ranks.source}, device {device.type}, {self._arithmetic()}"),
             ("engine", self._engine_name()),
+            ("optimizer", config.optim.name),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
@@ -53,7 +54,7 @@ class StartFacts:
         ]
         if kernel in MOE_MLP_TILES:
             tiles = run_tiles(config.moe, device)
-            rows.insert(4, ("tiles", tiles.describe(triton_version(), expert_shape(config))))
+            rows.insert(5, ("tiles", tiles.describe(triton_version(), expert_shape(config))))
         if config.train.compile != "none":
             rows.append(("compiled", f"{config.train.compile} parts, when they first run"))
         if steps := recorder.steps_left:
