@@ -152,8 +152,10 @@ class StopSignal:
     second Ctrl-C ends at once."""
 
     received: int = 0
+    # Not shown: `signal.signal` makes the repr of a handler, and these may be notes of an earlier
+    # one, which has them, too.
     _previous: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
-        default_factory=dict
+        default_factory=dict, repr=False
     )
 
     def install(self) -> None:

@@ -34,3 +34,13 @@ def test_a_lost_terminal_asks_for_the_end_but_not_under_nohup() -> None:
     under_nohup.restore()
     assert under_nohup.received == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_runs_that_were_refused_leave_short_names() -> None:
+    """Each found the one before; the repr of a handler must not be of all of them, by every path."""
+    signals = [StopSignal() for _ in range(4)]
+    for stop_signal in signals:
+        stop_signal.install()
+    assert len(repr(signals[-1])) < 100
+    for stop_signal in reversed(signals):
+        stop_signal.restore()
