@@ -37,7 +37,7 @@ def test_a_lost_terminal_asks_for_the_end_but_not_under_nohup() -> None:
 
 
 def test_runs_that_were_refused_leave_short_names() -> None:
-    """Each found the one before; the repr of a handler must not be of all of them, by every path."""
+    """Each found the handlers of the one before; what it is called must not name them all."""
     signals = [StopSignal() for _ in range(4)]
     for stop_signal in signals:
         stop_signal.install()
