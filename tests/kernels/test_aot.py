@@ -248,7 +248,7 @@ def test_interpreted_kernels_cannot_be_compiled() -> None:
         (["--target", "sm_20"], "invalid choice: 'sm_20'"),
         (["--only", "nothing has this name"], "no kernel has 'nothing has this name'"),
         (["--triton", "/nowhere"], "there is no triton in this folder"),
-        (["--jobs", "0"], "--jobs is 0; it must be at least 1"),
+        (["--jobs", "0"], "--jobs: '0' must be an integer, at least 1"),
     ],
 )
 def test_wrong_arguments(tmp_path: Path, arguments: list[str], words: str) -> None:
