@@ -17,6 +17,18 @@ RAGGED_ROWS = 2**30
 
 
 @triton.jit
+def _inside(
+    pointers, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """What ``pointers`` name; zero from row ROWS or column COLS on, which there is not if WHOLE."""
+    if WHOLE:
+        values = tl.load(pointers)
+    else:
+        values = tl.load(pointers, mask=(rows < ROWS)[:, None] & (cols < COLS)[None, :], other=0.0)
+    return values
+
+
+@triton.jit
 def weight_tile(
     w, expert, row, col, ROWS: tl.constexpr, COLS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, WHOLE: tl.constexpr,
@@ -32,12 +44,7 @@ def weight_tile(
         rows, cols = row + tl.arange(0, BLOCK_ROWS), col + tl.arange(0, BLOCK_COLS)
         base = w + expert.to(tl.int64) * (ROWS * COLS)
         pointers = base + rows.to(tl.int64)[:, None] * COLS + cols[None, :]
-        if WHOLE:
-            tile = tl.load(pointers)
-        else:
-            tile = tl.load(
-                pointers, mask=(rows < ROWS)[:, None] & (cols < COLS)[None, :], other=0.0
-            )
+        tile = _inside(pointers, rows, cols, ROWS, COLS, WHOLE)
     return tile
 
 
@@ -57,12 +64,7 @@ def stacked_tiles(
         base = w + expert.to(tl.int64) * (PARTS * ROWS * COLS)
         in_expert = (place // BLOCK_ROWS * ROWS + rows).to(tl.int64)
         pointers = base + in_expert[:, None] * COLS + cols[None, :]
-        if WHOLE:
-            tile = tl.load(pointers)
-        else:
-            tile = tl.load(
-                pointers, mask=(rows < ROWS)[:, None] & (cols < COLS)[None, :], other=0.0
-            )
+        tile = _inside(pointers, rows, cols, ROWS, COLS, WHOLE)
     return tile
 
 
