@@ -41,9 +41,14 @@ def without(ranges: Sequence[range], others: Sequence[range]) -> tuple[range, ..
     return tuple(ranges)
 
 
+def as_written(ranges: Sequence[range]) -> list[str]:
+    """Entries of data.skip that say the same."""
+    return [f"{left_out.start}:{left_out.stop}" for left_out in ranges]
+
+
 def in_words(ranges: Sequence[range]) -> str:
     """As a user writes them."""
-    return ", ".join(f"{left_out.start}:{left_out.stop}" for left_out in ranges)
+    return ", ".join(as_written(ranges))
 
 
 def _joined(ranges: list[range]) -> tuple[range, ...]:

@@ -104,11 +104,18 @@ class MixtureSampler:
             indices[here] = self._first[corpus] + shuffled
         return indices
 
-    def taken(self, steps: int) -> list[int]:
-        """Samples of each corpus that the first ``steps`` global batches have taken or left out."""
-        taken = self.positions.before(steps)
-        periods, rest = divmod(taken, len(self._order))
-        counts = periods * self._shares
-        counts += np.bincount(self._order[:rest], minlength=len(counts))
+    def read(self, steps: int) -> list[int]:
+        """Samples of each corpus that the first ``steps`` global batches have taken."""
+        reached = self.positions.reached(steps)
+        counts = self._of_first(reached.samples)
+        for left_out in reached.left_out:
+            counts -= self._of_first(left_out.stop) - self._of_first(left_out.start)
         whole: list[int] = counts.tolist()
         return whole
+
+    def _of_first(self, samples: int) -> NDArray[np.int64]:
+        """How many of the first ``samples`` positions are of each corpus."""
+        periods, rest = divmod(samples, len(self._order))
+        counts: NDArray[np.int64] = periods * self._shares
+        counts += np.bincount(self._order[:rest], minlength=len(counts))
+        return counts

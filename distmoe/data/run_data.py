@@ -60,17 +60,16 @@ class RunData:
         """The micro-batches of this rank in global batch ``step``, counted from 0."""
         return self._batches.step(step)
 
-    def taken(self, steps: int) -> Iterator[tuple[str, int, float]]:
+    def read(self, steps: int) -> Iterator[tuple[str, int, float]]:
         """Of each corpus its folder, and how many samples and epochs of it the first ``steps``
-        global batches have taken, or left out; of those before a resume as if the mix had been the
-        same."""
-        taken = self._sampler.taken(steps)
-        for corpus, samples, there in zip(self.corpora, taken, self._num_samples, strict=True):
+        global batches have taken; of those before a resume as if the mix had been the same."""
+        read = self._sampler.read(steps)
+        for corpus, samples, there in zip(self.corpora, read, self._num_samples, strict=True):
             yield corpus.path, samples, samples / there
 
-    def samples(self, steps: int) -> int:
-        """Samples that the first ``steps`` global batches have taken, or left out."""
-        return sum(self._sampler.taken(steps))
+    def reached(self, steps: int) -> DataPosition:
+        """Where a run goes on after the first ``steps`` global batches."""
+        return self._sampler.positions.reached(steps)
 
     def left_out(self, step: int) -> tuple[range, ...]:
         """What of data.skip lies right before, or in, global batch ``step``, counted from 0."""

@@ -46,10 +46,12 @@ def endless_shuffle(
 @dataclass(frozen=True)
 class DataPosition:
     """Where a run goes on in its stream of samples: the first ``step`` global batches, which may
-    have had another size than those after them, have taken, or left out, ``samples`` of them."""
+    have had another size than those after them, have taken, or left out, ``samples`` of them;
+    ``left_out``: which they left out, as far as a checkpoint knows."""
 
     step: int = 0
     samples: int = 0
+    left_out: tuple[range, ...] = ()
 
 
 FROM_THE_START = DataPosition()
@@ -77,8 +79,16 @@ class BatchPositions:
     def left_out(self, step: int) -> tuple[range, ...]:
         """Of ``skip`` what lies between the last sample before global batch ``step`` and its own
         last one."""
-        first, last = self.before(step), self.before(step + 1)
-        parts = (range(max(r.start, first), min(r.stop, last)) for r in self.skip)
+        return self._skipped(self.before(step), self.before(step + 1))
+
+    def reached(self, step: int) -> DataPosition:
+        """Where a run goes on after global batch ``step`` - 1."""
+        samples = self.before(step)
+        left_out = (*self.begin.left_out, *self._skipped(self.begin.samples, samples))
+        return DataPosition(step, samples, left_out)
+
+    def _skipped(self, first: int, end: int) -> tuple[range, ...]:
+        parts = (range(max(r.start, first), min(r.stop, end)) for r in self.skip)
         return tuple(part for part in parts if part)
 
     def _count_before(self, step: int) -> int:
@@ -123,10 +133,11 @@ class GlobalBatchSampler:
         """Sample numbers of a global batch, [global_batch_size]; ``step`` counts from 0."""
         return endless_shuffle(self.positions.of(step), self.num_samples, seed=self.seed)
 
-    def taken(self, steps: int) -> list[int]:
+    def read(self, steps: int) -> list[int]:
         """Samples of each corpus, here of the only one, that the first ``steps`` global batches
-        have taken or left out."""
-        return [self.positions.before(steps)]
+        have taken."""
+        reached = self.positions.reached(steps)
+        return [reached.samples - sum(map(len, reached.left_out))]
 
 
 def _round_keys(seed: int, epoch: int) -> list[np.uint64]:

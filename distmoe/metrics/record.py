@@ -13,7 +13,7 @@ from distmoe.metrics.expert_load import ExpertLoad, IntArray
 @dataclass(frozen=True)
 class CorpusProgress:
     """How far a run has come in one corpus, had its mix been the same from its first step on.
-    ``samples``: taken, or left out; ``epochs``: how often its samples."""
+    ``samples``: read, without those that data.skip left out; ``epochs``: how often its samples."""
 
     corpus: str
     samples: int
@@ -106,7 +106,8 @@ class StepRecord:
     of its block. ``routing``: forced, if the router did not choose by its scores, so that no figure
     of the step is taken for one of training. ``not_finite``: of a skipped step, what was not finite
     first, and on which ranks. ``samples_left_out``: of data.skip, right before this step's samples
-    or among them. ``corpora``: in the order of the config.
+    or among them. ``next_sample``: place, in the run's order of samples, of the one behind this
+    step's last. ``corpora``: in the order of the config.
     """
 
     step: int
@@ -124,6 +125,7 @@ class StepRecord:
     routing: Literal["real", "forced"] = "real"
     not_finite: str = ""
     samples_left_out: int = 0
+    next_sample: int = 0
     corpora: tuple[CorpusProgress, ...] = ()
 
     def flat(self) -> dict[str, Any]:
@@ -142,6 +144,7 @@ class StepRecord:
             "routing": self.routing,
             "not_finite": self.not_finite,
             "samples_left_out": self.samples_left_out,
+            "next_sample": self.next_sample,
             **self.load.flat(),
         }
 

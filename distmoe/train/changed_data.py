@@ -11,6 +11,7 @@ from distmoe.checkpoint.manifest import read_manifest
 from distmoe.config import Config, ConfigError, corpora
 from distmoe.config.data_sizes import read_data_sizes
 from distmoe.config.sample_ranges import in_words, sample_ranges, without
+from distmoe.data.sampler import DataPosition
 
 
 def manifest_mark(folder: str) -> str:
@@ -58,18 +59,18 @@ def changed_data(checkpoint: Path, config: Config, *, weights_only: bool = False
     return [f"changed since the checkpoint: what is in {folder}" for folder in others]
 
 
-def skipped_too_late(checkpoint: Path, config: Config, samples: int) -> list[str]:
-    """A warning if data.skip has what the run has trained on before ``checkpoint``, which lies
-    behind ``samples`` of them: a resume that is automatic goes on after the stretch that is to be
-    left out. What the checkpoint's own data.skip had is no news."""
+def skipped_too_late(checkpoint: Path, config: Config, reached: DataPosition) -> list[str]:
+    """A warning if data.skip has what the run has trained on before ``checkpoint``, where it had
+    ``reached`` that place in the data: a resume that is automatic goes on after the stretch that is
+    to be left out. What the checkpoint's own data.skip had is no news."""
     saved = tomllib.loads(read_manifest(checkpoint).about.get("config", ""))
     then = sample_ranges(saved.get("data", {}).get("skip", ()))
     trained = [
-        range(left_out.start, min(left_out.stop, samples))
+        range(left_out.start, min(left_out.stop, reached.samples))
         for left_out in sample_ranges(config.data.skip)
-        if left_out.start < samples
+        if left_out.start < reached.samples
     ]
-    late = without(trained, then)
+    late = without(trained, (*reached.left_out, *then))
     if not late:
         return []
     return [

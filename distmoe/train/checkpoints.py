@@ -63,8 +63,7 @@ class Checkpoints:
         begun = time.perf_counter()
         rng_key = f"rng_{self.ranks.rank}_of_{self.ranks.world}"
         state = {**self._state(progress.done), rng_key: rng_state()}
-        about = {"samples": progress.samples, "lr": progress.lr}
-        self.store.save(progress.done, state, about=about, expire=expire)
+        self.store.save(progress.done, state, about=progress.about(), expire=expire)
         self.seconds += time.perf_counter() - begun
 
     def finish(self, progress: Progress, *, expire: bool = True) -> None:
@@ -117,7 +116,7 @@ class Checkpoints:
         self._restore_rng(path)
         self.store.saved_step = int(state["progress"]["done"])
         progress = saved_progress(path, self.store.saved_step)
-        self._untold += skipped_too_late(path, self.config, progress.samples)
+        self._untold += skipped_too_late(path, self.config, progress.data)
         return progress
 
     def _take_weights(self) -> Path | None:

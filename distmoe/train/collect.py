@@ -62,11 +62,12 @@ def collect_step(
     bytes_per_value: int,
     peak: float | None,
     samples_left_out: int = 0,
+    next_sample: int = 0,
     corpora: tuple[CorpusProgress, ...] = (),
 ) -> tuple[StepRecord, IntArray]:
     """The record, and the top-k counts of the step over all ranks [L, E]; collective. ``peak``:
     FLOP/s of a rank's device, None if that is not known. ``samples_left_out``: by the step;
-    ``corpora``: what the steps so far have read."""
+    ``next_sample``: behind its last; ``corpora``: what the steps so far have read."""
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
     by_rank = _gather(outcome, communication, runtime, lap)
     row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
@@ -89,6 +90,7 @@ def collect_step(
         routing="forced" if is_forced(config.moe.router) else "real",
         not_finite=outcome.not_finite,
         samples_left_out=samples_left_out,
+        next_sample=next_sample,
         corpora=corpora,
     )
     return record, counts.freq_LE

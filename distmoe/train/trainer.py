@@ -19,7 +19,6 @@ from distmoe.config.sample_ranges import in_words
 from distmoe.config.unused import unused_settings
 from distmoe.data.batches import Batch
 from distmoe.data.run_data import RunData
-from distmoe.data.sampler import DataPosition
 from distmoe.engines import Engine, compute_dtype, make_engine
 from distmoe.mesh import Mesh, build_mesh
 from distmoe.metrics.record import CorpusProgress
@@ -134,8 +133,7 @@ class Trainer:
         resources.callback(engine.close)
         checkpoints = Checkpoints(config, ranks, engine, checkpoint_group())
         progress, source = checkpoints.resume()
-        begin = DataPosition(progress.done, progress.samples)
-        data = RunData(config, rank=ranks.rank, world=ranks.world, begin=begin)
+        data = RunData(config, rank=ranks.rank, world=ranks.world, begin=progress.data)
         resources.callback(data.close)
         if ranks.rank == 0:
             _sign_folder(config)
@@ -231,7 +229,7 @@ class Trainer:
 
     def _progress(self) -> Progress:
         lr = self._lr(self.done - 1) if self.done else None
-        return Progress(self.done, self.data.samples(self.done), lr)
+        return Progress(self.data.reached(self.done), lr)
 
     def _jump_of_lr(self, saved: Progress) -> list[str]:
         """A line if the step that was done last would have another learning rate now."""
@@ -271,7 +269,8 @@ class Trainer:
             bytes_per_value=compute_dtype(self.config).itemsize,
             peak=self.reporter.peak,
             samples_left_out=sum(map(len, left_out)),
-            corpora=tuple(CorpusProgress(*read) for read in self.data.taken(self.done)),
+            next_sample=self.data.reached(self.done).samples,
+            corpora=tuple(CorpusProgress(*read) for read in self.data.read(self.done)),
         )
         self.reporter.step(record, freq_LE)
         if left_out:

@@ -57,7 +57,7 @@ def test_each_corpus_is_read_as_if_alone(mix: list[tuple[int, int]], batch: int)
             # Inside of a batch the order is another one.
             assert sorted(own) == sorted(endless_shuffle(there, size, seed=3))
             before += len(own)
-            assert sampler.taken(step + 1)[corpus] == before
+            assert sampler.read(step + 1)[corpus] == before
             assert abs(before - batch * (step + 1) * shares[corpus] / sum(shares)) < 1
 
 

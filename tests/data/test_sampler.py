@@ -118,3 +118,24 @@ def test_all_samplers_skip(shares: list[int]) -> None:
     # Whole batches are left out: steps 2 and 3.
     skipped = samples((range(16, 32),), range(6))
     assert skipped == samples((), range(2)) | samples((), range(4, 8))
+
+
+@pytest.mark.parametrize("shares", [[1], [2, 3]])
+def test_what_is_left_out_was_not_read(shares: list[int]) -> None:
+    """Resumed behind the first stretch, without its setting."""
+    ends = np.array([70 * (corpus + 1) for corpus in range(len(shares))])
+
+    def sampler(begin: DataPosition, *skip: range) -> GlobalBatchSampler | MixtureSampler:
+        if len(shares) == 1:
+            return GlobalBatchSampler(70, 8, 1, begin, skip)
+        return MixtureSampler(
+            [70] * len(shares), shares, global_batch_size=8, seed=1, begin=begin, skip=skip
+        )
+
+    first = sampler(DataPosition(), range(5, 19), range(300, 400))
+    resumed = sampler(first.positions.reached(4), range(61, 71))
+    indices = [first.indices(step) for step in range(4)]
+    indices += [resumed.indices(step) for step in range(4, 8)]
+    corpora = np.searchsorted(ends, np.concatenate(indices), side="right")
+    assert resumed.read(8) == np.bincount(corpora, minlength=len(shares)).tolist()
+    assert resumed.positions.reached(8).left_out == (range(5, 19), range(61, 71))

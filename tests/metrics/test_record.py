@@ -65,6 +65,7 @@ NAMES = [
     "routing",
     "not_finite",
     "samples_left_out",
+    "next_sample",
     *LOAD_NAMES,
 ]
 

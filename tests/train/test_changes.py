@@ -12,7 +12,9 @@ from short_runs import train_here
 from distmoe.checkpoint.manifest import Manifest, read_manifest
 from distmoe.config import ConfigError, load_config
 from distmoe.config.keys import with_values
+from distmoe.data.sampler import DataPosition
 from distmoe.train.changed_data import skipped_too_late
+from distmoe.train.progress import Progress, saved_progress
 
 Captured = pytest.CaptureFixture[str]
 CHECKPOINT = "run/checkpoints/step-0000000{}"
@@ -60,18 +62,31 @@ def test_a_stretch_of_samples_is_left_out(resumable: Path, data: Path, capsys: C
     assert read_manifest(path).about["samples"] == 32 + 2 * 8 + 8
     lines = [json.loads(line) for line in (resumable / "run/metrics.jsonl").open()]
     assert [line["samples_left_out"] for line in lines] == [0, 0, 0, 0, 8, 0]
-    assert [line["corpora"][0]["samples"] for line in lines[3:]] == [32, 48, 56]
+    assert [line["next_sample"] for line in lines[3:]] == [32, 48, 56]
+    assert [line["corpora"][0]["samples"] for line in lines[3:]] == [32, 40, 48]
     assert [line["tokens"] for line in lines] == [lines[0]["tokens"]] * 6
     output = capsys.readouterr().out
     assert "shakespeare, without samples 20:24, 36:44, " in output
     assert "warning: data.skip has samples 20:24, which were trained on before " in output
     assert "step 5 left out samples 36:44 (data.skip)" in output.splitlines()
     # Of this start, which had the same setting.
-    config = load_config(resumable / "run/config.toml")
-    assert skipped_too_late(path, config, 56) == []
+    config, reached = load_config(resumable / "run/config.toml"), saved_progress(path, 6).data
+    assert skipped_too_late(path, config, reached) == []
     wider = with_values(config, {"data.skip": ("18:24", "36:44")})
-    (warning,) = skipped_too_late(path, wider, 56)
+    (warning,) = skipped_too_late(path, wider, reached)
     assert warning.startswith("warning: data.skip has samples 18:20, which were trained on before ")
+
+
+def test_what_was_left_out_is_not_left_out_too_late(resumable: Path) -> None:
+    """The setting was there, was taken away, and comes back."""
+    config = with_values(load_config(resumable / "run/config.toml"), {"data.skip": ("8:16",)})
+    path = resumable / CHECKPOINT.format(4)
+    assert len(skipped_too_late(path, config, DataPosition(4, 40))) == 1
+    saved = read_manifest(path)
+    about = Progress(DataPosition(4, 40, (range(8, 16),))).about()
+    manifest = Manifest(saved.step, saved.files, {**saved.about, **about})
+    (path / "manifest.json").write_text(manifest.to_json())
+    assert skipped_too_late(path, config, saved_progress(path, 4).data) == []
 
 
 def test_a_checkpoint_of_an_older_version_knows_its_batch_size(

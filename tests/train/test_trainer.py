@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from distmoe.config import Config, RankInfo, RunConfig, TrainConfig
+from distmoe.data.sampler import DataPosition
 from distmoe.metrics.throughput import Clock
 from distmoe.runtime import Runtime, StopSignal
 from distmoe.train.profiling import Profiling
@@ -78,7 +79,9 @@ def run_of(
             lost_seconds=lambda: 0.25,
             check_last=lambda step: None,
         ),
-        "data": SimpleNamespace(samples=lambda steps: 16 * steps, unigram_entropy=6.0),
+        "data": SimpleNamespace(
+            reached=lambda steps: DataPosition(steps, 16 * steps), unigram_entropy=6.0
+        ),
         "reporter": SimpleNamespace(
             clock=clock,
             console=SimpleNamespace(line=done.append),
