@@ -58,6 +58,7 @@ from distmoe.train.step import train_step
 
 V, S, GLOBAL_BATCH, STEPS = 64, 16, 8, 2
 TOLERANCE = 1e-5
+TIMEOUT_S = 600.0
 CPU = torch.device("cpu")
 TOKENS = torch.randint(
     0, V, (STEPS + 1, GLOBAL_BATCH, S + 1), generator=torch.Generator().manual_seed(7)
@@ -205,7 +206,10 @@ def save(layout: Layout, folder: Path) -> None:
     for step in range(STEPS):
         next_loss(engine, config, step)
     store = CheckpointStore(
-        folder / layout.name, group=checkpoint_group(), keep_last=1, asynchronous=True
+        folder / layout.name,
+        group=checkpoint_group(timeout_s=TIMEOUT_S),
+        keep_last=1,
+        asynchronous=True,
     )
     store.save(STEPS, engine.state_dict())
     expected = digests(engine.state_dict())
@@ -221,7 +225,10 @@ def compare(source: Layout, target: Layout, folder: Path) -> None:
     """``source``'s checkpoint under ``target``; collective. Rank 0 reports."""
     config, engine = build(target)
     store = CheckpointStore(
-        folder / source.name, group=checkpoint_group(), keep_last=1, asynchronous=False
+        folder / source.name,
+        group=checkpoint_group(timeout_s=TIMEOUT_S),
+        keep_last=1,
+        asynchronous=False,
     )
     path, _ = store.newest_sound()
     if path is None:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ class _Save:
     planner: SavePlanner | None
 
 
-def checkpoint_group() -> dist.ProcessGroup | None:
+def checkpoint_group(*, timeout_s: float) -> dist.ProcessGroup | None:
     """All ranks in a gloo group of its own, so that messages of a write that goes on never mix with
-    those of the training; collective. None without a process group."""
-    return dist.new_group(backend="gloo") if dist.is_initialized() else None
+    those of the training; collective. None without a process group. ``timeout_s``: of a wait, such
+    as that for the rank whose part takes longest to write."""
+    if not dist.is_initialized():
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
 class CheckpointStore:

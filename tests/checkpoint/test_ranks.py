@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def state(rank: int, step: int) -> dict[str, Any]:
 
 def save_twice(rank: int, root: Path, full: int | None, at: int) -> Any:
     """Step 1, then step 2 with no space for rank ``full`` from its call ``at`` on."""
-    group = checkpoint_group()
+    group = checkpoint_group(timeout_s=60)
     sound = CheckpointStore(root, keep_last=1, asynchronous=False, group=group)
     sound.save(1, state(rank, 1))
     disk = FullDisk(at) if rank == full else Disk()
@@ -44,6 +45,16 @@ def save_twice(rank: int, root: Path, full: int | None, at: int) -> Any:
 def load_one(rank: int, root: Path, step: int) -> Any:
     found = load(root / f"step-{step:08d}", state(rank, 0))
     return found["model"]["w"].to_local().unique().tolist(), found[f"rng_{rank}"]["cpu"].tolist()
+
+
+def test_the_group_waits_no_longer_than_the_run_allows() -> None:
+    def timeout(rank: int) -> timedelta:
+        group = checkpoint_group(timeout_s=77)
+        assert group is not None
+        found: timedelta = group._get_backend(torch.device("cpu")).options._timeout
+        return found
+
+    assert run_ranks(timeout, 2, backend="gloo") == [timedelta(seconds=77)] * 2
 
 
 def test_all_ranks_are_in_the_manifest(tmp_path: Path) -> None:

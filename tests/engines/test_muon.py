@@ -147,7 +147,8 @@ def test_a_checkpoint_fits_other_ranks(tmp_path: Path) -> None:
     def save(rank: int) -> Any:
         config, engine = build(2, 2)
         next_loss(engine, config, 0)
-        store = CheckpointStore(tmp_path, group=checkpoint_group(), keep_last=1, asynchronous=False)
+        group = checkpoint_group(timeout_s=60)
+        store = CheckpointStore(tmp_path, group=group, keep_last=1, asynchronous=False)
         store.save(1, engine.state_dict())
         return states(engine), next_loss(engine, config, 1)
 
