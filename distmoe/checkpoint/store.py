@@ -62,7 +62,9 @@ def checkpoint_group(*, timeout_s: float) -> dist.ProcessGroup | None:
     as that for the rank whose part takes longest to write."""
     if not dist.is_initialized():
         return None
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    timeout = timedelta(seconds=timeout_s)
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+    return group
 
 
 class CheckpointStore:

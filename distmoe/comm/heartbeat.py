@@ -26,20 +26,29 @@ class Standing(NamedTuple):
 
 class Heartbeats:
     """Of ``world`` ranks, ``rank`` being this one, whose own are written every ``beat_s`` seconds
-    by a thread that ends with ``close``.
+    by a thread, from ``open`` to ``close``.
 
-    Has connections of its own to ``store``: a reader that gets no answer must block nobody.
+    Two connections to one store: a reader that gets no answer must block nobody.
     """
 
-    def __init__(self, store: Store, *, rank: int, world: int, beat_s: float) -> None:
-        self._writer, self._reader = store.clone(), store.clone()  # type: ignore[attr-defined]
+    def __init__(
+        self, writer: Store, reader: Store, *, rank: int, world: int, beat_s: float
+    ) -> None:
+        self._writer, self._reader = writer, reader
         self._rank, self._world, self._beat_s = rank, world, beat_s
         self.begun = 0
         self._beats = 0
-        self._beat()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+
+    @classmethod
+    def open(cls, store: Store, *, rank: int, world: int, beat_s: float) -> Heartbeats:
+        """Over new connections to ``store``; the first beat is there when this returns."""
+        writer, reader = store.clone(), store.clone()  # type: ignore[attr-defined]
+        heartbeats = cls(writer, reader, rank=rank, world=world, beat_s=beat_s)
+        heartbeats._beat()
+        heartbeats._thread.start()
+        return heartbeats
 
     def close(self) -> None:
         """End; again is harmless."""

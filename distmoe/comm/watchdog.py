@@ -96,8 +96,8 @@ def _probe(message: Message) -> None:
 
 class Watchdog:
     """Watches the training thread of ``rank``; ``report`` gets a line for every wait, and every
-    stand-still, of more than ``warning_s`` seconds. Made by the training thread. Threads end with
-    ``close``."""
+    stand-still, of more than ``warning_s`` seconds. Made by the training thread; another one looks
+    at it from ``open`` to ``close``."""
 
     def __init__(
         self,
@@ -119,7 +119,20 @@ class Watchdog:
         self._next_look, self._blamed = self._moved_at + self._look_after_s, ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        rank: int,
+        *,
+        warning_s: float,
+        heartbeats: Heartbeats | None = None,
+        report: Callable[[str], None] | None = None,
+    ) -> Watchdog:
+        """Watching, with the arguments of the constructor."""
+        watchdog = cls(rank, warning_s=warning_s, heartbeats=heartbeats, report=report)
+        watchdog._thread.start()
+        return watchdog
 
     def begun(self, kind: str, layer: str) -> None:
         """The training thread begins a transfer, which all ranks do in the same order."""

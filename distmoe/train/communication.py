@@ -90,8 +90,8 @@ class Communication:
         if runtime.group is None or ranks.world == 1:
             return cls(config, runtime, model)
         beat_s = min(BEAT_S, warning_s / 4)
-        hearts = Heartbeats(default_store(), rank=ranks.rank, world=ranks.world, beat_s=beat_s)
-        watchdog = Watchdog(ranks.rank, warning_s=warning_s, heartbeats=hearts)
+        hearts = Heartbeats.open(default_store(), rank=ranks.rank, world=ranks.world, beat_s=beat_s)
+        watchdog = Watchdog.open(ranks.rank, warning_s=warning_s, heartbeats=hearts)
         return cls(config, runtime, model, watchdog=watchdog, heartbeats=hearts)
 
     def _observe(self, observer: Observer, timeout_s: float) -> None:

@@ -20,9 +20,9 @@ def main(rank: int, port: int, name: str) -> None:
     store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
     exchange = make_exchange(dist.group.WORLD, name)
-    hearts = Heartbeats(store, rank=rank, world=2, beat_s=WARNING_S / 4)
+    hearts = Heartbeats.open(store, rank=rank, world=2, beat_s=WARNING_S / 4)
     exchange.observer.layer = "layer 5"
-    exchange.observer.watchdog = Watchdog(rank, warning_s=WARNING_S, heartbeats=hearts)
+    exchange.observer.watchdog = Watchdog.open(rank, warning_s=WARNING_S, heartbeats=hearts)
     dist.barrier()
     received = torch.empty(3)
     transfer = exchange.post_recv("rows", {1 - rank: received})

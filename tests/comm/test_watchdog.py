@@ -32,7 +32,7 @@ def watched(
 ) -> Iterator[list[str]]:
     """The lines that the watchdog of ``rank`` reports."""
     lines: list[str] = []
-    watchdog = Watchdog(rank, warning_s=WARNING_S, heartbeats=heartbeats, report=lines.append)
+    watchdog = Watchdog.open(rank, warning_s=WARNING_S, heartbeats=heartbeats, report=lines.append)
     exchange.observer.watchdog, exchange.observer.layer = watchdog, "layer 3"
     try:
         yield lines
@@ -145,7 +145,7 @@ def test_a_collective_names_the_rank_by_its_heartbeat(alive: bool) -> None:
 
     def run(rank: int) -> list[str]:
         exchange = make_exchange(dist.group.WORLD)
-        hearts = Heartbeats(store, rank=rank, world=3, beat_s=0.05)
+        hearts = Heartbeats.open(store, rank=rank, world=3, beat_s=0.05)
         with watched(rank, exchange, hearts) as lines:
             if rank == 1:
                 if not alive:
@@ -168,7 +168,7 @@ def test_a_rank_that_stands_still_elsewhere() -> None:
 
     def run(rank: int) -> tuple[list[str], str]:
         exchange = make_exchange(dist.group.WORLD)
-        hearts = Heartbeats(store, rank=rank, world=2, beat_s=0.05)
+        hearts = Heartbeats.open(store, rank=rank, world=2, beat_s=0.05)
         with watched(rank, exchange, hearts) as lines:
             swap(exchange)
             time.sleep(4 * WARNING_S)
@@ -233,16 +233,21 @@ def test_a_store_that_does_not_answer() -> None:
         def multi_get(self, keys: list[str]) -> list[bytes]:
             raise RuntimeError("timeout")
 
-    hearts = Heartbeats(Deaf(), rank=1, world=2, beat_s=0.01)  # type: ignore[arg-type]
+    hearts = Heartbeats.open(Deaf(), rank=1, world=2, beat_s=0.01)  # type: ignore[arg-type]
     assert hearts.look().laggards == "the store that holds the ranks' heartbeats does not answer"
     hearts.close()
 
 
-def test_threads_end() -> None:
-    hearts = Heartbeats(HashStore(), rank=0, world=1, beat_s=60)
-    watchdog = Watchdog(0, warning_s=60, heartbeats=hearts)
-    threads = [watchdog._thread, hearts._thread]
-    assert all(thread.is_alive() for thread in threads)
+def test_threads_begin_with_open_and_end_with_close() -> None:
+    def alive(watchdog: Watchdog, hearts: Heartbeats) -> list[bool]:
+        return [watchdog._thread.is_alive(), hearts._thread.is_alive()]
+
+    store = HashStore()
+    made = Heartbeats(store, store, rank=0, world=1, beat_s=60)
+    assert alive(Watchdog(0, warning_s=60, heartbeats=made), made) == [False, False]
+    hearts = Heartbeats.open(store, rank=0, world=1, beat_s=60)
+    watchdog = Watchdog.open(0, warning_s=60, heartbeats=hearts)
+    assert alive(watchdog, hearts) == [True, True]
     watchdog.close()
     hearts.close()
-    assert not any(thread.is_alive() for thread in threads)
+    assert alive(watchdog, hearts) == [False, False]

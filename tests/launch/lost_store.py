@@ -20,7 +20,7 @@ def main(rank: int, port: int) -> int:
         from distmoe.comm.heartbeat import Heartbeats
 
         store = dist.TCPStore("127.0.0.1", port, 2, is_master=rank == 0)
-        Heartbeats(store, rank=rank, world=2, beat_s=BEAT_S)
+        Heartbeats.open(store, rank=rank, world=2, beat_s=BEAT_S)
         time.sleep(10 * BEAT_S * (1 + 2 * rank))
         raise ValueError(f"the end of rank {rank}")
 
