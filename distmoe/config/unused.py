@@ -28,14 +28,23 @@ ONLY_WITH = {
     "optim.decay_steps": ("optim.schedule", "wsd"),
 }
 
+# And those that one value leaves unread.
+NOT_WITH = {"model.yarn": ("model.yarn.factor", 1.0)}
+
 
 def unused_settings(config: Config) -> Iterator[str]:
     """A line for each of a resolved config that differs from its default and has no effect."""
-    default = Config()
     for prefix, (other, needed) in ONLY_WITH.items():
-        if (found := value_of(config, other)) == needed:
-            continue
-        for key in key_types():
-            changed = value_of(config, key) != value_of(default, key)
-            if changed and f"{key}.".startswith(f"{prefix}."):
-                yield f"{key} is {value_of(config, key)}; it has no effect with {other} '{found}'"
+        if value_of(config, other) != needed:
+            yield from _changed(config, prefix, other)
+    for prefix, (other, without) in NOT_WITH.items():
+        if value_of(config, other) == without:
+            yield from _changed(config, prefix, other)
+
+
+def _changed(config: Config, prefix: str, other: str) -> Iterator[str]:
+    default = Config()
+    for key in key_types():
+        value = value_of(config, key)
+        if value != value_of(default, key) and f"{key}.".startswith(f"{prefix}."):
+            yield f"{key} is {value}; it has no effect with {other} {value_of(config, other)!r}"

@@ -23,18 +23,32 @@ def _section(scaling: Mapping[str, Any] | None, hf: Mapping[str, Any]) -> YarnCo
         raise ValueError(f"be without {', '.join(unknown)}")
     if missing := sorted({"factor", POSITIONS} - set(scaling)):
         raise ValueError(f"have {', '.join(missing)}")
-    mscale, all_dim = scaling.get("mscale") or 0.0, scaling.get("mscale_all_dim") or 0.0
+    mscale, all_dim = _number(scaling, "mscale", 0.0), _number(scaling, "mscale_all_dim", 0.0)
     if all_dim and not mscale:
         raise ValueError("have mscale with mscale_all_dim")
+    positions = _number(scaling, POSITIONS)
+    if not positions.is_integer():
+        raise ValueError(f"have a whole number as {POSITIONS}")
     return YarnConfig(
-        factor=float(scaling["factor"]),
-        original_positions=scaling[POSITIONS],
-        beta_fast=float(scaling.get("beta_fast") or 32),
-        beta_slow=float(scaling.get("beta_slow") or 1),
+        factor=_number(scaling, "factor"),
+        original_positions=int(positions),
+        beta_fast=_number(scaling, "beta_fast", 32.0),
+        beta_slow=_number(scaling, "beta_slow", 1.0),
         # Transformers heeds it together with the other one only.
-        mscale=float(mscale) if all_dim else 1.0,
-        mscale_all_dim=float(all_dim),
+        mscale=mscale if all_dim else 1.0,
+        mscale_all_dim=all_dim,
     )
+
+
+def _number(scaling: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """``default``, if there is one, is also what null and 0 mean."""
+    value = scaling.get(key)
+    if not value and default is not None:
+        return default
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        raise ValueError(f"have a number as {key}") from None
 
 
 def _table(yarn: YarnConfig, config: Config) -> dict[str, Any] | None:

@@ -100,6 +100,13 @@ YARN = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096}
         ({"type": "linear"}, "it must be null or have rope_type 'yarn'"),
         ({"attention_factor": 1.2}, "it must be without attention_factor"),
         ({"mscale_all_dim": 1.0}, "it must have mscale with mscale_all_dim"),
+        ({"factor": "long"}, "it must have a number as factor"),
+        ({"factor": None}, "it must have a number as factor"),
+        ({"beta_fast": "x"}, "it must have a number as beta_fast"),
+        (
+            {"original_max_position_embeddings": 4096.5},
+            "it must have a whole number as original_max_position_embeddings",
+        ),
     ],
 )
 def test_yarn_that_is_not_deepseeks_is_refused(change: dict[str, Any], message: str) -> None:

@@ -93,6 +93,7 @@ def test_config_prints_a_run_that_reads_back(
 
 def test_settings_without_effect_are_told(run_main: Main, config_file: Path) -> None:
     options = ["--deepspeed.zero_stage", "3", "--optim.decay_steps", "5"]
+    options += ["--model.yarn.mscale", "2"]
     code, printed, said = run_main("config", config_file, *options)
     assert (code, said.splitlines()) == (
         0,
@@ -101,10 +102,13 @@ def test_settings_without_effect_are_told(run_main: Main, config_file: Path) -> 
             "parallel.engine 'single'",
             "distmoe config: warning: optim.decay_steps is 5; it has no effect with "
             "optim.schedule 'cosine'",
+            "distmoe config: warning: model.yarn.mscale is 2.0; it has no effect with "
+            "model.yarn.factor 1.0",
         ],
     )
     assert "zero_stage = 3" in printed
     options += ["--optim.schedule", "wsd", "--parallel.engine", "deepspeed"]
+    options += ["--model.yarn.factor", "8"]
     assert run_main("config", config_file, *options)[2] == ""
 
 
