@@ -195,6 +195,7 @@ ARCHITECTURES = Registry(
         "mixtral": "distmoe.convert.mixtral:ARCHITECTURE",
         "deepseek_v2": "distmoe.convert.deepseek_v2:ARCHITECTURE",
         "deepseek_v3": "distmoe.convert.deepseek_v3:ARCHITECTURE",
+        "kimi_k2": "distmoe.convert.kimi_k2:ARCHITECTURE",
         "glm4_moe": "distmoe.convert.glm4_moe:ARCHITECTURE",
     },
 )

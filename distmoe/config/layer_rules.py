@@ -65,9 +65,9 @@ def _partial_rotary_factor(config: Config, world: int) -> Iterator[str]:
 @rule("model.yarn.beta_fast", "model.yarn.beta_slow")
 def _yarn(config: Config, world: int) -> Iterator[str]:
     yarn = config.model.yarn
-    if yarn.beta_slow >= yarn.beta_fast:
+    if yarn.beta_slow > yarn.beta_fast:
         fast = f"model.yarn.beta_fast ({yarn.beta_fast:g})"
-        yield wrong(config, "model.yarn.beta_slow", f"be less than {fast}")
+        yield wrong(config, "model.yarn.beta_slow", f"be at most {fast}")
 
 
 @rule("model.n_heads", "model.n_kv_heads")

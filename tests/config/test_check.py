@@ -76,9 +76,9 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "model.head_dim is 64; it must be 0 or model.mla.qk_nope_head_dim + model.mla.qk_rope",
         ),
         (
-            "--model.yarn.beta_slow=32",
+            "--model.yarn.beta_slow=33",
             1,
-            "model.yarn.beta_slow is 32.0; it must be less than model.yarn.beta_fast (32)",
+            "model.yarn.beta_slow is 33.0; it must be at most model.yarn.beta_fast (32)",
         ),
         (
             "--model.n_dense_layers=5",

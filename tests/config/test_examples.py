@@ -11,6 +11,7 @@ WORLDS = {"base": 1, "quickstart": 2, "one_gpu": 1, "eight_gpu": 8, "multi_node"
 WORLDS |= {"tiny": 2, "routing_quality": 4, "check_gpu": 1}
 WORLDS |= {"olmoe_1b_7b": 8, "qwen3_30b_a3b": 32, "mixtral_8x7b": 32}
 WORLDS |= {"deepseek_v2_lite": 32, "moonlight_16b_a3b": 32, "glm_4_5_air": 64}
+WORLDS |= {"kimi_k2": 512}
 WORLDS |= {"sonicmoe_1b4": 8, "sonicmoe_7b": 64, "sonicmoe_30b": 64, "sonicmoe_120b": 256}
 
 # As published, to the unit; of the others, what the name says.
@@ -21,6 +22,7 @@ PARAMETERS = {
     "deepseek_v2_lite": (15_706_484_224, 0),
     "moonlight_16b_a3b": (16e9, 0.1e9),
     "glm_4_5_air": (106e9, 1e9),
+    "kimi_k2": (1.04e12, 0.02e12),
     "sonicmoe_1b4": (1.4e9, 0.05e9),
     "sonicmoe_7b": (7e9, 0.5e9),
     "sonicmoe_30b": (30e9, 1e9),

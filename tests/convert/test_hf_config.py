@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from distmoe.config import Config, ConfigError, resolve
+from distmoe.config import Config, ConfigError, YarnConfig, check, load_config, resolve
 from distmoe.config.keys import with_values
 from distmoe.convert.cli import main
 from distmoe.convert.hf_config import hf_config_of, settings_of
@@ -47,11 +47,58 @@ DEEPSEEK = {
     "topk_group": 1,
 }
 V3 = {**DEEPSEEK, "model_type": "deepseek_v3"}
+# As published, but for the weights in fp8.
+KIMI_K2 = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "kimi_k2",
+    "vocab_size": 163840,
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "first_k_dense_replace": 1,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 384,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 2.827,
+    "num_nextn_predict_layers": 0,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 50000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 1.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    },
+}
 V2 = {**DEEPSEEK, "model_type": "deepseek_v2", "norm_topk_prob": False}
 V2_GROUPS = {**V2, "topk_method": "group_limited_greedy"}
 OLMOE = {**HF, "model_type": "olmoe"}
 MIXTRAL = {**HF, "model_type": "mixtral", "num_local_experts": 4}
 NOT_OURS = [
+    (
+        HF,
+        "model_type",
+        "qwen3_next",
+        "'qwen3_next'; it must be one of .*deepseek_v3, kimi_k2, glm4",
+    ),
+    (KIMI_K2, "quantization_config", {"quant_method": "fp8"}, "{.*}; it must be None: .*fp8_cast"),
     (HF, "model_type", "llama", "'llama'; it must be one of qwen3_moe, olmoe, mixtral, deepseek"),
     (HF, "attention_bias", True, "True; it must be False: projections have no bias"),
     (HF, "hidden_act", "gelu", "'gelu'; it must be 'silu': experts are SwiGLU"),
@@ -113,6 +160,18 @@ def test_yarn_that_is_not_deepseeks_is_refused(change: dict[str, Any], message: 
     assert settings_of({**V3, "rope_scaling": YARN})["model.yarn.factor"] == 40.0
     with pytest.raises(ConfigError, match=f"rope_scaling is {{.*}}; {message}"):
         settings_of({**V3, "rope_scaling": {**YARN, **change}})
+
+
+def test_kimi_k2_is_a_deepseek_v3() -> None:
+    settings = settings_of(KIMI_K2)
+    assert settings == settings_of({**KIMI_K2, "model_type": "deepseek_v3"})
+    shape = load_config(Path(__file__).parents[2] / "configs/models/kimi_k2.toml")
+    config = with_values(shape, settings)
+    check(config, 512, with_data=False)
+    # The preset is of the training before YaRN.
+    before = {"model.yarn": YarnConfig(), "moe.group_score": shape.moe.group_score}
+    assert with_values(config, before) == shape
+    assert hf_config_of(resolve(config, 512), source=KIMI_K2) == KIMI_K2
 
 
 def test_yarn_is_read_and_written() -> None:

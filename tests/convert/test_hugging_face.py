@@ -97,6 +97,17 @@ OWN: dict[str, tuple[str, dict[str, Any]]] = {
             rms_norm_eps=1e-2,
             first_k_dense_replace=1,
             num_mtp_layers=0,
+            # Kimi K2 has no ramp between frequencies that stay and those that do not, either.
+            rope_parameters=dict(
+                rope_type="yarn",
+                rope_theta=20.0,
+                factor=4.0,
+                original_max_position_embeddings=16,
+                beta_fast=1.0,
+                beta_slow=1.0,
+                mscale=1.0,
+                mscale_all_dim=1.0,
+            ),
         ),
     ),
     "glm4_moe": (
