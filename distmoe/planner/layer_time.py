@@ -20,9 +20,12 @@ ATTENTION_BACKWARD = 2.5
 # Bytes of a logit, over the softmax, keys, top-k, z-loss, counts and candidates of rounding.
 # Counted in the code, not measured.
 ROUTER_BYTES, ROUTER_BYTES_BACKWARD = 60, 24
-# Operators that the host launches for a pass, and what one takes eager PyTorch. Assumed.
-ATTENTION_OPS, MLP_OPS, MOE_OPS, HEAD_OPS = 50, 10, 80, 20
+# Operators that the host launches for a forward, and what one takes eager PyTorch. Assumed.
+ATTENTION_OPS, MLP_OPS, NORM_OPS, HEAD_OPS = 50, 10, 10, 20
 OP_S = 5e-6
+# For forward and backward of an MoE layer beside its experts' kernels, on one rank and on several:
+# counted by tests/moe/test_host_work.py.
+MOE_OPS_OF_ONE, MOE_OPS_OF_SEVERAL = (104, 38), (166, 47)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def model_passes(config: Config, itemsize: int) -> ModelPasses:
     attention = _attention(model, tokens, config.data.seq_len, itemsize)
     dense = _mlp(model.hidden_size, model.intermediate_size, tokens, itemsize)
     dense += _norm_and_residual(model.hidden_size, tokens, itemsize)
-    routed = _routed(moe, tokens, itemsize)
+    routed = _routed(moe, config.parallel.ep, tokens, itemsize)
     recompute = config.train.activation_checkpoint
     if recompute != "none":
         attention, dense = attention.recomputed(), dense.recomputed()
@@ -131,13 +134,15 @@ def _mlp(hidden: int, width: int, tokens: int, s: int) -> Passes:
     )
 
 
-def _routed(moe: MoEConfig, tokens: int, s: int) -> Passes:
+def _routed(moe: MoEConfig, ep: int, tokens: int, s: int) -> Passes:
     """What an MoE layer does but for its experts: norm, router, shared expert, residual."""
     H, E = moe.hidden_size, moe.num_experts
     flops = 2 * tokens * H * E
+    forward_ops, backward_ops = MOE_OPS_OF_ONE if ep == 1 else MOE_OPS_OF_SEVERAL
+    moved, moved_back = s * H + ROUTER_BYTES * E, 2 * s * H + ROUTER_BYTES_BACKWARD * E
     passes = Passes(
-        Work(flops, 0.0, tokens * (s * H + ROUTER_BYTES * E), MOE_OPS),
-        Work(2 * flops, 0.0, tokens * (2 * s * H + ROUTER_BYTES_BACKWARD * E), MOE_OPS),
+        Work(flops, 0.0, tokens * moved, forward_ops + NORM_OPS),
+        Work(2 * flops, 0.0, tokens * moved_back, backward_ops + 2 * NORM_OPS),
     )
     if moe.shared_intermediate_size:
         passes += _mlp(H, moe.shared_intermediate_size, tokens, s)

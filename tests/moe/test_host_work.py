@@ -1,5 +1,5 @@
-"""What a layer enqueues to plan, post and combine, on a GPU: it is little, and does not grow with
-the ranks."""
+"""What a layer enqueues beside the kernels of its experts, on a GPU: it is little, and does not
+grow with the ranks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from distmoe.comm.threaded import ThreadedExchange
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.moe.host_copy import HostCopy
 from distmoe.moe.int_array import IntArray
+from distmoe.planner.layer_time import MOE_OPS_OF_ONE, MOE_OPS_OF_SEVERAL
 from distmoe.registry import Registry
 
 # Of them the device learns nothing.
@@ -34,7 +35,8 @@ VIEWS = {
 
 # With eight ranks and four blocks of the rows of others, launches of kernels among them.
 MOST_WHILE_IDLE = 12
-MOST_OF_A_FORWARD = 165
+MOST_OF_A_FORWARD = 170
+ALL_REDUCE = dist.all_reduce
 
 WITH_KERNELS = (
     "router_logits", "router_topk", "round_select", "routing_index", "balance_targets",
@@ -44,11 +46,12 @@ WITH_KERNELS = (
 
 @dataclass(frozen=True)
 class Enqueued:
-    """``calls`` of a forward of rank 0 by name, without the kernels of the experts, and ``idle``,
-    those for which the device waits: between the answer of the first wait for sizes and the
-    question of the second, and between its answer and the first kernel of the experts."""
+    """``forward`` and ``backward`` of rank 0 by name, without the kernels of the experts, and
+    ``idle``, those for which the device waits: between the answer of the first wait for sizes and
+    the question of the second, and between its answer and the first kernel of the experts."""
 
-    calls: Counter[str]
+    forward: Counter[str]
+    backward: Counter[str]
     idle: Counter[str]
 
 
@@ -67,10 +70,11 @@ class Operators(TorchDispatchMode):
 
 
 class NoMlp:
-    """Kernels that compute nothing. ``before``: what was enqueued when the first was called."""
+    """Kernels that compute nothing. ``before``: what was enqueued when the first was called;
+    ``weights``: their own gradients."""
 
-    def __init__(self, operators: Operators) -> None:
-        self.operators = operators
+    def __init__(self, operators: Operators, weights: tuple[Tensor, Tensor]) -> None:
+        self.operators, self.weights = operators, weights
         self.before: Counter[str] = Counter()
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
@@ -78,6 +82,11 @@ class NoMlp:
 
     def row_sum(self, *args: Any, **kwargs: Any) -> None:
         """Nothing."""
+
+    dgrad = row_sum
+
+    def wgrad(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.weights
 
 
 class UncountedExchange(ThreadedExchange):
@@ -94,6 +103,12 @@ class UncountedExchange(ThreadedExchange):
     def _gather(self, x: Tensor) -> Tensor:
         with _disable_current_modes():
             return super()._gather(x)
+
+
+def uncounted_all_reduce(*args: Any, **options: Any) -> Any:
+    """That of ranks as threads copies; that of a GPU is one call."""
+    with _disable_current_modes():
+        return ALL_REDUCE(*args, **options)
 
 
 class Fused:
@@ -157,13 +172,12 @@ class Waits:
         patch.setattr(HostCopy, "wait", noted_wait)
 
 
-def enqueued_by_a_forward(num_ranks: int, rounding: RoundingConfig) -> Enqueued:
+def enqueued(num_ranks: int, rounding: RoundingConfig) -> Enqueued:
     config = MoEConfig(
         hidden_size=4,
         intermediate_size=2,
         num_experts=64,
         top_k=4,
-        load_balance_scope="rank",
         rounding=rounding,
         dispatch=DispatchConfig(order="tokens", steps=4),
         kernel="torch",
@@ -173,36 +187,59 @@ def enqueued_by_a_forward(num_ranks: int, rounding: RoundingConfig) -> Enqueued:
     def run(rank: int) -> Enqueued:
         layer = MoE(config, dist.group.WORLD)
         operators = Operators()
-        mlp = NoMlp(operators)
-        layer.exchange, layer._mlp = UncountedExchange(dist.group.WORLD), mlp
+        mlp = NoMlp(operators, (layer.experts.w_in_eGH.detach(), layer.experts.w_out_eHI.detach()))
+        if num_ranks > 1:
+            layer.exchange = UncountedExchange(dist.group.WORLD)
+        layer._mlp = mlp
+        own_x = x[rank].requires_grad_()
         with pytest.MonkeyPatch.context() as patch:
             if rank:
-                layer(x[rank])
-                return Enqueued(Counter(), Counter())
+                loss_of(layer, own_x).backward()
+                return Enqueued(Counter(), Counter(), Counter())
             take_fused(patch, operators)
+            patch.setattr(dist, "all_reduce", uncounted_all_reduce)
             waits = Waits(patch, operators)
             with operators:
-                layer(x[0])
-        idle = (waits.asked[1] - waits.answered[0]) + (mlp.before - waits.answered[1])
-        return Enqueued(operators.calls, idle)
+                loss = loss_of(layer, own_x)
+                forward = operators.calls.copy()
+                loss.backward()
+        idle: Counter[str] = Counter()
+        if num_ranks > 1:
+            idle = (waits.asked[1] - waits.answered[0]) + (mlp.before - waits.answered[1])
+        return Enqueued(forward, operators.calls - forward, idle)
 
     return run_ranks(run, num_ranks)[0]
 
 
+def loss_of(layer: MoE, x_TH: Tensor) -> Tensor:
+    """Of what the layer gives, without operators that are counted."""
+    out_TH, losses = layer(x_TH)
+    with _disable_current_modes():
+        return out_TH.sum() + losses.load_balance + losses.z
+
+
 @pytest.fixture(scope="module")
 def of_eight() -> Enqueued:
-    return enqueued_by_a_forward(8, RoundingConfig("balance", tile=2))
+    return enqueued(8, RoundingConfig("balance", tile=2))
 
 
 def test_operators_of_a_forward_do_not_grow_with_the_ranks(of_eight: Enqueued) -> None:
     # The candidates of so many go to the owners of the experts otherwise, a round more.
     rounding = RoundingConfig("balance", tile=2, transport="all_gather")
-    of_many = enqueued_by_a_forward(64, rounding)
-    assert of_many.calls - of_eight.calls == Counter()
+    of_many = enqueued(64, rounding)
+    assert of_many.forward - of_eight.forward == Counter()
+    assert of_many.backward - of_eight.backward == Counter()
 
 
 def test_little_is_enqueued_for_a_forward(of_eight: Enqueued) -> None:
-    assert of_eight.calls.total() <= MOST_OF_A_FORWARD
+    assert of_eight.forward.total() <= MOST_OF_A_FORWARD
+
+
+def test_a_plan_knows_how_much_is_enqueued(of_eight: Enqueued) -> None:
+    of_one = enqueued(1, RoundingConfig("balance", tile=2))
+    for counted, planned in ((of_one, MOE_OPS_OF_ONE), (of_eight, MOE_OPS_OF_SEVERAL)):
+        for counts, ops in zip((counted.forward, counted.backward), planned, strict=True):
+            assert abs(counts.total() - ops) <= 0.05 * ops
 
 
 def test_little_is_enqueued_while_the_device_has_nothing_to_do(of_eight: Enqueued) -> None:
