@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import triton
 from torch import Tensor
 
@@ -34,9 +35,9 @@ from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp, sum_dscore, til
 from distmoe.kernels.moe_mlp.triton_descriptors import TMA_ALIGNMENT, aligned, ragged_shape
 
 DTYPES = {torch.bfloat16: bfloat16, torch.float16: float16}
-# One multiprocessor of so many has no program: 16 of an H100's 132. Programs stay until all tiles
-# are done and leave no room beside them, so a collective that begins meanwhile needs others; every
-# channel of NCCL is a block, which takes one. How many are best has not been measured.
+# With peers one multiprocessor of so many has no program: 16 of an H100's 132. Programs stay until
+# all tiles are done and leave no room beside them, so a collective that begins meanwhile needs
+# others; every channel of NCCL is a block, which takes one. How many are best was not measured.
 SPARED_ONE_IN = 8
 
 
@@ -184,7 +185,13 @@ def multiprocessors(device: torch.device) -> int:
 def _grid(operand: Tensor, items: int) -> tuple[int]:
     """A program for every multiprocessor but the spared ones, or fewer if there is less to do."""
     count = multiprocessors(operand.device)
-    return (min(items, count - count // SPARED_ONE_IN),)
+    spared = count // SPARED_ONE_IN if _has_peers() else 0
+    return (min(items, count - spared),)
+
+
+def _has_peers() -> bool:
+    """Whether collectives may run beside a kernel: with P = 1, too, those of FSDP do."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _launch(config: TileConfig) -> dict[str, int]:

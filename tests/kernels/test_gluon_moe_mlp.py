@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from ranks import run_ranks
 from test_moe_mlp import (
     CASES,
     DEVICE,
@@ -160,8 +161,12 @@ def test_other_gpus_are_refused(monkeypatch: pytest.MonkeyPatch, major: int, min
 
 def test_some_multiprocessors_are_left_to_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gluon_backend, "multiprocessors", lambda device: 132)
-    operand = torch.empty(0)
-    assert [gluon_backend._grid(operand, items) for items in (5, 10**6)] == [(5,), (116,)]
+
+    def grids(rank: int = 0) -> list[tuple[int]]:
+        return [gluon_backend._grid(torch.empty(0), items) for items in (5, 10**6)]
+
+    assert run_ranks(grids, 2) == [[(5,), (116,)]] * 2
+    assert grids() == run_ranks(grids, 1)[0] == [(5,), (132,)]
 
 
 def shifted_by_one(v: Tensor) -> Tensor:
