@@ -5,6 +5,8 @@ from distmoe.config.corpora import Corpus, corpora
 from distmoe.config.errors import ConfigError
 from distmoe.config.expert_groups import ExpertGroups, expert_group_problems, expert_groups
 from distmoe.config.load import load_config, to_toml
+from distmoe.config.model_schema import MlaConfig, ModelConfig, YarnConfig
+from distmoe.config.moe_schema import DispatchConfig, MoEConfig, RoundingConfig
 from distmoe.config.overrides import apply_overrides
 from distmoe.config.resolve import resolve
 from distmoe.config.schema import (
@@ -12,19 +14,13 @@ from distmoe.config.schema import (
     Config,
     DataConfig,
     DeepSpeedConfig,
-    DispatchConfig,
     LaunchConfig,
     MetricsConfig,
-    MlaConfig,
-    ModelConfig,
-    MoEConfig,
     OptimConfig,
     ParallelConfig,
     RankInfo,
-    RoundingConfig,
     RunConfig,
     TrainConfig,
-    YarnConfig,
 )
 
 __all__ = [

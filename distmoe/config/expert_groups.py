@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 
-from distmoe.config.schema import MoEConfig
+from distmoe.config.moe_schema import MoEConfig
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from distmoe.config.corpora import corpora
 from distmoe.config.data_sizes import read_data_sizes
 from distmoe.config.errors import ConfigError
 from distmoe.config.keys import value_of, with_values
-from distmoe.config.schema import Config, ModelConfig
+from distmoe.config.model_schema import ModelConfig
+from distmoe.config.schema import Config
 
 _UNSET = (0, "auto")
 

@@ -1,9 +1,13 @@
-"""The whole run as frozen dataclasses. The one place where a setting has its name and default."""
+"""The whole run as frozen dataclasses: with `model_schema` and `moe_schema` the one place where a
+setting has its name and default."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
+
+from distmoe.config.model_schema import ModelConfig
+from distmoe.config.moe_schema import MoEConfig
 
 
 @dataclass(frozen=True)
@@ -35,192 +39,6 @@ class LaunchConfig:
     """Seconds that a collective may wait for a peer."""
     stall_warning_s: float = 60.0
     """Seconds after which a rank that waits for another says so, and names it."""
-
-
-@dataclass(frozen=True)
-class MlaConfig:
-    """Multi-head latent attention, with model.attention = "mla". The defaults are DeepSeek-V3's,
-    but for its q_lora_rank, 1536."""
-
-    q_lora_rank: int = 0
-    """Size of the latent that queries are made from. 0: they are one projection."""
-    kv_lora_rank: int = 512
-    """Size of the latent that keys and values are made from."""
-    qk_nope_head_dim: int = 128
-    """Values of a head's queries and keys without a position."""
-    qk_rope_head_dim: int = 64
-    """Values that RoPE turns; all heads have the same keys there."""
-    v_head_dim: int = 128
-    """Values of a head's value."""
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """RoPE for more positions than a model was trained with first (YaRN, arXiv 2309.00071)."""
-
-    factor: float = 1.0
-    """How many times as many positions. 1: RoPE as it is."""
-    original_positions: int = 4096
-    """Positions of the first training."""
-    beta_fast: float = 32.0
-    """Frequencies that turn more often over the original positions stay."""
-    beta_slow: float = 1.0
-    """Those that turn less often are divided by the factor."""
-    mscale: float = 1.0
-    """cos and sin are multiplied by m(mscale) / m(mscale_all_dim), m(s) = 1 + 0.1 s ln factor."""
-    mscale_all_dim: float = 0.0
-    """Scores are multiplied by the square of m(mscale_all_dim) (DeepSeek-V3: as mscale, 1)."""
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A decoder-only transformer; `moe` describes its experts."""
-
-    vocab_size: int = 0
-    """Rows of the embedding. 0: the size of the data set's tokenizer."""
-    hidden_size: int = 256
-    """H."""
-    n_layers: int = 4
-    """Blocks in all."""
-    n_dense_layers: int = 1
-    """The first blocks, which have a dense MLP instead of experts."""
-    attention: str = "gqa"
-    """gqa: grouped queries. mla: keys and values from a latent (DeepSeek-V2), with the sizes of
-    model.mla; n_kv_heads, partial_rotary_factor, qkv_bias, qk_norm and clip_qkv are gqa's."""
-    n_heads: int = 4
-    """A, query heads."""
-    n_kv_heads: int = 2
-    """Key and value heads; divides n_heads."""
-    head_dim: int = 0
-    """D, of queries and keys. 0: hidden_size / n_heads, or with mla what its sizes make."""
-    intermediate_size: int = 1024
-    """Width of the dense MLP."""
-    rope_theta: float = 10000.0
-    """Base of the rotary position embedding."""
-    partial_rotary_factor: float = 1.0
-    """Share of a head, its first values, that RoPE turns (GLM-4.5: 0.5)."""
-    norm_eps: float = 1e-6
-    """Epsilon of RMSNorm."""
-    qkv_bias: bool = False
-    """Biases of queries, keys and values (GLM-4.5)."""
-    qk_norm: bool = True
-    """RMSNorm on queries and keys."""
-    qk_norm_scope: Literal["head", "projection"] = "head"
-    """What qk_norm takes the mean over: each head by itself (Qwen3), or all heads of a projection
-    (OLMoE)."""
-    clip_qkv: float = 0.0
-    """Largest absolute value of queries, keys and values, after qk_norm. 0: any."""
-    tie_embeddings: bool = False
-    """The output head is the embedding."""
-    init_std: float = 0.02
-    """Standard deviation of initial weights; residual outputs: divided by sqrt(2 n_layers)."""
-    mla: MlaConfig = field(default_factory=MlaConfig)
-    yarn: YarnConfig = field(default_factory=YarnConfig)
-
-
-@dataclass(frozen=True)
-class RoundingConfig:
-    """Token rounding: each expert's token count becomes a multiple of the tile."""
-
-    rule: str = "balance"
-    """Which experts round up: balance, nearest, up, down, stochastic or score; none: no
-    rounding."""
-    tile: int = 128
-    """M, rows of a GEMM tile."""
-    selection: str = "exact"
-    """Which pairs are dropped or added. exact: those that one process would choose. quota: each
-    rank's share of them, without a round of communication."""
-    scope: Literal["ep", "rank"] = "ep"
-    """Tokens that are rounded together: of all ranks of the ep axis, or of each rank on its own,
-    which is aligned too but moves many more pairs: for comparisons."""
-    balance_groups: int = 0
-    """Equal runs of experts over which `balance` levels the tiles. 0: the ranks of the ep axis."""
-    seed: int = 0
-    """Seed of the rules that draw, stochastic and score."""
-    capacity_factor: float = 0.0
-    """Most pairs of an expert, or of all experts of a rank, over the mean, with a rule rounded up
-    to whole tiles; beyond, those of the lowest scores are dropped. 0: no bound."""
-    capacity_of: Literal["expert", "rank"] = "expert"
-    """What has the capacity. rank: the experts of a rank (of a balance group) share it, of which
-    started tiles count whole; drops less."""
-    transport: str = "auto"
-    """How `exact` compares candidates: on every rank, or on the owner of each expert. auto: owner
-    above 16 ranks."""
-
-
-@dataclass(frozen=True)
-class DispatchConfig:
-    """How rows travel between the ranks of the ep axis."""
-
-    overlap: bool = True
-    """Compute while rows travel. false: the same work, waiting for every transfer at once."""
-    level: Literal["auto", "copies", "rank", "node"] = "auto"
-    """rank: a token's row travels once to every rank that has one of its experts. node: once to
-    every other node that has one, where it is passed on. copies: once for every expert, the
-    baseline. auto: what the measured links make fastest; without a profile node if the ep axis
-    spans several nodes, else rank; never node on GPUs, where it has not been tried."""
-    order: Literal["auto", "source", "tokens"] = "auto"
-    """What a step of the exchange brings. source: all rows of some ranks. tokens: a part of every
-    rank's rows."""
-    steps: int = 0
-    """Steps of the exchange. 0: as many as the links and the tiles make worth it."""
-    exchange: str = "auto"
-    """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
-
-
-@dataclass(frozen=True)
-class MoEConfig:
-    """One mixture-of-experts layer."""
-
-    hidden_size: int = 0
-    """H. 0 in a run's config: model.hidden_size."""
-    intermediate_size: int = 128
-    """I, of one expert."""
-    num_experts: int = 16
-    """E, over all ranks."""
-    top_k: int = 4
-    """K, experts that a token chooses."""
-    shared_intermediate_size: int = 0
-    """Width of the shared expert that every token passes. 0: none."""
-    router: str = "softmax_topk"
-    """softmax_topk, topk_softmax or sigmoid_topk. For benchmarks and tests, a forced choice:
-    balanced or hash."""
-    renormalize: Literal["topk", "assigned", "none"] = "topk"
-    """A pair's weight is its score over the token's top-k score sum, over the sum of the
-    assigned pairs, or the score itself."""
-    score_scale: float = 1.0
-    """Factor on the weights of all pairs (DeepSeek's routed scaling factor)."""
-    bias_update_rate: float = 0.0
-    """Step by which an expert's bias, added to its scores for the choice only, follows its load
-    after each optimizer step (DeepSeek-V3: 0.001). 0: no bias."""
-    expert_groups: int = 0
-    """Equal runs of experts, of which a token may use groups_per_token. 0 or 1: no limit."""
-    groups_per_token: int = 0
-    """Groups whose experts a token may choose, with expert_groups."""
-    nodes_per_token: int = 0
-    """Nodes of the ep axis whose experts a token may choose; excludes expert_groups. 0: no
-    limit."""
-    group_score: Literal["max", "top2", "sum"] = "sum"
-    """A group (or node) counts as its best expert, as its two best, or as its best
-    top_k / groups_per_token, rounded up."""
-    load_balance_coef: float = 0.01
-    """Weight of the load-balance loss."""
-    load_balance_scope: Literal["global", "micro_batch", "ep", "rank", "sequence"] = "global"
-    """Tokens over which expert frequencies are counted. global: all ranks and the micro-batches of
-    the step so far. Of one micro-batch: all ranks, the ep group, the rank, or each sequence."""
-    z_loss_coef: float = 0.001
-    """Weight of the router z-loss."""
-    activation: Literal["swiglu", "geglu", "reglu", "silu", "gelu", "relu2"] = "swiglu"
-    """Between the projections of an expert: gated, with two input matrices (swiglu, geglu, reglu),
-    or plain, with one."""
-    kernel: str = "auto"
-    """Backend of the expert MLP. auto: triton on a GPU that it runs on, else torch."""
-    kernel_tiles: str = "auto"
-    """Tile configurations of the kernels. auto: those that were measured on such a device, if
-    they ship with distmoe; else, and with default, the defaults. Or a file that
-    `tools/bench_moe.py --write-tiles` wrote."""
-    rounding: RoundingConfig = field(default_factory=RoundingConfig)
-    dispatch: DispatchConfig = field(default_factory=DispatchConfig)
 
 
 @dataclass(frozen=True)
