@@ -200,26 +200,6 @@ def round_tokens(
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
-    num_experts = scores_TE.shape[1]
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
-    if tile < 1:
-        raise ValueError(f"tile is {tile}; it must be at least 1")
-    if balance_groups and (balance_groups < 0 or num_experts % balance_groups):
-        raise ValueError(
-            f"balance_groups is {balance_groups}; it must divide the {num_experts} experts"
-        )
-    if renormalize not in ("topk", "assigned", "none"):
-        raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
-    if not (capacity_factor == 0 or 1 <= capacity_factor < math.inf):
-        raise ValueError(f"capacity_factor is {capacity_factor}; it must be 0 or at least 1")
-    if capacity_of not in ("expert", "rank"):
-        raise ValueError(f"capacity_of is {capacity_of!r}; it must be expert or rank")
-    # Before the first collective, so that a wrong name leaves no peer waiting.
-    ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
-    if transport != "auto":
-        ROUNDING_TRANSPORTS.load(transport)
-    scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
     rounding = RoundingConfig(
         rule,
         tile=tile,
@@ -230,5 +210,27 @@ def round_tokens(
         capacity_factor=capacity_factor,
         capacity_of=capacity_of,
     )
+    # Before the first collective, so that a wrong argument leaves no peer waiting.
+    _check(rounding, num_experts=scores_TE.shape[1], top_k=top_k, renormalize=renormalize)
+    scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))
+
+
+def _check(rounding: RoundingConfig, *, num_experts: int, top_k: int, renormalize: str) -> None:
+    groups, factor = rounding.balance_groups, rounding.capacity_factor
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
+    if rounding.tile < 1:
+        raise ValueError(f"tile is {rounding.tile}; it must be at least 1")
+    if groups and (groups < 0 or num_experts % groups):
+        raise ValueError(f"balance_groups is {groups}; it must divide the {num_experts} experts")
+    if renormalize not in ("topk", "assigned", "none"):
+        raise ValueError(f"renormalize is {renormalize!r}; it must be topk, assigned or none")
+    if not (factor == 0 or 1 <= factor < math.inf):
+        raise ValueError(f"capacity_factor is {factor}; it must be 0 or at least 1")
+    if rounding.capacity_of not in ("expert", "rank"):
+        raise ValueError(f"capacity_of is {rounding.capacity_of!r}; it must be expert or rank")
+    ROUNDING_RULES.load(rounding.rule), SELECTIONS.load(rounding.selection)
+    if rounding.transport != "auto":
+        ROUNDING_TRANSPORTS.load(rounding.transport)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,12 +24,12 @@ from distmoe.metrics.record import CorpusProgress
 from distmoe.metrics.reporter import Reporter
 from distmoe.metrics.throughput import RunPart
 from distmoe.named_range import named_range
-from distmoe.registry import SCHEDULES
 from distmoe.runtime import Runtime, StopSignal, any_rank, deterministic_algorithms
 from distmoe.train.agreed_schedule import with_schedule
 from distmoe.train.checkpoints import Checkpoints
 from distmoe.train.collect import collect_step
 from distmoe.train.communication import Communication
+from distmoe.train.learning_rate import jump_of_lr, learning_rate
 from distmoe.train.profiling import Profiling
 from distmoe.train.progress import Progress
 from distmoe.train.record_routing import RoutingRecorder
@@ -150,7 +149,7 @@ class Trainer:
         start = StartFacts(config, runtime, layers, mesh, data, why_schedule, done, source)
         reporter.header(start.rows(recorder))
         trainer.tell([f"warning: {line}" for line in unused_settings(config)])
-        trainer.tell(checkpoints.news() + trainer._jump_of_lr(progress))
+        trainer.tell(checkpoints.news() + jump_of_lr(config, progress))
         return trainer
 
     def run(self, stop_signal: StopSignal) -> bool:
@@ -229,17 +228,8 @@ class Trainer:
         )
 
     def _progress(self) -> Progress:
-        lr = self._lr(self.done - 1) if self.done else None
+        lr = learning_rate(self.config, self.done - 1) if self.done else None
         return Progress(self.data.reached(self.done), lr)
-
-    def _jump_of_lr(self, saved: Progress) -> list[str]:
-        """A line if the step that was done last would have another learning rate now."""
-        if saved.lr is None:
-            return []
-        now = self._lr(self.done - 1)
-        if math.isclose(now, saved.lr, rel_tol=1e-6, abs_tol=1e-15):
-            return []
-        return [f"warning: lr jumps: that of step {self.done} is {now:.2e} now, was {saved.lr:.2e}"]
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0
@@ -248,7 +238,7 @@ class Trainer:
         clock = self.reporter.clock
         with clock.part(RunPart.DATA), named_range("data"):
             batches = self.data.step(self.done)
-        lr = self._lr(self.done)
+        lr = learning_rate(self.config, self.done)
         self.communication.begin(self.done + 1)
         outcome = self._train(batches, lr)
         lap = clock.lap()
@@ -316,18 +306,6 @@ class Trainer:
         """Print lines, on rank 0."""
         for line in lines:
             self.reporter.console.line(line)
-
-    def _lr(self, step: int) -> float:
-        """Of a step, counted from 0."""
-        optim = self.config.optim
-        factor: float = SCHEDULES.load(optim.schedule)(
-            step,
-            steps=self.config.train.steps,
-            warmup_steps=optim.warmup_steps,
-            decay_steps=optim.decay_steps,
-            min_lr_ratio=optim.min_lr_ratio,
-        )
-        return optim.lr * factor
 
     def _validate(self) -> None:
         begun = time.perf_counter()

@@ -27,6 +27,59 @@ def finished(*, step: int, stopped: str, checkpoint_seconds: float, **facts: obj
     return f"finished at {step}" + (f" by {stopped}" if stopped else "")
 
 
+class FakeRun:
+    """The parts of a run of three steps beside its trainer. ``signal_at``: the step in which a
+    signal reaches the last rank only; ``late``: the other ranks have it when they save. ``done``:
+    what this rank did."""
+
+    def __init__(self, *, is_last_rank: bool, signal_at: int, late: bool) -> None:
+        self.done: list[str | bool] = []
+        self.signal, self.clock, self.saved_step = StopSignal(), Clock(), -1
+        self.is_last_rank, self.signal_at, self.late = is_last_rank, signal_at, late
+
+    def step(self, trainer: Trainer) -> None:
+        trainer.done += 1
+        if self.is_last_rank and trainer.done == self.signal_at:
+            self.signal.received = 15
+
+    def save(self, progress: Progress, *, expire: bool) -> None:
+        assert expire
+        self.saved_step = progress.done
+        self.done.append("saved")
+        if self.late:
+            self.signal.received = 15
+
+    def validate(self) -> None:
+        dist.barrier()
+        self.done.append("validated")
+
+    def parts(self, *, traced: bool) -> dict[str, Any]:
+        return {
+            "engine": None,
+            "recorder": None,
+            "checkpoints": SimpleNamespace(
+                store=self,
+                save=self.save,
+                finish=self.save,
+                news=lambda: [],
+                summary=lambda: "",
+                lost_seconds=lambda: 0.25,
+                check_last=lambda step: None,
+            ),
+            "data": SimpleNamespace(
+                reached=lambda steps: DataPosition(steps, 16 * steps), unigram_entropy=6.0
+            ),
+            "reporter": SimpleNamespace(
+                clock=self.clock,
+                console=SimpleNamespace(line=self.done.append),
+                finish=lambda **facts: self.done.append(finished(**facts)),
+            ),
+            "communication": SimpleNamespace(
+                end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
+            ),
+        }
+
+
 def run_of(
     rank: int,
     world: int,
@@ -37,64 +90,22 @@ def run_of(
     traced: bool = False,
     folder: Path = Path("nowhere"),
 ) -> list[str | bool]:
-    """What one rank does when a signal reaches the last rank only, in step ``signal_at``; ``late``:
-    the other ranks have it when they save."""
-    done: list[str | bool] = []
-    signal = StopSignal()
+    """What one rank of a `FakeRun` does."""
+    fake = FakeRun(is_last_rank=rank == world - 1, signal_at=signal_at, late=late)
     train = TrainConfig(
         steps=3, max_minutes=minutes, validate_every=0, profile="1-3" if traced else ""
     )
     config = Config(run=RunConfig(dir=str(folder)), train=train)
     runtime = Runtime(RankInfo(rank=rank, world=world), torch.device("cpu"), dist.group.WORLD)
-    clock, store = Clock(), SimpleNamespace(saved_step=-1)
+    profiling = Profiling(config, runtime)
+    trainer = Trainer(config, runtime, profiling=profiling, **fake.parts(traced=traced))
+    trainer._step = lambda: fake.step(trainer)  # type: ignore[method-assign]
+    trainer._validate = fake.validate  # type: ignore[method-assign]
     if minutes and rank == 0:
         # This clock is the first that shows the limit.
-        clock.elapsed = lambda: 1e9 * (trainer.done >= 2)  # type: ignore[method-assign]
-
-    def step() -> None:
-        trainer.done += 1
-        if rank == world - 1 and trainer.done == signal_at:
-            signal.received = 15
-
-    def save(progress: Progress, *, expire: bool) -> None:
-        assert expire
-        store.saved_step = progress.done
-        done.append("saved")
-        if late:
-            signal.received = 15
-
-    def validate() -> None:
-        dist.barrier()
-        done.append("validated")
-
-    others: dict[str, Any] = {
-        "engine": None,
-        "recorder": None,
-        "checkpoints": SimpleNamespace(
-            store=store,
-            save=save,
-            finish=save,
-            news=lambda: [],
-            summary=lambda: "",
-            lost_seconds=lambda: 0.25,
-            check_last=lambda step: None,
-        ),
-        "data": SimpleNamespace(
-            reached=lambda steps: DataPosition(steps, 16 * steps), unigram_entropy=6.0
-        ),
-        "reporter": SimpleNamespace(
-            clock=clock,
-            console=SimpleNamespace(line=done.append),
-            finish=lambda **facts: done.append(finished(**facts)),
-        ),
-        "communication": SimpleNamespace(
-            end_trace=lambda step: Path(f"steps-1-{step}.json") if traced else None
-        ),
-    }
-    trainer = Trainer(config, runtime, profiling=Profiling(config, runtime), **others)
-    trainer._step, trainer._validate = step, validate  # type: ignore[method-assign]
-    done.append(trainer.run(signal))
-    return done
+        fake.clock.elapsed = lambda: 1e9 * (trainer.done >= 2)  # type: ignore[method-assign]
+    fake.done.append(trainer.run(fake.signal))
+    return fake.done
 
 
 @pytest.mark.parametrize("late", [False, True])
