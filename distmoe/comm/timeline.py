@@ -152,7 +152,7 @@ class Timeline:
             return
         key = (message.way, note.peer)
         if key not in self._waiters:
-            self._waiters[key] = _Waiter(self._noted)
+            self._waiters[key] = _Waiter.open(self._noted)
         self._waiters[key].queue.put((message, note, time.perf_counter()))
 
 
@@ -169,7 +169,12 @@ class _Waiter:
         self._noted = noted
         self.queue: SimpleQueue[tuple[Message, Note, float] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="timeline", daemon=True)
-        self._thread.start()
+
+    @classmethod
+    def open(cls, noted: list[tuple[Note, Mark, Mark]]) -> _Waiter:
+        waiter = cls(noted)
+        waiter._thread.start()
+        return waiter
 
     def end(self) -> None:
         """Note what is complete by now, and end."""
