@@ -34,6 +34,9 @@ COMPLETE = re.compile(r"step-(\d{8,})")
 # What is being written, and what is being deleted.
 BESIDE, OLD = ".tmp-", ".old-"
 
+# That a rank may write longer than another, without anything being wrong.
+SLOWEST_WRITE_S = 1800.0
+
 
 @dataclass(frozen=True)
 class SaveReport:
@@ -58,11 +61,11 @@ class _Save:
 
 def checkpoint_group(*, timeout_s: float) -> dist.ProcessGroup | None:
     """All ranks in a gloo group of its own, so that messages of a write that goes on never mix with
-    those of the training; collective. None without a process group. ``timeout_s``: of a wait, such
-    as that for the rank whose part takes longest to write."""
+    those of the training; collective. None without a process group. ``timeout_s``: how long a peer
+    may be waited for, but never less than a slow disk is allowed."""
     if not dist.is_initialized():
         return None
-    timeout = timedelta(seconds=timeout_s)
+    timeout = timedelta(seconds=max(timeout_s, SLOWEST_WRITE_S))
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
     return group
 
