@@ -124,7 +124,7 @@ part_tests() {
         -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
         tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
         tests/model/test_document_mask.py tests/model/test_attention.py tests/bench/test_layer_memory.py \
-        tests/bench/kernels
+        tests/bench/kernels/test_pieces.py tests/bench/kernels/test_tuning.py
 }
 part_compile() { "$python" tools/compile_kernels.py --shapes "7B-256,TR,$ALL" &&
     "$python" tools/compile_kernels.py --shapes 7B-256,README --all-tiles; }
