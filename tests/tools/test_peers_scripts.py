@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -72,6 +73,7 @@ cp "$WHEEL" "$2/$(printf %s "${*:3}" | cksum | cut -d ' ' -f 1)-py3-none-any.whl
 
 
 @pytest.mark.processes
+@pytest.mark.skipif(which("xz") is None, reason="needs xz")
 def test_what_is_packed_can_be_unpacked(tmp_path: Path) -> None:
     python, wheel, folder = tmp_path / "python", tmp_path / "one.whl", tmp_path / "carry"
     python.write_text(PYTHON)
