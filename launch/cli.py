@@ -16,7 +16,7 @@ from distmoe.config.overrides import print_options
 from distmoe.config.own_options import integer_option, split_options
 from distmoe.config.unused import unused_settings
 from distmoe.launch.env import rank_info
-from distmoe.launch.worker import print_problems, run_worker
+from distmoe.launch.worker import before_torch, print_problems, run_worker
 
 USAGE = """usage: distmoe COMMAND ...
 
@@ -116,6 +116,8 @@ def _train(argv: Sequence[str]) -> int:
         local_world = world if starts_ranks else ranks.local_world
         check(config, world, local_world=local_world)
         _check_profile(config.parallel.profile)
+        # Reading the tiles imports torch, and this process may be a rank.
+        before_torch(debug=arguments.debug)
         _check_tiles(config.moe.kernel_tiles)
     except ConfigError as error:
         # The other ranks of this machine have the same to say.

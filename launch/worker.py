@@ -46,9 +46,7 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
         # An agent that is killed must not leave ranks behind, which would hold the devices.
         die_with(os.getppid())
     export_local_rank(ranks)
-    let_segments_grow()
-    if not debug:
-        hide_torch_warnings()
+    before_torch(debug=debug)
     try:
         return work()
     except ConfigError as error:
@@ -61,6 +59,13 @@ def run_rank(command: str, ranks: RankInfo, work: Callable[[], int], *, debug: b
         # In one write: all ranks may have something to say.
         sys.stderr.write(f"rank {ranks.rank}: {in_one_line(error)}\n")
         return _leave(1, ranks)
+
+
+def before_torch(*, debug: bool) -> None:
+    """Set what torch reads when it is imported; again is harmless."""
+    let_segments_grow()
+    if not debug:
+        hide_torch_warnings()
 
 
 def print_problems(command: str, error: ConfigError) -> None:

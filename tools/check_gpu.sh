@@ -4,14 +4,17 @@
 #   tools/check_gpu.sh [--only PART,PART...] [--minutes N] [OUT]
 #
 # OUT (default docs/benchmarks) gets JSON, pictures and logs/PART.log. A part that fails or reaches
-# its limit stops no other part; results are written after every shape. Parts, in this order, and
-# their limits:
+# its limit stops no other part; what it has by then is kept: benches write after every shape, runs
+# after every step, and tests that failed are told. Parts, in this order, and their limits:
 #
 #   doctor     3 min   the machine, and NCCL with this process alone
 #   tests      8 min   kernels, layer, attention; compiles several hundred small kernels
 #   compile    5 min   kernels of the bench's shapes, as many at a time as there are cores
 #   quick      4 min   bench of 7B-256: our kernels, grouped_mm and the bound
 #   train      6 min   300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
+#   settings   5 min   60 steps each with what those leave out: Muon over FSDP-2, latent attention,
+#                      attention inside of documents, and run.deterministic, whose losses must be
+#                      equal to those of a run that was resumed half way
 #   ranks      9 min   where there are several GPUs: the transports over NCCL, the links, and a run
 #                      over all GPUs with and without overlap and by point-to-point, whose losses
 #                      must agree, with saves under way and a profile
@@ -31,9 +34,9 @@
 # network. Ends with 1 if a part failed, 2 for a wrong argument.
 set -uo pipefail
 
-PARTS=(doctor tests compile quick train ranks rounding bench tune memory peers gluon)
-declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [ranks]=9 [rounding]=4 [bench]=9
-    [tune]=9 [memory]=3 [peers]=9 [gluon]=9)
+PARTS=(doctor tests compile quick train settings ranks rounding bench tune memory peers gluon)
+declare -A LIMIT=([doctor]=3 [tests]=8 [compile]=5 [quick]=4 [train]=6 [settings]=5 [ranks]=9
+    [rounding]=4 [bench]=9 [tune]=9 [memory]=3 [peers]=9 [gluon]=9)
 ALL=1.4B,7B,30B,README,Qwen3-30B-A3B,OLMoE-1B-7B
 WORKERS=${WORKERS:-8}
 
@@ -69,9 +72,46 @@ bench() {
     "$python" tools/bench_moe.py "$@" \
         --json "$out/$name-$label.json" --picture "$out/$name-$label.png"
 }
+# Runs of a part lie in one folder. At its end, or at its limit, their figures are kept.
+begin_runs() {
+    runs=$(mktemp -d) label=$1
+    trap keep_runs EXIT
+    "$python" -m distmoe data prepare --builtin shakespeare --out "$runs/shakespeare"
+}
 train() {
     "$python" -m distmoe train configs/check_gpu.toml --run.name "$1" --run.dir "$runs/$1" \
         --data.path "$runs/shakespeare" "${@:2}"
+}
+keep_runs() {
+    local code=$? steps operators run begun=()
+    for steps in "$runs"/*/metrics.jsonl; do
+        run=$(basename "$(dirname "$steps")")
+        cp "$steps" "$out/logs/$label-$run.jsonl" && begun+=("$runs/$run")
+        for operators in "$runs/$run"/profile/*.operators.txt; do
+            [[ ! -f $operators ]] || cp "$operators" "$out/logs/$run-$(basename "$operators")"
+        done
+    done
+    "$python" -m distmoe report "${begun[@]}" --json "$out/$name-$label.json" \
+        --markdown "$out/$name-$label.md" || code=1
+    rm -rf "$runs"
+    exit "$code"
+}
+# losses_agree TOLERANCE RUN RUN...: relative, at every step that all of them have
+losses_agree() {
+    "$python" - "$runs" "$@" <<'EOF'
+import json, sys
+from pathlib import Path
+
+folder, tolerance, *names = sys.argv[1:]
+losses = []
+for name in names:
+    lines = map(json.loads, (Path(folder) / name / "metrics.jsonl").read_text().splitlines())
+    losses.append({line["step"]: line["loss"] for line in lines if "loss" in line})
+steps = set.intersection(*map(set, losses))
+furthest = max((abs(own[n] / losses[0][n] - 1) for own in losses for n in steps), default=None)
+print(f"{len(steps)} steps of {', '.join(names)}: relative distance of the losses {furthest}")
+sys.exit(furthest is None or not furthest <= float(tolerance))
+EOF
 }
 
 part_doctor() { "$python" -m distmoe doctor; }
@@ -83,59 +123,52 @@ part_tests() {
     "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe and not gluon" --tb=short \
         -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
         tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
-        tests/model/test_document_mask.py tests/model/test_attention.py tests/planner/test_activation_memory.py
+        tests/model/test_document_mask.py tests/model/test_attention.py tests/bench/test_layer_memory.py \
+        tests/bench/kernels/test_pieces.py tests/bench/kernels/test_tuning.py
 }
 part_compile() { "$python" tools/compile_kernels.py --shapes "7B-256,TR,$ALL" &&
     "$python" tools/compile_kernels.py --shapes 7B-256,README --all-tiles; }
 part_quick() { bench 7B-256 --shapes 7B-256 --backends bound,grouped_mm,triton --profile; }
 part_train() {
     local failed=0
-    runs=$(mktemp -d)
-    "$python" -m distmoe data prepare --builtin shakespeare --out "$runs/shakespeare" || return 1
+    begin_runs train || return 1
     train single --train.profile 200-201 || failed=1
     train top-k --moe.rounding.rule none || failed=1
     train fsdp2 --parallel.engine fsdp2 || failed=1
     train compiled --train.compile dense || failed=1
-    "$python" -m distmoe report "$runs"/{single,top-k,fsdp2,compiled} --json "$out/$name-train.json" \
-        --markdown "$out/$name-train.md" || failed=1
-    cp "$runs"/single/profile/*.operators.txt "$out/logs/" || failed=1
-    rm -rf "$runs"
+    return $failed
+}
+part_settings() {
+    local failed=0 short=(--train.steps 60 --train.validate_every 0)
+    local exact=(--run.deterministic true --checkpoint.every 30 --checkpoint.keep_last 2)
+    begin_runs settings || return 1
+    train muon "${short[@]}" --optim.name muon --parallel.engine fsdp2 || failed=1
+    train latent "${short[@]}" --model.attention mla || failed=1
+    train documents "${short[@]}" --data.document_mask true || failed=1
+    train exact "${short[@]}" "${exact[@]}" || failed=1
+    train resumed "${short[@]}" "${exact[@]}" \
+        --resume "$runs/exact/checkpoints/step-00000030" || failed=1
+    losses_agree 0 exact resumed || failed=1
     return $failed
 }
 # All of a run's kinds of messages, streams and groups. Bits are equal with and without overlap; with
 # other transports they may differ in the order of FSDP's sums, so losses are compared to 1e-3.
 part_ranks() {
-    local gpus failed=0 way
+    local gpus failed=0 way run exchange overlap
     gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
     [[ $gpus -gt 1 ]] || { echo "one GPU: nobody to exchange rows with" && return 0; }
     "$python" -m pytest -m "gpu or not gpu" -k nccl --tb=short tests/comm/test_exchange.py || failed=1
     "$python" -m distmoe doctor comm configs/check_gpu.toml --nproc "$gpus" --parallel.ep "$gpus" \
         --json "$out/$name-links.json" || failed=1
-    runs=$(mktemp -d)
-    "$python" -m distmoe data prepare --builtin shakespeare --out "$runs/shakespeare" || return 1
+    begin_runs ranks || return 1
     for way in "defaults auto true" "waiting auto false" "p2p p2p true"; do
-        read -r label exchange overlap <<<"$way"
-        train "$label" --launch.nproc "$gpus" --parallel.engine fsdp2 --parallel.ep "$gpus" \
+        read -r run exchange overlap <<<"$way"
+        train "$run" --launch.nproc "$gpus" --parallel.engine fsdp2 --parallel.ep "$gpus" \
             --train.micro_batch_size 1 --train.steps 60 --checkpoint.every 20 \
             --train.profile 50-51 --train.trace_steps 55 \
             --moe.dispatch.exchange "$exchange" --moe.dispatch.overlap "$overlap" || failed=1
     done
-    "$python" - "$runs" <<'EOF' || failed=1
-import json, sys
-from pathlib import Path
-
-losses = {}
-for run in ("defaults", "waiting", "p2p"):
-    lines = map(json.loads, (Path(sys.argv[1]) / run / "metrics.jsonl").read_text().splitlines())
-    losses[run] = [line["loss"] for line in lines if "loss" in line]
-    print(run, losses[run][-1])
-own = losses["defaults"]
-sys.exit(any(abs(a - b) > 1e-3 * b for run in losses for a, b in zip(losses[run], own, strict=True)))
-EOF
-    cp "$runs"/defaults/profile/*.operators.txt "$out/logs/" || failed=1
-    "$python" -m distmoe report "$runs"/{defaults,waiting,p2p} --json "$out/$name-ranks.json" \
-        --markdown "$out/$name-ranks.md" || failed=1
-    rm -rf "$runs"
+    losses_agree 1e-3 defaults waiting p2p || failed=1
     return $failed
 }
 part_rounding() { bench rounding --shapes TR --rounding none,balance --backends triton,grouped_mm,bound; }
@@ -158,8 +191,10 @@ part_gluon() {
         bench gluon --shapes 7B-256,README --backends bound,triton,gluon
 }
 
-# timeout starts programs, and parts are functions: the script calls itself for one.
+# timeout starts programs, and parts are functions: the script calls itself for one. A part that is
+# interrupted begins nothing more.
 if [[ -n ${DISTMOE_PART:-} ]]; then
+    trap 'exit 124' INT
     "part_$DISTMOE_PART"
     exit
 fi
@@ -173,7 +208,7 @@ for part in "${PARTS[@]}"; do
         continue
     fi
     echo "== $part"
-    DISTMOE_PART=$part timeout --kill-after=10 $((left < limit ? left : limit)) \
+    DISTMOE_PART=$part timeout --signal=INT --kill-after=30 $((left < limit ? left : limit)) \
         tools/check_gpu.sh "$out" 2>&1 | tee "$out/logs/$part.log"
     code=${PIPESTATUS[0]}
     ended="ended with $code"

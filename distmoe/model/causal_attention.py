@@ -85,8 +85,9 @@ def attend(
     [B, A, S, D of v]. ``scale``: on the scores, beside 1 / sqrt(D).
 
     For values of another size torch has fused kernels on CUDA: cuDNN's on Hopper and newer for 192
-    and 128, the sizes of DeepSeek, where torch prefers cuDNN, and else the memory-efficient one. On
-    a CPU it has none, and would form all scores; there v is padded.
+    and 128, the sizes of DeepSeek, which torch 2.11 takes first if cuDNN is newer than 9.15 (its
+    packages for CUDA 13 are) and run.deterministic is off; else the memory-efficient one. On a CPU
+    it has none, and would form all scores; there v is padded.
     """
     scale /= q_BASD.shape[-1] ** 0.5
     if mask is None or isinstance(mask, Tensor):

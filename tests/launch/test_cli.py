@@ -11,7 +11,9 @@ import pytest
 
 from distmoe import __version__
 from distmoe.config import Config, ConfigError, RankInfo, load_config
+from distmoe.kernels.moe_mlp.tile_file import TileFileError
 from distmoe.launch import cli
+from distmoe.launch.env import ALLOCATOR
 
 WITHOUT_TORCH = """
 import sys
@@ -354,3 +356,24 @@ def test_a_table_of_tiles_that_cannot_be_used_starts_nothing(
     assert cli.main(["train", str(config_file), "--moe.kernel_tiles", str(wrong)]) == 2
     said = f"moe.kernel_tiles: layer 1 in '{wrong}': backend is 'cutlass'; it must be one of triton"
     assert said in capsys.readouterr().err
+
+
+def test_torch_is_told_before_a_table_of_tiles_imports_it(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "TORCH_CPP_LOG_LEVEL")
+    for name in (*ALLOCATOR, *names):
+        # What the command sets is gone after the test.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    told: list[str | None] = []
+
+    def read_tiles(path: object) -> None:
+        told.extend(os.environ.get(name) for name in names)
+        raise TileFileError("read")
+
+    monkeypatch.setattr("distmoe.kernels.moe_mlp.tile_file.read_tiles", read_tiles)
+    (tmp_path / "tiles.toml").touch()
+    tiles = ("--moe.kernel_tiles", str(tmp_path / "tiles.toml"))
+    assert cli.main(["train", str(config_file), *tiles]) == 2
+    assert told == ["expandable_segments:True", "ERROR"]

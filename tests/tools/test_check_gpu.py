@@ -2,20 +2,26 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import bench_moe
 import pytest
 import torch
 
+from distmoe.config import check, load_config
+
 ROOT = Path(__file__).parents[2]
-# Answers for a GPU, and fails where memory is measured.
-PYTHON = """#!/bin/sh
+# Answers for two GPUs, and fails where memory is measured.
+PYTHON = """#!/usr/bin/env bash
 case "$*" in
     *get_device_name*) echo A-GPU ;;
+    *device_count*) echo 2 ;;
     *measure_memory*) echo "no memory" >&2; exit 3 ;;
-    *) echo "ran $*" ;;
+    *) echo "ran ${*@Q}" ;;
 esac
 """
 
@@ -57,20 +63,66 @@ def test_wrong_arguments(arguments: list[str], words: str) -> None:
     assert "see --help" in done.stderr
 
 
-def test_a_part_that_fails_stops_no_other(tmp_path: Path) -> None:
-    python, out = tmp_path / "python", tmp_path / "out"
+@dataclass(frozen=True)
+class Dry:
+    """A run of all parts by a Python that says what it was asked to do."""
+
+    code: int
+    out: Path
+    stdout: str
+
+    def commands(self, *begin: str) -> list[list[str]]:
+        """What follows ``begin`` in the commands that begin so."""
+        lines = "\n".join(path.read_text() for path in (self.out / "logs").iterdir())
+        words = [shlex.split(line)[1:] for line in lines.splitlines() if line.startswith("ran ")]
+        return [own[len(begin) :] for own in words if own[: len(begin)] == list(begin)]
+
+
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory: pytest.TempPathFactory) -> Dry:
+    folder = tmp_path_factory.mktemp("dry")
+    python, out = folder / "python", folder / "out"
     python.write_text(PYTHON)
     python.chmod(0o755)
-    done = check_gpu("--only", "memory,peers,doctor", str(out), python=str(python))
-    assert done.returncode == 1, done.stderr
-    summary = re.sub(r"\d+ s", "N s", done.stdout.partition("== summary: ")[2])
+    done = check_gpu(str(out), python=str(python))
+    return Dry(done.returncode, out, done.stdout)
+
+
+def test_a_part_that_fails_stops_no_other(dry: Dry) -> None:
+    assert dry.code == 1
+    parts = "doctor tests compile quick train settings ranks rounding bench tune memory peers gluon"
+    ended = dict.fromkeys(parts.split(), "well") | {"memory": "ended with 3"}
+    summary = re.sub(r"\d+ s", "N s", dry.stdout.partition("== summary: ")[2])
     assert summary.splitlines() == [
-        f"A-GPU, {out}",
-        "doctor: well, N s",
-        "memory: ended with 3, N s",
-        "peers: well, N s",
+        f"A-GPU, {dry.out}",
+        *(f"{part}: {how}, N s" for part, how in ended.items()),
     ]
-    logs = {path.name: path.read_text() for path in (out / "logs").iterdir()}
-    assert logs["memory.log"] == "no memory\n"
-    assert logs["doctor.log"] == "ran -m distmoe doctor\n"
-    assert f"--backends bound,triton,liger --json {out}/A-GPU-liger.json" in logs["peers.log"]
+    assert (dry.out / "logs/memory.log").read_text() == "no memory\n"
+    assert (dry.out / "logs/doctor.log").read_text() == "ran '-m' 'distmoe' 'doctor'\n"
+
+
+def test_the_files_that_it_names_are_there(dry: Dry) -> None:
+    words = {word for command in dry.commands() for word in command}
+    named = {word for word in words if re.match(r"(tests|tools|configs)/", word)}
+    assert {"tests/kernels", "tools/bench_moe.py", "configs/check_gpu.toml"} <= named
+    assert [word for word in named if not (ROOT / word).exists()] == []
+
+
+def test_its_runs_are_valid(dry: Dry) -> None:
+    runs = dry.commands("-m", "distmoe", "train")
+    names = [options[options.index("--run.name") + 1] for _, *options in runs]
+    assert len(names) == len(set(names)) > 8
+    for file, *options in runs:
+        if "--resume" in options:
+            at = options.index("--resume")
+            options[at : at + 2] = []
+        world = 2 if "--launch.nproc" in options else 1
+        check(load_config(ROOT / file, options), world, with_data=False)
+
+
+def test_its_benches_are_valid(dry: Dry) -> None:
+    benches = dry.commands("tools/bench_moe.py")
+    assert len(benches) > 5
+    for options in benches:
+        request = bench_moe._request(bench_moe._parser().parse_args(options))
+        assert request.shapes

@@ -6,6 +6,7 @@ import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -61,6 +62,30 @@ def test_unpacked_packages_are_on_the_path(tmp_path: Path) -> None:
     (site / "peer/__init__.py").write_text("kept = True")
     script("unpack_peers.sh", str(folder), str(site))
     assert "kept" in (site / "peer/__init__.py").read_text()
+
+
+# In the place of pip: a wheel with one module.
+PYTHON = """#!/usr/bin/env bash
+[[ "$*" == "-m pip download"* ]] || exec python3 "$@"
+while [[ $1 != --dest ]]; do shift; done
+cp "$WHEEL" "$2/$(printf %s "${*:3}" | cksum | cut -d ' ' -f 1)-py3-none-any.whl"
+"""
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(which("xz") is None, reason="needs xz")
+def test_what_is_packed_can_be_unpacked(tmp_path: Path) -> None:
+    python, wheel, folder = tmp_path / "python", tmp_path / "one.whl", tmp_path / "carry"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("peer.py", "")
+    done = script("pack_peers.sh", str(folder), PYTHON=str(python), WHEEL=str(wheel))
+    assert done.returncode == 0, done.stderr
+    packed = sum(path.stat().st_size for path in folder.iterdir())
+    assert f"{packed} bytes, at most 58720256" in done.stderr
+    with tarfile.open(folder / "cutlass_dsl_libs_base.tar.xz", "r:xz") as archive:
+        assert "./peer.py" in archive.getnames()
 
 
 @pytest.mark.processes
