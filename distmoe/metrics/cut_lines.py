@@ -17,7 +17,8 @@ def cut_after(path: Path, step: int) -> float:
     as one that a kill cut off; the step that the file ends with, -inf if it is empty.
 
     Steps rise in the file, which is read from its end and cut in place: a kill in this moment
-    leaves all lines, or those that are kept. Step 0 is before all lines.
+    leaves all lines, or those that are kept. The last one gets its end if a kill has come before
+    that. Step 0 is before all lines.
     """
     if not path.exists():
         return -math.inf
@@ -25,6 +26,9 @@ def cut_after(path: Path, step: int) -> float:
         for begin, line in _from_the_end(file) if step > 0 else ():
             if (found := _step_of(line)) <= step:
                 file.truncate(begin + len(line))
+                if not line.endswith(b"\n"):
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
                 return found
         file.truncate(0)
     return -math.inf
