@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distmoe.metrics.energy import JOULES_PER_KWH
 from distmoe.metrics.report.run_files import Run
 from distmoe.metrics.tally import MEDIANS, SECONDS_PER_DAY
 
@@ -43,7 +42,7 @@ def flat_figures(run: Run) -> Flat:
         "memory_gib": figures.memory_gib,
         "watts_per_rank": figures.energy.watts_per_rank,
         "tokens_per_joule": figures.energy.tokens_per_joule,
-        "energy_kwh": figures.joules / JOULES_PER_KWH,
+        "energy_kwh": figures.kwh,
         "pairs_dropped": figures.sums["pairs_dropped"],
         "pairs_added": figures.sums["pairs_added"],
         "tokens_without_expert": figures.sums["tokens_without_expert"],
