@@ -17,9 +17,10 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distmoe.arguments import positive
 from distmoe.bench.routing_picture import draw
 from distmoe.bench.routing_report import Result, as_json, print_result, print_summary
 from distmoe.bench.routing_simulation import (
@@ -30,7 +31,7 @@ from distmoe.bench.routing_simulation import (
     synthetic_scores,
     traced_scores,
 )
-from distmoe.bench.tool import command_line
+from distmoe.bench.tool import command_line, names_of, several
 from distmoe.metrics.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.routers import Scores
@@ -119,14 +120,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = {"tokens": "tokens of one rank", "tile": "M; with --trace, instead of the run's own"}
     for name in ("ranks", "experts", "top_k", "tokens", "tile"):
         shown = f"{what.get(name, name.replace('_', '-'))} ({DEFAULTS[name]}); several: 16,32"
-        parser.add_argument(f"--{name}", type=_several(int), help=shown)
-    parser.add_argument("--skew", type=_several(float), help=f"of the experts {DEFAULTS['skew']}")
+        parser.add_argument(f"--{name}", type=several(positive), help=shown)
+    parser.add_argument("--skew", type=several(float), help=f"of the experts {DEFAULTS['skew']}")
     parser.add_argument("--seed", type=int, help="of synthetic scores (0)")
     parser.add_argument("--trace", type=Path, help="a run's folder, or its folder routing")
     rules = [name for name in ROUNDING_RULES if name != "none"]
-    parser.add_argument("--rules", type=lambda text: text.split(","), default=rules)
+    parser.add_argument("--rules", type=names_of(ROUNDING_RULES), default=rules)
     factors = "factors of a capacity under balance: 1,1.25,1.5,2"
-    parser.add_argument("--capacity", type=_several(float), default=[], help=factors)
+    parser.add_argument("--capacity", type=several(float), default=[], help=factors)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args(argv)
@@ -138,22 +139,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _several(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
-    def numbers(text: str) -> list[float]:
-        return [kind(part) for part in text.split(",")]
-
-    return numbers
-
-
 def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     """What is wrong, the first of which is said."""
-    for name in ("ranks", "experts", "top_k", "tokens", "tile"):
-        for value in getattr(arguments, name) or []:
-            if value < 1:
-                yield f"--{name} is {value}; it must be at least 1"
-    for rule in arguments.rules:
-        if rule not in ROUNDING_RULES:
-            yield f"--rules: no rule {rule!r}; known: {', '.join(ROUNDING_RULES)}"
     for factor in arguments.capacity:
         if not 1 <= factor < math.inf:
             yield f"--capacity is {factor}; it must be at least 1"

@@ -4,13 +4,16 @@ allocations say. `planner.activation_memory` has the formula."""
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from distmoe.bench.live_storages import LiveStorages
+from distmoe.config import MoEConfig
 from distmoe.moe.layer import MoE
+from distmoe.planner.activation_memory import ActivationShape
+from distmoe.registry import ROUNDING_RULES
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,27 @@ class Measured:
     kept: int
     forward: int
     backward: int
+
+
+def shape_and_measured(
+    config: MoEConfig, *, num_tokens: int, device: torch.device
+) -> tuple[ActivationShape, Measured]:
+    """What the formula takes of a layer in fp16 with the fused kernels, and what the layer has."""
+    layer = MoE(replace(config, kernel="triton")).half().to(device)
+    x_TH, dout_TH = torch.randn(2, num_tokens, config.hidden_size, device=device).half().unbind()
+    # Storages of their own.
+    measured = measure(layer, x_TH.clone().requires_grad_(), dout_TH.clone())
+    rounding, E = config.rounding, config.num_experts
+    added = ROUNDING_RULES.load(rounding.rule).most_added(E, rounding.tile)
+    shape = ActivationShape(
+        T=num_tokens,
+        H=config.hidden_size,
+        I=config.intermediate_size,
+        E=E,
+        G=layer.experts.w_in_eGH.shape[1],
+        pairs=num_tokens * config.top_k + added,
+    )
+    return shape, measured
 
 
 def measure(layer: MoE, x_TH: Tensor, dout_TH: Tensor) -> Measured:

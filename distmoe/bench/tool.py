@@ -7,15 +7,17 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from distmoe.arguments import positive
+
+Number = TypeVar("Number", int, float)
 
 
 def command_line() -> str:
@@ -53,6 +55,35 @@ def add_sizes(parser: argparse.ArgumentParser, sizes: Mapping[str, int]) -> None
         parser.add_argument(
             f"--{name}", type=positive, default=default, help="default: %(default)s"
         )
+
+
+def several(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """Numbers of an option, by comma."""
+
+    def numbers(text: str) -> list[Number]:
+        return [kind(part) for part in text.split(",")]
+
+    return numbers
+
+
+def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Names of an option, by comma, each of them ``known``."""
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
+        return found
+
+    return names
+
+
+def split_settings(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A program's own arguments, and what follows --: settings of its runs."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    split = given.index("--") if "--" in given else len(given)
+    return given[:split], given[split + 1 :]
 
 
 def check_layer(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

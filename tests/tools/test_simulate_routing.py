@@ -121,13 +121,13 @@ def test_a_trace_has_its_own_sizes(
     ("arguments", "words"),
     [
         (["--ranks", "2,3"], "--experts is 8; --ranks (3) must divide it"),
-        (["--top_k", "2,x"], "argument --top_k: invalid numbers value: '2,x'"),
+        (["--top_k", "2,x"], "argument --top_k: 'x' must be an integer, at least 1"),
         (["--json", "no/such/folder/file"], "there is no folder no/such/folder"),
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
-        (["--tile", "0"], "--tile is 0; it must be at least 1"),
+        (["--tile", "0"], "argument --tile: '0' must be an integer, at least 1"),
         (["--capacity", "2,0.5"], "--capacity is 0.5; it must be at least 1"),
-        (["--rules", "x"], "no rule 'x'; known: none, nearest, balance"),
+        (["--rules", "x"], "argument --rules: unknown 'x'; known: none, nearest, balance"),
     ],
 )
 def test_wrong_arguments(
