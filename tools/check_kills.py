@@ -30,6 +30,7 @@ from typing import Any
 from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import add_sizes, circumstances, table_of
 from distmoe.checkpoint.manifest import damage
 from distmoe.checkpoint.store import step_of
@@ -269,7 +270,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--synchronous", action="store_true", help="saves stop the training")
     parser.add_argument("--work", type=Path, help="folder for the runs, on the disk to be tried")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     return parser.parse_args(argv)
 
 

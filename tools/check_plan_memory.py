@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from two_hosts import hosts
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import circumstances
 from distmoe.config import Config, resolve, to_toml
 from distmoe.config.keys import with_values
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=f"of {', '.join(shapes)}")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="every figure, added to those in it"
+        "--json", type=new_file, metavar="FILE", help="every figure, added to those in it"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args(argv)

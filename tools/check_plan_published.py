@@ -23,6 +23,7 @@ from typing import Any
 
 from rich.table import Table
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import console_of
 from distmoe.config import Config
 from distmoe.config.keys import value_of, with_values
@@ -89,7 +90,7 @@ def predict(row: Row) -> Found:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("file", type=Path, nargs="?", default=ROWS, metavar="FILE")
-    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("--json", type=new_file, help="file")
     parser.add_argument("--most", type=float, default=0.25, help="error without a reason (0.25)")
     arguments = parser.parse_args(argv)
     if not arguments.file.is_file():

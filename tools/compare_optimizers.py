@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 
 from finished_runs import facts_of, lines_of, parse, train_once
 
-from distmoe.bench.tool import console_of, names_of, several, table_of
+from distmoe.arguments import names_of, several
+from distmoe.bench.tool import console_of, table_of
 from distmoe.config import Config
 from distmoe.registry import OPTIMIZERS
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from finished_runs import facts_of, parse, train_once
 
-from distmoe.arguments import positive_number
+from distmoe.arguments import names_of, new_file, positive_number, several
 from distmoe.bench.routing_quality import (
     TOP_K,
     WAYS,
@@ -31,7 +31,7 @@ from distmoe.bench.routing_quality import (
     summarize,
     tile_for,
 )
-from distmoe.bench.tool import console_of, names_of, several, table_of
+from distmoe.bench.tool import console_of, table_of
 from distmoe.config import Config
 
 CONFIG = "configs/routing_quality.toml"
@@ -64,7 +64,7 @@ def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--config", default=CONFIG)
     parser.add_argument("--ways", type=names_of(WAYS), default=list(WAYS))
     parser.add_argument("--ratios", type=several(positive_number), default=[1.0, 2.0, 4.0, 8.0])
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--picture", type=new_file)
     arguments, config = parse(parser, argv, seeds=[1, 2, 3], runs="runs/routing_quality")
     try:
         for ratio in arguments.ratios:

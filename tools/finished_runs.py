@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distmoe.bench.tool import circumstances, several, split_settings
+from distmoe.arguments import new_file, several
+from distmoe.bench.tool import circumstances, split_settings
 from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
 
 
@@ -23,7 +24,7 @@ def parse(
     if they are wrong."""
     parser.add_argument("--seeds", type=several(int), default=seeds)
     parser.add_argument("--runs", type=Path, default=Path(runs), help="folder of the runs")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     own, settings = split_settings(argv)
     arguments = parser.parse_args(own)
     arguments.settings = settings

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ if DEVICE.type == "cpu":
     # Before a kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from distmoe.arguments import new_file  # noqa: E402
 from distmoe.bench.layer_memory import shape_and_measured  # noqa: E402
 from distmoe.bench.tool import circumstances, console_of, table_of  # noqa: E402
 from distmoe.config import MoEConfig, RoundingConfig  # noqa: E402
@@ -40,7 +40,7 @@ MIB = 1 << 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="file for every number")
+    parser.add_argument("--json", type=new_file, help="file for every number")
     arguments = parser.parse_args(argv)
     rows = [measure_shape(*shape) for shape in SHAPES]
     print_table(rows)

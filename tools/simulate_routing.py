@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distmoe.arguments import positive
+from distmoe.arguments import names_of, new_file, positive, several
 from distmoe.bench.routing_picture import draw
 from distmoe.bench.routing_report import Result, as_json, print_result, print_summary
 from distmoe.bench.routing_simulation import (
@@ -31,7 +31,7 @@ from distmoe.bench.routing_simulation import (
     synthetic_scores,
     traced_scores,
 )
-from distmoe.bench.tool import command_line, names_of, several
+from distmoe.bench.tool import command_line
 from distmoe.metrics.routing_trace import GroupRouting, TraceError, read_traces, trace_folder
 from distmoe.registry import ROUNDING_RULES
 from distmoe.routing.routers import Scores
@@ -128,8 +128,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rules", type=names_of(ROUNDING_RULES), default=rules)
     factors = "factors of a capacity under balance: 1,1.25,1.5,2"
     parser.add_argument("--capacity", type=several(float), default=[], help=factors)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", type=new_file)
+    parser.add_argument("--picture", type=new_file)
     arguments = parser.parse_args(argv)
     if not arguments.trace:
         left_out = {name: n for name, n in DEFAULTS.items() if getattr(arguments, name) is None}
@@ -144,9 +144,6 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     for factor in arguments.capacity:
         if not 1 <= factor < math.inf:
             yield f"--capacity is {factor}; it must be at least 1"
-    for path in (arguments.json, arguments.picture):
-        if path and not path.parent.is_dir():
-            yield f"{path}: there is no folder {path.parent}"
     yield from _trace_problems(arguments) if arguments.trace else _size_problems(arguments)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import add_sizes, split_settings
 
 LINKS = str(Path(__file__).with_name("links.sh"))
@@ -152,7 +153,7 @@ def run_arguments(
     )
     parser.add_argument("config", type=Path, help="TOML file of a run")
     add_sizes(parser, sizes)
-    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("--json", type=new_file, help="file")
     own, settings = split_settings(argv)
     arguments = parser.parse_args(own)
     arguments.options = [f"--parallel.ep={arguments.ranks}", *settings]

@@ -7,17 +7,15 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from distmoe.arguments import positive
-
-Number = TypeVar("Number", int, float)
 
 
 def command_line() -> str:
@@ -55,28 +53,6 @@ def add_sizes(parser: argparse.ArgumentParser, sizes: Mapping[str, int]) -> None
         parser.add_argument(
             f"--{name}", type=positive, default=default, help="default: %(default)s"
         )
-
-
-def several(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
-    """Numbers of an option, by comma."""
-
-    def numbers(text: str) -> list[Number]:
-        return [kind(part) for part in text.split(",")]
-
-    return numbers
-
-
-def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """Names of an option, by comma, each of them ``known``."""
-
-    def names(text: str) -> list[str]:
-        found = text.split(",")
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
-        return found
-
-    return names
 
 
 def split_settings(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:

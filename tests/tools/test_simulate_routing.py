@@ -45,7 +45,7 @@ def test_a_sweep_has_a_table_per_setting_and_one_of_all(tmp_path: Path) -> None:
     assert found == {(p, e, m) for p in (2, 4) for e in (8, 16) for m in (8, 16)}
     assert done.stdout.count(" a rank, M=") == 8
     rows = done.stdout.partition("all settings: busiest rank over the mean")[2].splitlines()
-    assert sum(line.startswith(" P=") for line in rows) == 8
+    assert sum(line.startswith(" P ") for line in rows) == 8
     assert (tmp_path / "o.png").stat().st_size > 1000
     assert "all settings" not in simulate(*sizes, "--tile", "8", "--skew", "0.5").stdout
 
@@ -122,7 +122,7 @@ def test_a_trace_has_its_own_sizes(
     [
         (["--ranks", "2,3"], "--experts is 8; --ranks (3) must divide it"),
         (["--top_k", "2,x"], "argument --top_k: 'x' must be an integer, at least 1"),
-        (["--json", "no/such/folder/file"], "there is no folder no/such/folder"),
+        (["--json", "no/such/folder/file"], "there is no folder 'no/such/folder'"),
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
         (["--tile", "0"], "argument --tile: '0' must be an integer, at least 1"),
