@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from math import inf
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -55,7 +55,7 @@ def several(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
     return numbers
 
 
-def names_of(known: Iterable[str]) -> Callable[[str], list[str]]:
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
     """Names of an option, by comma, each of them ``known``."""
 
     def names(text: str) -> list[str]:

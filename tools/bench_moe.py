@@ -26,7 +26,7 @@ from distmoe.bench.kernels.config_shapes import shapes_of_run
 from distmoe.bench.kernels.picture import draw
 from distmoe.bench.kernels.record import record_of
 from distmoe.bench.kernels.report import print_record, print_rounding
-from distmoe.bench.kernels.session import Request, Result, run
+from distmoe.bench.kernels.session import Request, Result, Session
 from distmoe.bench.kernels.shapes import SHAPES, Shape, find_shapes
 from distmoe.bench.kernels.subjects import MODES
 from distmoe.bench.kernels.tuning import (
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"tiles of {name}: {tiles}")
     records: list[dict[str, Any]] = []
     failed = False
-    for result in run(request, lambda line: print(line, file=sys.stderr, flush=True)):
+    session = Session(request, lambda line: print(line, file=sys.stderr, flush=True))
+    for result in session.results():
         records.append(record_of(result, str(where["device"])))
         print_record(records[-1], console)
         failed |= any(outcome.failed for outcome in result.outcomes)

@@ -21,7 +21,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,7 +106,6 @@ class Trial:
             raise RuntimeError(f"the run in {run.folder} failed:\n{run.log()}")
 
     def go(self) -> None:
-        """All kills."""
         number = 0
         while len(self.kills) < self.arguments.kills:
             number += 1
@@ -256,7 +254,6 @@ def _facts(trial: Trial, seconds: float) -> dict[str, Any]:
         **circumstances(),
         "seconds": round(seconds, 1),
         "calls_of_a_save_by_rank": trial.calls,
-        "kills_by_moment": dict(Counter(kill.moment for kill in trial.kills)),
         "runs_finished": trial.finished,
         "differences": trial.differences,
         "steps_that_may_be_lost": trial.allowed,

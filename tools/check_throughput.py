@@ -116,7 +116,6 @@ def watch(command: Sequence[str], run: Path, *, stop_at: int | None) -> list[See
 
 
 def compare(starts: Sequence[Sequence[Seen]]) -> list[Comparison]:
-    """Both comparisons over all starts."""
     pairs = [pair for seen in starts for pair in zip(seen, seen[1:], strict=False)]
     tokens = sum(after.line["tokens"] for _, after in pairs)
     watched = sum(after.at - before.at for before, after in pairs)

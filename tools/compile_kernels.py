@@ -101,7 +101,6 @@ def compile_all(work: Sequence[tuple[Shape, int | None]], jobs: int) -> list[Com
 
 
 def compile_shape(shape: Shape, tiling: int | None) -> Compiled:
-    """Compile forward and backward of ``shape``."""
     begun = time.perf_counter()
     with nullcontext() if tiling is None else SPACE.tiling(tiling), compile_only() as launches:
         forward_and_backward(shape)

@@ -46,7 +46,6 @@ def new_environment(folder: Path) -> Path:
 
 
 def tutorial(*, install: bool) -> Iterator[str]:
-    """The page's commands."""
     for block in blocks(PAGE, "sh"):
         for line in lines(block):
             if install or not line.text.startswith("pip "):

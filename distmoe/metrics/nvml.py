@@ -38,7 +38,6 @@ class Gpu:
         return uuid
 
     def driver(self) -> str | None:
-        """Version of the driver."""
         version: str | None = _asked(self.nvml, "nvmlSystemGetDriverVersion")
         return version
 

@@ -70,7 +70,6 @@ class RunWriters:
                 self.loads.write(record.load_line(freq_LE))
 
     def validation(self, record: ValidationRecord) -> None:
-        """One validation."""
         with self._told("validation.jsonl"):
             self.validations.write(record.line())
         self._draw(record)

@@ -56,7 +56,6 @@ class CudaClock:
 
 
 def make_clock(device: torch.device) -> Clock:
-    """The clock for ``device``."""
     return CpuClock() if device.type == "cpu" else CudaClock(device)
 
 
