@@ -92,7 +92,7 @@ def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
 def _traced(arguments: argparse.Namespace) -> Iterator[Result]:
     """A result per layer and tile: means over steps, ep groups and micro-batches."""
     samples: dict[Setting, list[list[Outcome]]] = defaultdict(list)
-    for routing in read_traces(trace_folder(arguments.trace)):
+    for routing in read_traces(arguments.trace):
         scores = traced_scores(routing)
         for tile in arguments.tile or [routing.tile]:
             outcomes = _outcomes(scores, arguments, ranks=routing.ranks, tile=tile)
