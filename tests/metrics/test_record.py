@@ -12,20 +12,61 @@ from distmoe.metrics.record import GROUPS, StepRecord
 Make = Callable[..., StepRecord]
 
 # What lines of runs have, in their order: readers of other projects depend on it.
-LOAD_NAMES = """
-    pairs pairs_dropped pairs_added tokens_without_expert score_dropped_share
-    score_added_share load_max_over_mean tiles_max_over_mean tile_waste tile_waste_unrounded
-    tokens_per_expert_over_tile dead_experts pairs_moved_share score_moved_share
-""".split()
-NAMES = """
-    step loss load_balance_loss z_loss lr grad_norm skipped tokens ranks warm_up
-    step_seconds data_seconds forward_backward_seconds optimizer_seconds checkpoint_seconds
-    validation_seconds tokens_per_second_per_rank tflops_per_rank palm_tflops_per_rank mfu
-    palm_mfu energy_joules watts_per_rank tokens_per_joule slowest_over_mean slowest_rank
-    memory_gib rows_mib rows_mib_with_copies exposed_seconds exposed_share node_mib
-    remote_mib routing not_finite samples_left_out
-""".split()
-NAMES += LOAD_NAMES
+LOAD_NAMES = [
+    "pairs",
+    "pairs_dropped",
+    "pairs_added",
+    "tokens_without_expert",
+    "score_dropped_share",
+    "score_added_share",
+    "load_max_over_mean",
+    "tiles_max_over_mean",
+    "tile_waste",
+    "tile_waste_unrounded",
+    "tokens_per_expert_over_tile",
+    "dead_experts",
+    "pairs_moved_share",
+    "score_moved_share",
+]
+NAMES = [
+    "step",
+    "loss",
+    "load_balance_loss",
+    "z_loss",
+    "lr",
+    "grad_norm",
+    "skipped",
+    "tokens",
+    "ranks",
+    "warm_up",
+    "step_seconds",
+    "data_seconds",
+    "forward_backward_seconds",
+    "optimizer_seconds",
+    "checkpoint_seconds",
+    "validation_seconds",
+    "tokens_per_second_per_rank",
+    "tflops_per_rank",
+    "palm_tflops_per_rank",
+    "mfu",
+    "palm_mfu",
+    "energy_joules",
+    "watts_per_rank",
+    "tokens_per_joule",
+    "slowest_over_mean",
+    "slowest_rank",
+    "memory_gib",
+    "rows_mib",
+    "rows_mib_with_copies",
+    "exposed_seconds",
+    "exposed_share",
+    "node_mib",
+    "remote_mib",
+    "routing",
+    "not_finite",
+    "samples_left_out",
+    *LOAD_NAMES,
+]
 
 
 def test_names_are_stable(record: Make) -> None:
