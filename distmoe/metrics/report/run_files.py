@@ -18,9 +18,8 @@ from distmoe.metrics.tally import MEDIANS, SUMS, RunFigures, Tally
 DRAWN = ("step", "loss", "tokens_per_second_per_rank", "exposed_share", "warm_up")
 
 FLAGS, WORDS = ("warm_up", "skipped"), ("routing", "event", "device", "dtype", "stopped")
-# What a run's figures are made of.
-OF_A_STEP = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules")
-OF_A_STEP += (*SUMS, *MEDIANS, *FLAGS, "routing")
+# What a run's figures are made of, beside SUMS, MEDIANS and FLAGS.
+OF_A_STEP = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules", "routing")
 OF_A_VALIDATION = ("step", "validation_loss", "unigram_entropy", "seconds")
 # JSON has no nan: what a step or a device may not have is null.
 MAY_BE_NULL = ("loss", *OF_SOME_STEPS, "validation_loss", "peak_flops")
@@ -79,7 +78,8 @@ def read_run(folder: Path) -> Run:
     config = _read_config(folder)
     tally = Tally()
     steps: list[dict[str, Any]] = []
-    for where, line in _lines(folder / "metrics.jsonl", *OF_A_STEP):
+    names = (*OF_A_STEP, *SUMS, *MEDIANS, *FLAGS)
+    for where, line in _lines(folder / "metrics.jsonl", *names):
         if steps and line["step"] <= steps[-1]["step"]:
             raise ReportError(
                 f"{where}: 'step' is {line['step']}; it must be above {steps[-1]['step']}"
