@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Collection
 from math import inf
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+Number = TypeVar("Number", int, float)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,3 +34,35 @@ def positive_number(text: str) -> float:
     if not 0 < number < inf:
         raise argparse.ArgumentTypeError(f"'{text}' must be a number above 0")
     return number
+
+
+def new_file(text: str) -> Path:
+    """A file to be written, in a folder that exists."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}' is a folder; it must be a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"'{text}': there is no folder '{path.parent}'")
+    return path
+
+
+def several(kind: Callable[[str], Number]) -> Callable[[str], list[Number]]:
+    """Numbers of an option, by comma."""
+
+    def numbers(text: str) -> list[Number]:
+        return [kind(part) for part in text.split(",")]
+
+    return numbers
+
+
+def names_of(known: Collection[str]) -> Callable[[str], list[str]]:
+    """Names of an option, by comma, each of them ``known``."""
+
+    def names(text: str) -> list[str]:
+        found = text.split(",")
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
+        return found
+
+    return names

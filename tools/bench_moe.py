@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from distmoe.arguments import positive
+from distmoe.arguments import names_of, new_file, positive
 from distmoe.bench.kernels import catalog
 from distmoe.bench.kernels.config_shapes import shapes_of_run
 from distmoe.bench.kernels.picture import draw
 from distmoe.bench.kernels.record import record_of
 from distmoe.bench.kernels.report import print_record, print_rounding
-from distmoe.bench.kernels.session import Request, Result, run
+from distmoe.bench.kernels.session import Request, Result, Session
 from distmoe.bench.kernels.shapes import SHAPES, Shape, find_shapes
 from distmoe.bench.kernels.subjects import MODES
 from distmoe.bench.kernels.tuning import (
@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(f"tiles of {name}: {tiles}")
     records: list[dict[str, Any]] = []
     failed = False
-    for result in run(request, lambda line: print(line, file=sys.stderr, flush=True)):
+    session = Session(request, lambda line: print(line, file=sys.stderr, flush=True))
+    for result in session.results():
         records.append(record_of(result, str(where["device"])))
         print_record(records[-1], console)
         failed |= any(outcome.failed for outcome in result.outcomes)
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"shapes: 1.4B, 7B, 30B, 120B (three each), {', '.join(SHAPES)}. "
         f"backends: {', '.join(catalog.names())}. rounding: {', '.join(ROUNDING_RULES)}.",
     )
-    listed = {"type": lambda text: [word for word in text.split(",") if word], "metavar": "A,B"}
+    listed = {"type": lambda text: text.split(","), "metavar": "A,B"}
     parser.add_argument("--shapes", **listed, help="default: 7B on a GPU, tiny on a CPU")
     parser.add_argument(
         "--config", metavar="FILE", help="the layers of a rank of this run, beside --shapes"
@@ -92,14 +93,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--world", type=positive, metavar="N", help="ranks of that run, default launch.nproc"
     )
-    parser.add_argument("--backends", **listed, help="default: all that can run on the device")
-    parser.add_argument("--mode", **listed, default=list(MODES), help=f"of {', '.join(MODES)}")
-    parser.add_argument("--rounding", **listed, default=["none"], help="none is plain top-k")
+    backends, modes, rules = map(names_of, (catalog.names(), MODES, ROUNDING_RULES))
+    parser.add_argument("--backends", type=backends, help="default: all that can run on the device")
+    parser.add_argument("--mode", type=modes, default=list(MODES), help=f"of {', '.join(MODES)}")
+    parser.add_argument("--rounding", type=rules, default=["none"], help="none is plain top-k")
     parser.add_argument("--rounds", type=positive, default=20, help="samples of each figure")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda if there is one")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw bars of TFLOP/s")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write every sample")
+    parser.add_argument("--picture", type=new_file, metavar="FILE", help="draw bars of TFLOP/s")
     tiled = ", ".join(MOE_MLP_TILES)
     parser.add_argument(
         "--tiles",
@@ -111,7 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         "--tune", action="store_true", help=f"time the tile configurations of {tiled}"
     )
     parser.add_argument(
-        "--write-tiles", type=Path, metavar="FILE", help="with --tune: put the best into this file"
+        "--write-tiles",
+        type=new_file,
+        metavar="FILE",
+        help="with --tune: put the best into it",
     )
     parser.add_argument("--profile", action="store_true", help="list the kernels of one iteration")
     parser.add_argument(
@@ -126,15 +131,9 @@ def _request(options: argparse.Namespace) -> Request:
     if options.device == "cuda" and not has_gpu:
         raise ValueError("--device cuda: there is no CUDA device")
     device = torch.device(options.device or ("cuda" if has_gpu else "cpu"))
-    for path in (options.json, options.picture, options.write_tiles):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.absolute().parent}")
     if options.picture is not None and find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib: pip install matplotlib")
-    _among("--mode", options.mode, MODES)
-    _among("--rounding", options.rounding, list(ROUNDING_RULES))
     backends = options.backends or catalog.default_names(device)
-    _among("--backends", backends, catalog.names())
     if options.tune and not _tiled(backends):
         raise ValueError(f"--tune needs {' or '.join(MOE_MLP_TILES)} among --backends")
     shapes = _shapes(options, device)
@@ -206,14 +205,6 @@ def _write_tiles(
         return False
     write_tiles(path, device_name(request.device), layers)
     return True
-
-
-def _among(option: str, words: list[str], known: tuple[str, ...] | list[str]) -> None:
-    if not words:
-        raise ValueError(f"{option} is empty; known: {', '.join(known)}")
-    for word in words:
-        if word not in known:
-            raise ValueError(f"{option}: unknown {word!r}; known: {', '.join(known)}")
 
 
 def _versions(where: dict[str, Any]) -> str:

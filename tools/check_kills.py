@@ -21,7 +21,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 from killable_run import TINY, TOML, Run, wait_until
 from rich.console import Console
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import add_sizes, circumstances, table_of
 from distmoe.checkpoint.manifest import damage
 from distmoe.checkpoint.store import step_of
@@ -106,7 +106,6 @@ class Trial:
             raise RuntimeError(f"the run in {run.folder} failed:\n{run.log()}")
 
     def go(self) -> None:
-        """All kills."""
         number = 0
         while len(self.kills) < self.arguments.kills:
             number += 1
@@ -255,7 +254,6 @@ def _facts(trial: Trial, seconds: float) -> dict[str, Any]:
         **circumstances(),
         "seconds": round(seconds, 1),
         "calls_of_a_save_by_rank": trial.calls,
-        "kills_by_moment": dict(Counter(kill.moment for kill in trial.kills)),
         "runs_finished": trial.finished,
         "differences": trial.differences,
         "steps_that_may_be_lost": trial.allowed,
@@ -269,7 +267,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--synchronous", action="store_true", help="saves stop the training")
     parser.add_argument("--work", type=Path, help="folder for the runs, on the disk to be tried")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     return parser.parse_args(argv)
 
 

@@ -5,8 +5,8 @@ python tools/check_plan_dispatch.py docs/benchmarks/dispatch-*.json --write
 
 Files of tools/bench_dispatch.py --json, which hold sizes, links, rates and times; nothing is
 measured. *Regret*: how much longer the way takes that the model calls the fastest than the one that
-was. --write puts the predictions into the files, --picture draws the ways of the last one. Ends
-with 2 on a wrong argument, 1 if a prediction is off by more than --most, 0 otherwise.
+was. --write puts the predictions into the files. Ends with 2 on a wrong argument, 1 if a prediction
+is off by more than --most, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 from distmoe.bench.dispatch.measure import Timing
-from distmoe.bench.dispatch.report import Line, draw
 from distmoe.bench.dispatch.session import predicted_s
 from distmoe.planner.machine_profile import profile_of
 
@@ -67,7 +66,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE")
     parser.add_argument("--write", action="store_true", help="predictions into the files")
-    parser.add_argument("--picture", type=Path, help="file")
     parser.add_argument("--most", type=float, default=0.3, help="error of a way (0.3)")
     arguments = parser.parse_args(argv)
     for file in arguments.files:
@@ -79,10 +77,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.write:
         for file, record in records.items():
             file.write_text(json.dumps(record, indent=1) + "\n")
-    if arguments.picture:
-        lines = records[arguments.files[-1]]["lines"]
-        drawn = [Line(**line | {"timing": Timing(**line["timing"])}) for line in lines]
-        draw(drawn, arguments.picture)
     return int(any(abs(way.error) > arguments.most for ways in found.values() for way in ways))
 
 

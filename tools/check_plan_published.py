@@ -4,10 +4,11 @@ is off.
 python tools/check_plan_published.py
 python tools/check_plan_published.py --json docs/benchmarks/plan-published.json
 
-One model predicts all rows. What is known of a job is given: shape, ranks, and of micro-batch,
-recomputation, axes and exchange what was published, and the published rate of other kernels than
-ours. The rest is what the plan finds fastest, as its owners will have tuned it, too. Ends with 2 on
-a wrong argument, 1 if a row is off by more than --most and does not say why, else 0.
+One model predicts all rows of FILE, by default that of docs/benchmarks. What is known of a job is
+given: shape, ranks, and of micro-batch, recomputation, axes and exchange what was published, and
+the published rate of other kernels than ours. The rest is what the plan finds fastest, as its
+owners will have tuned it, too. --json writes the rows with their predictions. Ends with 2 on a
+wrong argument, 1 if a row is off by more than --most and does not say why, else 0.
 """
 
 from __future__ import annotations
@@ -20,17 +21,38 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from published_jobs import ROWS, Row, config_of
 from rich.table import Table
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import console_of
-from distmoe.config.keys import value_of
+from distmoe.config import Config
+from distmoe.config.keys import value_of, with_values
 from distmoe.planner.hardware import find_hardware
 from distmoe.planner.layouts import FREE
 from distmoe.planner.plan_job import Planner
 
+ROWS = Path(__file__).parents[1] / "docs/benchmarks/plan-published.json"
 SKEW = 1.5
 """Of the rows whose routing was not forced."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """``published``: tokens/s of a GPU. ``settings``: what is known. ``batch``: sequences of a step
+    on a GPU, assumed where the settings do not say. ``machine`` as --hardware. ``expert_flops``: of
+    kernels that are not ours, 0 for ours. ``known``, in words, with what is assumed; ``why``: what
+    explains a large error."""
+
+    name: str
+    source: str
+    gpus: int
+    published: float
+    settings: dict[str, Any]
+    known: str
+    why: str
+    machine: str
+    expert_flops: float
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -52,8 +74,13 @@ def predict(row: Row) -> Found:
         dense = {"bf16": hardware.dense_flops("bf16")}
         profile = replace(hardware.profile, gemm_flops=rates, dense_flops=dense)
         hardware = replace(hardware, profile=profile)
-    batch = {"train.global_batch_size": row.batch * row.gpus}
-    planner = Planner(config_of(row.settings | batch), row.gpus, hardware, skew=SKEW)
+    settings = {
+        "train.dtype": "bf16",
+        "run.device": "cuda",
+        **row.settings,
+        "train.global_batch_size": row.batch * row.gpus,
+    }
+    planner = Planner(with_values(Config(), settings), row.gpus, hardware, skew=SKEW)
     layout = planner.plan(pinned=row.settings, top=1, misfits=0).best[0]
     rate = layout.time.tokens_per_s_per_rank
     chosen = {key: value_of(layout.config, key) for key in FREE}
@@ -62,10 +89,13 @@ def predict(row: Row) -> Found:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("file", type=Path, nargs="?", default=ROWS, metavar="FILE")
+    parser.add_argument("--json", type=new_file, help="file")
     parser.add_argument("--most", type=float, default=0.25, help="error without a reason (0.25)")
     arguments = parser.parse_args(argv)
-    found = [predict(row) for row in ROWS]
+    if not arguments.file.is_file():
+        parser.error(f"FILE is {arguments.file}; it must be one that --json has written")
+    found = [predict(Row(**one["row"])) for one in json.loads(arguments.file.read_text())]
     _show(found)
     if arguments.json:
         rows = [asdict(one) for one in found]

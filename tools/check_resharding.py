@@ -36,18 +36,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import circumstances
 from distmoe.checkpoint.load import load
 from distmoe.checkpoint.store import CheckpointStore, checkpoint_group
-from distmoe.config import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    MoEConfig,
-    OptimConfig,
-    RankInfo,
-    RoundingConfig,
-)
+from distmoe.config import Config, RankInfo
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch, rank_positions
 from distmoe.engines import Engine, make_engine
@@ -128,32 +121,27 @@ def pairs(layouts: Sequence[Layout], *, subset: bool) -> list[tuple[Layout, Layo
 
 def config_of(layout: Layout) -> Config:
     """A model with a dense and two MoE layers. Without rounding, whose population depends on ep."""
-    config = Config(
-        model=ModelConfig(
-            vocab_size=V,
-            hidden_size=32,
-            n_layers=3,
-            n_dense_layers=1,
-            n_heads=4,
-            n_kv_heads=2,
-            head_dim=8,
-            intermediate_size=48,
-        ),
-        moe=MoEConfig(
-            hidden_size=32,
-            intermediate_size=16,
-            num_experts=8,
-            top_k=2,
-            router="sigmoid_topk",
-            bias_update_rate=0.01,
-            rounding=RoundingConfig("none", tile=8),
-        ),
-        data=DataConfig(seq_len=S),
-        optim=OptimConfig(lr=1e-3, clip_norm=0.05),
-    )
     return with_values(
-        config,
+        Config(),
         {
+            "model.vocab_size": V,
+            "model.hidden_size": 32,
+            "model.n_layers": 3,
+            "model.n_heads": 4,
+            "model.n_kv_heads": 2,
+            "model.head_dim": 8,
+            "model.intermediate_size": 48,
+            "moe.hidden_size": 32,
+            "moe.intermediate_size": 16,
+            "moe.num_experts": 8,
+            "moe.top_k": 2,
+            "moe.router": "sigmoid_topk",
+            "moe.bias_update_rate": 0.01,
+            "moe.rounding.rule": "none",
+            "moe.rounding.tile": 8,
+            "data.seq_len": S,
+            "optim.lr": 1e-3,
+            "optim.clip_norm": 0.05,
             "parallel.engine": layout.engine,
             "parallel.dp_shard": layout.world,
             "parallel.ep": layout.ep,
@@ -338,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--subset", action="store_true", help="few layouts, each loaded by another")
     parser.add_argument("--optimizer", choices=list(OPTIMIZERS), default="adamw")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     arguments = parser.parse_args(argv)
     begun, layouts = time.monotonic(), layouts_with(arguments.optimizer)
     with tempfile.TemporaryDirectory() as folder:

@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from distmoe.arguments import new_file
 from distmoe.bench.tool import command_line
 
 LIMIT = 0.02
@@ -115,7 +116,6 @@ def watch(command: Sequence[str], run: Path, *, stop_at: int | None) -> list[See
 
 
 def compare(starts: Sequence[Sequence[Seen]]) -> list[Comparison]:
-    """Both comparisons over all starts."""
     pairs = [pair for seen in starts for pair in zip(seen, seen[1:], strict=False)]
     tokens = sum(after.line["tokens"] for _, after in pairs)
     watched = sum(after.at - before.at for before, after in pairs)
@@ -145,7 +145,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("file", metavar="FILE", help="TOML file of a run")
     parser.add_argument("--steps", type=int, default=60, help="of the run (default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the figures")
     arguments, options = parser.parse_known_args(argv)
     if arguments.steps < 24:
         parser.error(f"--steps is {arguments.steps}; it must be at least 24")

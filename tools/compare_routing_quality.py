@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from finished_runs import facts_of, parse, train_once
+
+from distmoe.arguments import names_of, new_file, positive_number, several
 from distmoe.bench.routing_quality import (
     TOP_K,
     WAYS,
-    Plan,
     Result,
     Summary,
     as_json,
@@ -31,21 +31,22 @@ from distmoe.bench.routing_quality import (
     summarize,
     tile_for,
 )
-from distmoe.bench.tool import circumstances, console_of, table_of
-from distmoe.config import Config, ConfigError, check, load_config, resolve, to_toml
+from distmoe.bench.tool import console_of, table_of
+from distmoe.config import Config
 
 CONFIG = "configs/routing_quality.toml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments, config = _arguments(sys.argv[1:] if argv is None else argv)
+    arguments, config = _arguments(argv)
     results = []
     todo = list(plans(arguments.ways, arguments.ratios, arguments.seeds, config))
     for number, plan in enumerate(todo, start=1):
         begun = time.perf_counter()
-        result = run(plan, arguments)
-        if result is None:
+        folder = arguments.runs / plan.name
+        if not train_once(arguments.config, [*arguments.settings, *plan.options()], folder):
             return 1
+        result = read_result(plan, folder)
         results.append(result)
         seconds = time.perf_counter() - begun
         print(
@@ -58,79 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, Config]:
-    cut = list(argv).index("--") if "--" in argv else len(argv)
+def _arguments(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Config]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", default=CONFIG)
-    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS))
-    parser.add_argument("--ratios", type=_numbers, default=[1.0, 2.0, 4.0, 8.0])
-    parser.add_argument("--seeds", type=_integers, default=[1, 2, 3])
-    parser.add_argument("--runs", type=Path, default=Path("runs/routing_quality"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
-    arguments = parser.parse_args(list(argv)[:cut])
-    arguments.settings = list(argv)[cut + 1 :]
-    for way in arguments.ways:
-        if way not in WAYS:
-            parser.error(f"--ways: no way '{way}'; known: {', '.join(WAYS)}")
-    if min(arguments.ratios) <= 0:
-        parser.error(f"--ratios is {min(arguments.ratios):g}; it must be greater than 0")
+    parser.add_argument("--ways", type=names_of(WAYS), default=list(WAYS))
+    parser.add_argument("--ratios", type=several(positive_number), default=[1.0, 2.0, 4.0, 8.0])
+    parser.add_argument("--picture", type=new_file)
+    arguments, config = parse(parser, argv, seeds=[1, 2, 3], runs="runs/routing_quality")
     try:
-        config = load_config(arguments.config, arguments.settings)
-        check(config, config.launch.nproc)
-        config = resolve(config)
         for ratio in arguments.ratios:
             tile_for(ratio, config)
-    except (ConfigError, ValueError) as error:
+    except ValueError as error:
         parser.error(str(error))
     return arguments, config
 
 
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def run(plan: Plan, arguments: argparse.Namespace) -> Result | None:
-    """Train, unless it is done already; None if the training failed."""
-    folder = arguments.runs / plan.name
-    settings = [*arguments.settings, *plan.options(folder)]
-    wanted = to_toml(load_config(arguments.config, settings))
-    # Beside the run, and only when it is finished: what it was started with.
-    done = folder / "finished.toml"
-    if done.is_file() and done.read_text() == wanted:
-        return read_result(plan, folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with (folder / "log").open("w") as log:
-        code = subprocess.run(
-            [sys.executable, "-m", "distmoe", "train", arguments.config, *settings],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        ).returncode
-    if code:
-        print((folder / "log").read_text()[-2000:], file=sys.stderr)
-        print(f"{plan.name} failed; its log is {folder / 'log'}", file=sys.stderr)
-        return None
-    # The weights of dozens of runs are of no use to anybody.
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    done.write_text(wanted)
-    return read_result(plan, folder)
-
-
 def write(arguments: argparse.Namespace, config: Config, results: list[Result]) -> None:
     if arguments.json:
-        facts = {
-            **circumstances(),
-            "device": config.run.device,
-            "ranks": config.launch.nproc,
-            "steps": config.train.steps,
-            "tokens_a_step": config.train.global_batch_size * config.data.seq_len,
-            **as_json(results),
-        }
+        facts = {**facts_of(config), **as_json(results)}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     if arguments.picture:
         draw(summarize(results), arguments.picture)

@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from distmoe.arguments import positive
+from distmoe.arguments import new_file, positive
 from distmoe.bench.kernels.shapes import Shape, find_shapes
 from distmoe.bench.kernels.tuning import why_untunable
 from distmoe.bench.tool import command_line
@@ -76,7 +75,9 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", **listed, default=["7B"], help="as bench_moe.py has them")
     parser.add_argument("--all-tiles", action="store_true", help="not only the default tiles")
     parser.add_argument("--jobs", type=positive, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="what was compiled, and how long")
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="what was compiled, and how long"
+    )
     options = parser.parse_args(argv)
     try:
         options.shapes = find_shapes(options.shapes)
@@ -100,7 +101,6 @@ def compile_all(work: Sequence[tuple[Shape, int | None]], jobs: int) -> list[Com
 
 
 def compile_shape(shape: Shape, tiling: int | None) -> Compiled:
-    """Compile forward and backward of ``shape``."""
     begun = time.perf_counter()
     with nullcontext() if tiling is None else SPACE.tiling(tiling), compile_only() as launches:
         forward_and_backward(shape)

@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from distmoe.arguments import positive
+from distmoe.arguments import new_file, positive
 
 TARGET_NAMES = ("sm_80", "sm_90", "sm_100", "gfx942")
 
@@ -60,7 +60,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[""], help="cases whose name contains one of these"
     )
-    parser.add_argument("--json", type=Path, help="file for the whole report")
+    parser.add_argument("--json", type=new_file, help="file for the whole report")
     parser.add_argument(
         "--no-loops",
         dest="loops",

@@ -10,17 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-if not torch.cuda.is_available():
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cpu":
     # Before a kernel is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+
+from distmoe.arguments import new_file  # noqa: E402
+from distmoe.bench.layer_memory import shape_and_measured  # noqa: E402
+from distmoe.bench.tool import circumstances, console_of, table_of  # noqa: E402
+from distmoe.config import MoEConfig, RoundingConfig  # noqa: E402
+from distmoe.planner.activation_memory import keeps, transient  # noqa: E402
+from distmoe.planner.environment import device_name  # noqa: E402
 
 # T, H, I, E, K, rounding rule: top-k alone, rounded, finer experts of the same width together.
 SHAPES = (
@@ -34,66 +40,37 @@ MIB = 1 << 20
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--json", type=Path, help="file for every number")
+    parser.add_argument("--json", type=new_file, help="file for every number")
     arguments = parser.parse_args(argv)
     rows = [measure_shape(*shape) for shape in SHAPES]
     print_table(rows)
     if arguments.json:
-        arguments.json.write_text(json.dumps({**machine(), "layers": rows}, indent=1) + "\n")
+        facts = {**circumstances(), "device": device_name(DEVICE), "layers": rows}
+        arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
 
 def measure_shape(T: int, H: int, I: int, E: int, K: int, rule: str) -> dict[str, Any]:
     """Formula and measurement in bytes, for fp16."""
-    from distmoe import MoE, MoEConfig
-    from distmoe.bench.layer_memory import measure
-    from distmoe.config import RoundingConfig
-    from distmoe.planner.activation_memory import ActivationShape, keeps, transient
-    from distmoe.registry import ROUNDING_RULES
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    rounding = RoundingConfig(rule, tile=64)
     config = MoEConfig(
-        hidden_size=H, intermediate_size=I, num_experts=E, top_k=K, kernel="triton",
-        rounding=rounding,
-    )  # fmt: skip
-    layer = MoE(config).half().to(device)
-    x, dout = torch.randn(2, T, H, device=device).half().unbind()
-    pairs = T * K + ROUNDING_RULES.load(rule).most_added(E, rounding.tile)
-    shape = ActivationShape(T=T, H=H, I=I, E=E, G=2 * I, pairs=pairs)
-    measured = measure(layer, x.clone().requires_grad_(), dout.clone())
+        hidden_size=H,
+        intermediate_size=I,
+        num_experts=E,
+        top_k=K,
+        rounding=RoundingConfig(rule, tile=64),
+    )
+    shape, measured = shape_and_measured(config, num_tokens=T, device=DEVICE)
+    saved = {f"{dtype} {list(size)}": held for (dtype, size), held in measured.saved.items()}
     return {
         "shape": {"T": T, "H": H, "I": I, "E": E, "K": K, "rounding": rule},
         "formula": {"kept": keeps(shape), **transient(shape)},
         "expert_weights": 2 * E * 3 * I * H,
-        "measured": {
-            "saved": {f"{d} {list(s)}": size for (d, s), size in measured.saved.items()},
-            "kept": measured.kept,
-            "forward": measured.forward,
-            "backward": measured.backward,
-        },
-    }
-
-
-def machine() -> dict[str, str]:
-    import triton
-
-    from distmoe.bench.tool import command_line
-
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU, interpreter"
-    return {
-        "command": command_line(),
-        "device": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
+        "measured": {**vars(measured), "saved": saved},
     }
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    from distmoe.bench.tool import console_of, table_of
-
     title = "MiB of one layer: formula / measured"
     figures = ("kept, x apart", "with x", "+ expert weights", "forward adds", "backward adds")
     table = table_of(title, "T H I E K rounding", figures)

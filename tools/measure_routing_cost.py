@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from distmoe.arguments import new_file
 from distmoe.bench.routing_cost import Cost, measure_costs
 from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import MoEConfig, RoundingConfig
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add_sizes(parser, SIZES)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     arguments = parser.parse_args(argv)
     check_layer(parser, arguments)
     return arguments

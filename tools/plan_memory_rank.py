@@ -78,9 +78,7 @@ def main() -> int:
     config = load_config(arguments.config)
     ranks = rank_info()
     with running(config, ranks) as runtime:
-        # Loads what a first step loads.
-        train(with_values(config, SMALL), runtime, STEPS)
-        gc.collect()
+        load_code(with_values(config, SMALL), runtime)
         measure = of_storages if arguments.storages else of_process
         found = measure(config, runtime)
     if ranks.rank == 0:
@@ -102,13 +100,14 @@ def running(config: Config, ranks: RankInfo) -> Iterator[Runtime]:
     runtime_room.stop(runtime)
 
 
-def train(config: Config, runtime: Runtime, steps: int, engine: Engine | None = None) -> None:
-    """Steps on random tokens; the engine is built, and dropped, unless given."""
-    own = engine or build(config, runtime)
-    for step in range(steps):
-        one_step(config, own, runtime, seed=step)
-    if engine is None:
-        own.close()
+def load_code(config: Config, runtime: Runtime) -> None:
+    """What first steps load, by steps of an engine that is dropped."""
+    engine = build(config, runtime)
+    for step in range(STEPS):
+        one_step(config, engine, runtime, seed=step)
+    engine.close()
+    del engine
+    gc.collect()
 
 
 def build(config: Config, runtime: Runtime) -> Engine:
@@ -156,7 +155,7 @@ def of_process(config: Config, runtime: Runtime) -> dict[str, Any]:
     gc.collect()
     between = meter.now()
     meter.reset()
-    train(config, runtime, STEPS - 1, engine)
+    one_step(config, engine, runtime, seed=0)
     return {
         "building": build_peak - before,
         "built": built - before,

@@ -29,13 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--install", action="store_true", help="first make an environment")
-    parser.add_argument("--folder", type=Path, help="an empty folder to work in, which is kept")
     arguments = parser.parse_args(argv)
-    if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
-        parser.error(f"--folder is {arguments.folder}; it must be empty")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (arguments.folder or Path(temporary)).resolve()
-        folder.mkdir(exist_ok=True)
+        folder = Path(temporary).resolve()
         environment = {**os.environ, "DISTMOE": str(TOP)}
         if arguments.install:
             environment["PATH"] = f"{new_environment(folder)}{os.pathsep}{environment['PATH']}"
@@ -50,7 +46,6 @@ def new_environment(folder: Path) -> Path:
 
 
 def tutorial(*, install: bool) -> Iterator[str]:
-    """The page's commands."""
     for block in blocks(PAGE, "sh"):
         for line in lines(block):
             if install or not line.text.startswith("pip "):

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from faulty_place import CONFIG, Run, Seen, make_place, small_disk
 
+from distmoe.arguments import new_file
 from distmoe.config import RankInfo
 from distmoe.data.cli import main as data_main
 from distmoe.launch.env import worker_environment
@@ -298,7 +299,7 @@ FAULTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=", ".join(FAULTS))
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=new_file)
     arguments = parser.parse_args(argv)
     for name in arguments.faults:
         if name not in FAULTS:

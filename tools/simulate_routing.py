@@ -17,9 +17,10 @@ import json
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from distmoe.arguments import names_of, new_file, positive, several
 from distmoe.bench.routing_picture import draw
 from distmoe.bench.routing_report import Result, as_json, print_result, print_summary
 from distmoe.bench.routing_simulation import (
@@ -91,7 +92,7 @@ def _settings(arguments: argparse.Namespace) -> Iterator[Setting]:
 def _traced(arguments: argparse.Namespace) -> Iterator[Result]:
     """A result per layer and tile: means over steps, ep groups and micro-batches."""
     samples: dict[Setting, list[list[Outcome]]] = defaultdict(list)
-    for routing in read_traces(trace_folder(arguments.trace)):
+    for routing in read_traces(arguments.trace):
         scores = traced_scores(routing)
         for tile in arguments.tile or [routing.tile]:
             outcomes = _outcomes(scores, arguments, ranks=routing.ranks, tile=tile)
@@ -119,16 +120,16 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what = {"tokens": "tokens of one rank", "tile": "M; with --trace, instead of the run's own"}
     for name in ("ranks", "experts", "top_k", "tokens", "tile"):
         shown = f"{what.get(name, name.replace('_', '-'))} ({DEFAULTS[name]}); several: 16,32"
-        parser.add_argument(f"--{name}", type=_several(int), help=shown)
-    parser.add_argument("--skew", type=_several(float), help=f"of the experts {DEFAULTS['skew']}")
+        parser.add_argument(f"--{name}", type=several(positive), help=shown)
+    parser.add_argument("--skew", type=several(float), help=f"of the experts {DEFAULTS['skew']}")
     parser.add_argument("--seed", type=int, help="of synthetic scores (0)")
     parser.add_argument("--trace", type=Path, help="a run's folder, or its folder routing")
     rules = [name for name in ROUNDING_RULES if name != "none"]
-    parser.add_argument("--rules", type=lambda text: text.split(","), default=rules)
+    parser.add_argument("--rules", type=names_of(ROUNDING_RULES), default=rules)
     factors = "factors of a capacity under balance: 1,1.25,1.5,2"
-    parser.add_argument("--capacity", type=_several(float), default=[], help=factors)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--capacity", type=several(float), default=[], help=factors)
+    parser.add_argument("--json", type=new_file)
+    parser.add_argument("--picture", type=new_file)
     arguments = parser.parse_args(argv)
     if not arguments.trace:
         left_out = {name: n for name, n in DEFAULTS.items() if getattr(arguments, name) is None}
@@ -138,28 +139,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _several(kind: Callable[[str], float]) -> Callable[[str], list[float]]:
-    def numbers(text: str) -> list[float]:
-        return [kind(part) for part in text.split(",")]
-
-    return numbers
-
-
 def _problems(arguments: argparse.Namespace) -> Iterator[str]:
     """What is wrong, the first of which is said."""
-    for name in ("ranks", "experts", "top_k", "tokens", "tile"):
-        for value in getattr(arguments, name) or []:
-            if value < 1:
-                yield f"--{name} is {value}; it must be at least 1"
-    for rule in arguments.rules:
-        if rule not in ROUNDING_RULES:
-            yield f"--rules: no rule {rule!r}; known: {', '.join(ROUNDING_RULES)}"
     for factor in arguments.capacity:
         if not 1 <= factor < math.inf:
             yield f"--capacity is {factor}; it must be at least 1"
-    for path in (arguments.json, arguments.picture):
-        if path and not path.parent.is_dir():
-            yield f"{path}: there is no folder {path.parent}"
     yield from _trace_problems(arguments) if arguments.trace else _size_problems(arguments)
 
 

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from two_hosts import hosts
 
 from distmoe import MoE, MoEConfig
+from distmoe.arguments import new_file
 from distmoe.bench.soak import Growth, Reading, growth, soak
 from distmoe.bench.tool import add_sizes, check_layer, circumstances, console_of, table_of
 from distmoe.config import DispatchConfig, RoundingConfig
@@ -70,7 +71,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_sizes(parser, SIZES)
     parser.add_argument("--level", choices=LEVELS, default="rank", help="how often a row crosses")
     parser.add_argument("--most-growth", type=float, default=2.0, help="MiB of a rank")
-    parser.add_argument("--json", type=Path, help="file")
+    parser.add_argument("--json", type=new_file, help="file")
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     ranks, per_node = arguments.ranks, arguments.ranks_per_node

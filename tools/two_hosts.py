@@ -17,7 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from distmoe.bench.tool import add_sizes
+from distmoe.arguments import new_file
+from distmoe.bench.tool import add_sizes, split_settings
 
 LINKS = str(Path(__file__).with_name("links.sh"))
 # Of the interface and of host 0, as links.sh makes them.
@@ -143,8 +144,8 @@ def run_arguments(
     argv: Sequence[str] | None, description: str, sizes: Mapping[str, int]
 ) -> argparse.Namespace:
     """Of a tool that trains across two hosts: ``config``, the ``sizes`` (ranks, steps and warm-up
-    among them) with these defaults, ``json``, and as ``options`` an ep of
-    all ranks and what follows --. Ends the tool with 2 if they are wrong."""
+    among them) with these defaults, ``json``, and as ``options`` an ep of all ranks and what
+    follows --. Ends the tool with 2 if they are wrong."""
     parser = argparse.ArgumentParser(
         description=description.partition("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -152,11 +153,10 @@ def run_arguments(
     )
     parser.add_argument("config", type=Path, help="TOML file of a run")
     add_sizes(parser, sizes)
-    parser.add_argument("--json", type=Path, help="file")
-    given = list(sys.argv[1:] if argv is None else argv)
-    split = given.index("--") if "--" in given else len(given)
-    arguments = parser.parse_args(given[:split])
-    arguments.options = [f"--parallel.ep={arguments.ranks}", *given[split + 1 :]]
+    parser.add_argument("--json", type=new_file, help="file")
+    own, settings = split_settings(argv)
+    arguments = parser.parse_args(own)
+    arguments.options = [f"--parallel.ep={arguments.ranks}", *settings]
     if not arguments.config.is_file():
         parser.error(f"config is {arguments.config}; there is no such file")
     if arguments.ranks % 2:

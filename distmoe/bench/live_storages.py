@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+LISTED = 8
+
 
 class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The storages that operators made while the mode is on, and that live. Set ``phase`` as the
@@ -18,15 +20,15 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
     storages without an operator.
 
     ``peak``: the most bytes by phase; ``at_peak``: what took them, by operator, dtype and shape,
-    the ``listed`` largest. ``collects``: garbage is no peak; Triton's interpreter leaves reference
+    the `LISTED` largest. ``collects``: garbage is no peak; Triton's interpreter leaves reference
     cycles, which keep what a launch was given. What other threads and libraries allocate is not
     seen.
     """
 
-    def __init__(self, *, listed: int = 8, collects: bool = False) -> None:
+    def __init__(self, *, collects: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phase = ""
-        self._listed, self._collects = listed, collects
+        self._collects = collects
         self.peak: dict[str, int] = {}
         self.at_peak: dict[str, list[tuple[str, int]]] = {}
         self._live: dict[int, tuple[weakref.ref[Any], str]] = {}
@@ -75,7 +77,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if self._collects and gc.collect():
                 return self.read()
             self.peak[self.phase] = now
-            self.at_peak[self.phase] = _largest(sizes)[: self._listed]
+            self.at_peak[self.phase] = _largest(sizes)[:LISTED]
         return now
 
 

@@ -57,14 +57,13 @@ def measure_costs(
     num_tokens: int,
     repeats: int,
     group: dist.ProcessGroup | None,
-    seed: int = 0,
 ) -> list[Cost]:
     """Every way on this rank, in turns with the layer; collective over ``group``."""
     rank = dist.get_rank(group) if group is not None else 0
     layer = MoE(config, group)
     # All ranks have the same router and other tokens.
-    layer.router_EH.data.normal_(generator=torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(seed + 1 + rank)
+    layer.router_EH.data.normal_(generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1 + rank)
     x_TH = torch.randn(num_tokens, config.hidden_size, generator=generator)
     x_TH *= config.hidden_size**-0.5
     with torch.no_grad():

@@ -40,10 +40,10 @@ class Plan:
         tile = f"-tile-{self.tile}" if self.way != TOP_K else ""
         return f"{self.way}{tile}-seed-{self.seed}"
 
-    def options(self, folder: Path) -> list[str]:
+    def options(self) -> list[str]:
         """Settings of this run, as options of `distmoe train`."""
         rounding = WAYS[self.way] | ({} if self.way == TOP_K else {"tile": str(self.tile)})
-        options = ["--run.dir", str(folder), "--run.seed", str(self.seed)]
+        options = ["--run.seed", str(self.seed)]
         for key, value in rounding.items():
             options += [f"--moe.rounding.{key}", value]
         return options

@@ -45,10 +45,11 @@ def print_summary(results: list[Result]) -> None:
     names = [outcome.name for outcome in results[0][1]]
     heading = "all settings: busiest rank over the mean (pairs moved)"
     table = table_of(heading, "setting", ["padding of top-k", *names])
-    for setting, outcomes in results:
+    labels = varying([setting for setting, _ in results])
+    for label, (_, outcomes) in zip(labels, results, strict=True):
         cells = [f"{o.busiest_over_mean:.3f} ({o.dropped + o.added:.1%})" for o in outcomes]
         padding = next(o.waste for o in outcomes if o.name == TOP_K)
-        table.add_row(_short(setting), f"{padding:.1%}", *cells)
+        table.add_row(label, f"{padding:.1%}", *cells)
     console_of(60 + 16 * len(names)).print(table)
 
 
@@ -73,9 +74,3 @@ def _settings(results: list[Result]) -> Iterator[dict[str, Any]]:
     for setting, outcomes in results:
         sizes = {name: value for name, value in asdict(setting).items() if value is not None}
         yield {**sizes, "outcomes": [asdict(outcome) for outcome in outcomes]}
-
-
-def _short(setting: Setting) -> str:
-    s = setting
-    source = f"layer {s.layer}" if s.layer is not None else f"skew {s.skew}"
-    return f"P={s.ranks} E={s.num_experts} K={s.top_k} T={s.tokens} M={s.tile} {source}"

@@ -7,7 +7,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,13 @@ def add_sizes(parser: argparse.ArgumentParser, sizes: Mapping[str, int]) -> None
         parser.add_argument(
             f"--{name}", type=positive, default=default, help="default: %(default)s"
         )
+
+
+def split_settings(argv: Sequence[str] | None) -> tuple[list[str], list[str]]:
+    """A program's own arguments, and what follows --: settings of its runs."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    split = given.index("--") if "--" in given else len(given)
+    return given[:split], given[split + 1 :]
 
 
 def check_layer(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:

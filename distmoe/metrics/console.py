@@ -82,12 +82,10 @@ class RunConsole:
             self.console.print(line)
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
 
     def line(self, text: str) -> None:
-        """One line as it is."""
         self.console.print(text)
 
     def warn_once(self, key: str, text: str) -> None:

@@ -6,10 +6,9 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import BinaryIO
-
-BLOCK = 1 << 20
 
 
 def cut_after(path: Path, step: int) -> float:
@@ -17,14 +16,18 @@ def cut_after(path: Path, step: int) -> float:
     as one that a kill cut off; the step that the file ends with, -inf if it is empty.
 
     Steps rise in the file, which is read from its end and cut in place: a kill in this moment
-    leaves all lines, or those that are kept. Step 0 is before all lines.
+    leaves all lines, or those that are kept. The last one gets its end if a kill has come before
+    that. Step 0 is before all lines.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return -math.inf
     with path.open("r+b") as file:
         for begin, line in _from_the_end(file) if step > 0 else ():
             if (found := _step_of(line)) <= step:
                 file.truncate(begin + len(line))
+                if not line.endswith(b"\n"):
+                    file.seek(0, os.SEEK_END)
+                    file.write(b"\n")
                 return found
         file.truncate(0)
     return -math.inf
@@ -32,18 +35,12 @@ def cut_after(path: Path, step: int) -> float:
 
 def _from_the_end(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Every line with where it begins, the last one first."""
-    begin = file.seek(0, os.SEEK_END)
-    rest = b""
-    while begin > 0:
-        size = min(BLOCK, begin)
-        begin = file.seek(begin - size)
-        lines = (file.read(size) + rest).splitlines(keepends=True)
-        # The first may have begun in the block before.
-        rest = lines.pop(0) if begin > 0 else b""
-        end = begin + len(rest) + sum(map(len, lines))
-        for line in reversed(lines):
-            end -= len(line)
-            yield end, line
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as text:
+        end = len(text)
+        while end > 0:
+            begin = text.rfind(b"\n", 0, end - 1) + 1
+            yield begin, text[begin:end]
+            end = begin
 
 
 def _step_of(line: bytes) -> float:

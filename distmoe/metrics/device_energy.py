@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from distmoe.metrics.energy import Meter, no_meter
 from distmoe.metrics.nvml import Gpu, NvmlError, all_gpus
+from distmoe.metrics.throughput import Meter, no_meter
 
 
 def meter_of(device: torch.device) -> Meter:

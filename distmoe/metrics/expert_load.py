@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,11 +85,10 @@ class ExpertLoad:
 
     def flat(self) -> dict[str, float | int]:
         """Every figure by its name, which is stable."""
-        return {
-            **asdict(self),
-            "pairs_moved_share": self.pairs_moved_share,
-            "score_moved_share": self.score_moved_share,
-        }
+        return {name: getattr(self, name) for name in LOAD_NAMES}
+
+
+LOAD_NAMES = (*(f.name for f in fields(ExpertLoad)), "pairs_moved_share", "score_moved_share")
 
 
 def load_of_layer(counts: LoadCounts, row: int) -> ExpertLoad:

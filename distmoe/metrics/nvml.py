@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +38,6 @@ class Gpu:
         return uuid
 
     def driver(self) -> str | None:
-        """Version of the driver."""
         version: str | None = _asked(self.nvml, "nvmlSystemGetDriverVersion")
         return version
 
@@ -96,14 +94,10 @@ def all_gpus() -> list[Gpu]:
     """Of this machine, in the driver's order. NvmlError if NVML cannot be asked."""
     nvml = _started()
     try:
-        return list(_gpus(nvml))
+        handle = nvml.nvmlDeviceGetHandleByIndex
+        return [Gpu(nvml, handle(index)) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
         raise NvmlError(f"NVML lists no GPUs: {error}") from error
-
-
-def _gpus(nvml: Any) -> Iterator[Gpu]:
-    for index in range(nvml.nvmlDeviceGetCount()):
-        yield Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(index))
 
 
 def _started() -> Any:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from distmoe.metrics.expert_load import ExpertLoad, IntArray
+from distmoe.metrics.expert_load import LOAD_NAMES, ExpertLoad, IntArray
 
 
 @dataclass(frozen=True)
@@ -196,59 +195,26 @@ class ValidationRecord:
         """Of validation.jsonl."""
         return asdict(self)
 
+    def scalars(self) -> dict[str, float]:
+        """Curves: the loss, and that of each corpus of a mix."""
+        own = {f"validation_loss/{corpus}": loss for corpus, loss in self.corpora.items()}
+        return {"validation/loss": self.validation_loss, **own}
 
-def validation_scalars(loss: float, corpora: Mapping[str, float]) -> dict[str, float]:
-    """Curves of a validation: the loss, and that of each corpus of a mix."""
-    own = {f"validation_loss/{corpus}": own_loss for corpus, own_loss in corpora.items()}
-    return {"validation/loss": loss, **own}
+
+def _names(part: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(part))
 
 
 # TensorBoard group -> fields of the flat record.
 GROUPS = {
-    "train": ("loss", "load_balance_loss", "z_loss", "lr", "grad_norm", "tokens"),
-    "throughput": (
-        "tokens_per_second_per_rank",
-        "tflops_per_rank",
-        "palm_tflops_per_rank",
-        "mfu",
-        "palm_mfu",
-        "slowest_over_mean",
-        "slowest_rank",
-    ),
-    "time": (
-        "step_seconds",
-        "data_seconds",
-        "forward_backward_seconds",
-        "optimizer_seconds",
-        "checkpoint_seconds",
-        "validation_seconds",
-    ),
-    "experts": (
-        "load_max_over_mean",
-        "tiles_max_over_mean",
-        "tile_waste",
-        "tile_waste_unrounded",
-        "tokens_per_expert_over_tile",
-        "dead_experts",
-        "pairs_dropped",
-        "pairs_added",
-        "pairs_moved_share",
-        "score_dropped_share",
-        "score_added_share",
-        "score_moved_share",
-        "tokens_without_expert",
-    ),
-    "communication": (
-        "rows_mib",
-        "rows_mib_with_copies",
-        "exposed_seconds",
-        "exposed_share",
-        "node_mib",
-        "remote_mib",
-    ),
+    "train": tuple(name for name in _names(Learned) if name != "skipped"),
+    "throughput": _names(Speed) + _names(Slowest),
+    "time": _names(StepTimes),
+    "experts": tuple(name for name in LOAD_NAMES if name != "pairs"),
+    "communication": _names(Traffic),
     "memory": ("memory_gib",),
-    "energy": ("energy_joules", "watts_per_rank", "tokens_per_joule"),
+    "energy": _names(Energy),
 }
 
 # nan or None on a device without a known peak or a counter, or in a step that was not timed.
-OF_SOME_STEPS = ("mfu", "palm_mfu", "slowest_over_mean", "slowest_rank", *GROUPS["energy"])
+OF_SOME_STEPS = ("mfu", "palm_mfu", *_names(Slowest), *_names(Energy))

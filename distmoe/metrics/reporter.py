@@ -56,15 +56,19 @@ class Reporter:
     def open(cls, config: Config, *, rank: int, world: int, resumed_step: int) -> Reporter:
         """For a start that goes on after ``resumed_step``; on rank 0 with the files of the run."""
         console, writers = RunConsole(enabled=rank == 0, steps=config.train.steps), None
-        clock, peak = Clock(meter_of(_own_device(config))), _bf16_peak(config)
+        on_gpu = pick_device(config.run.device, 0).type == "cuda"
+        name = torch.cuda.get_device_name() if on_gpu else "cpu"
+        peak = peak_flops(name) if compute_dtype(config) == torch.bfloat16 else None
         if rank == 0:
             writers = RunWriters.open(
                 config,
                 resumed_step=resumed_step,
-                facts=_start_facts(config, world=world, peak=peak),
+                facts=_start_facts(config, world=world, device=name, peak=peak),
                 warn_once=console.warn_once,
             )
         console.begin(resumed_step)
+        # Without a number: the GPU that this rank has been given.
+        clock = Clock(meter_of(torch.device("cuda" if on_gpu else "cpu")))
         return cls(config, console=console, clock=clock, peak=peak, writers=writers)
 
     def header(self, facts: Rows) -> None:
@@ -100,13 +104,10 @@ class Reporter:
             layer, worst = min(
                 record.layers.items(), key=lambda item: item[1].tokens_per_expert_over_tile
             )
+            more = "larger micro-batches or ep"
             # A larger ep helps only ranks that round together.
-            alone = self.config.moe.rounding.scope == "rank"
-            more = (
-                "moe.rounding.scope 'ep', larger micro-batches"
-                if alone
-                else ("larger micro-batches or ep")
-            )
+            if self.config.moe.rounding.scope == "rank":
+                more = "moe.rounding.scope 'ep', larger micro-batches"
             self.console.warn_once(
                 "rounding",
                 f"mean tokens per expert / tile is {worst.tokens_per_expert_over_tile:.2f} in "
@@ -180,14 +181,12 @@ def is_logged(step: int, config: Config) -> bool:
     return step in (1, config.train.steps) or step % config.metrics.log_every == 0
 
 
-def _start_facts(config: Config, *, world: int, peak: float | None) -> dict[str, Any]:
+def _start_facts(config: Config, *, world: int, device: str, peak: float | None) -> dict[str, Any]:
     """What the files' readers cannot know from the config."""
-    device = pick_device(config.run.device, 0)
     flops, counts = flops_per_token(config), parameter_counts(config.model, config.moe)
-    on_gpu = device.type == "cuda"
     return {
         "ranks": world,
-        "device": torch.cuda.get_device_name() if on_gpu else device.type,
+        "device": device,
         "dtype": str(compute_dtype(config)).removeprefix("torch."),
         "peak_flops": peak,
         "flops_per_token": flops.model,
@@ -195,17 +194,3 @@ def _start_facts(config: Config, *, world: int, peak: float | None) -> dict[str,
         "parameters": counts.total,
         "active_parameters": counts.active,
     }
-
-
-def _own_device(config: Config) -> torch.device:
-    """The one that this rank has been given."""
-    device = pick_device(config.run.device, 0)
-    return torch.device("cuda") if device.type == "cuda" else device
-
-
-def _bf16_peak(config: Config) -> float | None:
-    """FLOP/s of this rank's device, None where MFU would have no meaning or no known peak."""
-    device = pick_device(config.run.device, 0)
-    if device.type != "cuda" or compute_dtype(config) != torch.bfloat16:
-        return None
-    return peak_flops(torch.cuda.get_device_name())

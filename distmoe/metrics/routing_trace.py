@@ -45,6 +45,9 @@ class TraceFacts:
     layers: tuple[int, ...]
 
 
+FACTS = tuple(field.name for field in fields(TraceFacts))
+
+
 @dataclass(frozen=True)
 class RankTrace:
     """What one rank recorded in one step; ``mass_LMTE`` is ``key_LMTE`` without a balance bias."""
@@ -76,7 +79,7 @@ def trace_path(folder: Path, step: int, rank: int) -> Path:
 
 def write_trace(folder: Path, trace: RankTrace) -> None:
     """One file, which appears under its name when it is complete."""
-    arrays = {name: np.asarray(getattr(trace.facts, name)) for name in _fact_names()}
+    arrays = {name: np.asarray(getattr(trace.facts, name)) for name in FACTS}
     arrays |= {"version": np.asarray(FORMAT_VERSION), "key": trace.key_LMTE}
     if not np.array_equal(trace.key_LMTE, trace.mass_LMTE):
         arrays["mass"] = trace.mass_LMTE
@@ -103,15 +106,14 @@ def trace_folder(path: Path) -> Path:
     raise TraceError(f"{path} has no routing trace (step-*-rank-*.npz), nor has {path / 'routing'}")
 
 
-def read_traces(folder: Path) -> Iterator[GroupRouting]:
-    """Every step, group, layer and micro-batch; one group's files are in memory at a time.
+def read_traces(path: Path) -> Iterator[GroupRouting]:
+    """Of `trace_folder`: every step, group, layer and micro-batch; one group's files are in memory
+    at a time.
 
     TraceError, which names the file, if one is missing, is no trace or does not fit the others.
     """
-    ranks_by_step = _files(folder)
-    if not ranks_by_step:
-        raise TraceError(f"{folder} has no routing trace (step-*-rank-*.npz)")
-    for step, ranks in ranks_by_step.items():
+    folder = trace_folder(path)
+    for step, ranks in _files(folder).items():
         yield from _step_groups(folder, step, ranks)
 
 
@@ -182,7 +184,7 @@ def read_rank_trace(folder: Path, step: int, rank: int) -> RankTrace:
             values = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise TraceError(f"{path} is not a routing trace: {error}") from error
-    missing = {"version", "key", *_fact_names()} - values.keys()
+    missing = {"version", "key", *FACTS} - values.keys()
     if missing:
         raise TraceError(f"{path} is not a routing trace: no {', '.join(sorted(missing))}")
     if values["version"] != FORMAT_VERSION:
@@ -193,7 +195,7 @@ def read_rank_trace(folder: Path, step: int, rank: int) -> RankTrace:
 
 
 def _facts(values: dict[str, NDArray[np.generic]]) -> TraceFacts:
-    numbers = {name: int(values[name]) for name in _fact_names() if name != "layers"}
+    numbers = {name: int(values[name]) for name in FACTS if name != "layers"}
     return TraceFacts(**numbers, layers=tuple(int(layer) for layer in values["layers"]))
 
 
@@ -211,7 +213,3 @@ def _check_itself(trace: RankTrace, *, step: int, rank: int, path: Path) -> None
     for wrong, what in problems:
         if wrong:
             raise TraceError(f"{path} {what}")
-
-
-def _fact_names() -> list[str]:
-    return [field.name for field in fields(TraceFacts)]

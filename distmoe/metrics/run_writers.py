@@ -61,29 +61,24 @@ class RunWriters:
         loads_are_due = record.step % self.config.metrics.expert_load_every == 0
         with self._told("metrics.jsonl"):
             self.steps.write(record.line())
-        if self.tensorboard is not None:
+        self._draw(record)
+        if self.tensorboard is not None and loads_are_due:
             with self._told("tensorboard"):
-                self.tensorboard.write(record)
-                if loads_are_due:
-                    self.tensorboard.experts(record, freq_LE)
-        if self.wandb is not None:
-            with self._told("wandb"):
-                self.wandb.write(record)
+                self.tensorboard.experts(record, freq_LE)
         if loads_are_due or record.step == self.config.train.steps:
             with self._told("expert_load.jsonl"):
                 self.loads.write(record.load_line(freq_LE))
 
     def validation(self, record: ValidationRecord) -> None:
-        """One validation."""
-        step, loss, corpora = record.step, record.validation_loss, record.corpora
         with self._told("validation.jsonl"):
             self.validations.write(record.line())
-        if self.tensorboard is not None:
-            with self._told("tensorboard"):
-                self.tensorboard.validation(step, loss, corpora)
-        if self.wandb is not None:
-            with self._told("wandb"):
-                self.wandb.validation(step, loss, corpora)
+        self._draw(record)
+
+    def _draw(self, record: StepRecord | ValidationRecord) -> None:
+        for name, curves in (("tensorboard", self.tensorboard), ("wandb", self.wandb)):
+            if curves is not None:
+                with self._told(name):
+                    curves.write(record)
 
     def finish(self, stopped: str, *, seconds: float, checkpoint_seconds: float) -> None:
         """The start has ended as it should; see `StartLog.end`."""

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distmoe.metrics.cut_lines import cut_after
+
 START, END = "start", "end"
 
 # Why a start ended whose training loop raised.
@@ -23,11 +25,7 @@ class StartLog:
     @classmethod
     def open(cls, path: Path, *, resumed_step: int, facts: dict[str, Any]) -> StartLog:
         """Cut what a resume takes back, and note this start with ``facts`` of its ranks."""
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if _is_before(line, resumed_step)]
-        beside = path.with_name(path.name + ".part")
-        beside.write_text("".join(kept))
-        beside.replace(path)
+        cut_after(path, resumed_step)
         log = cls(path, resumed_step)
         log._write({"event": START, "step": resumed_step, "time": time.time(), **facts})
         return log
@@ -48,12 +46,3 @@ class StartLog:
     def _write(self, values: dict[str, Any]) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
-
-
-def _is_before(line: str, resumed_step: int) -> bool:
-    """Whether a line belongs to the history of a run resumed from ``resumed_step``; no line does if
-    the run begins anew, or if a kill has cut it off."""
-    try:
-        return resumed_step > 0 and line.endswith("\n") and json.loads(line)["step"] <= resumed_step
-    except (ValueError, KeyError, TypeError):
-        return False

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 from distmoe.config import Config
-from distmoe.metrics.energy import JOULES_PER_KWH
 from distmoe.metrics.flops import flops_per_token, parameter_counts
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.tally import RunFigures
@@ -70,7 +69,7 @@ def speed_rows(config: Config, figures: RunFigures) -> Rows:
     rows += [("step time", shares), *routing_rows(config)]
     if not math.isnan(figures.joules):
         watts, tokens = figures.energy.watts_per_rank, figures.energy.tokens_per_joule
-        whole = f"{figures.joules / JOULES_PER_KWH:.3g} kWh in the steps"
+        whole = f"{figures.kwh:.3g} kWh in the steps"
         rows.append(("energy", f"{watts:,.0f} W/rank, {tokens:,.3g} tokens/J, {whole}"))
     if not math.isnan(medians["mfu"]):
         text = f"{medians['mfu']:.1%} ({medians['palm_mfu']:.1%} by the PaLM convention)"

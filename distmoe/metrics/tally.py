@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import statistics
 from array import array
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distmoe.metrics.energy import EnergyFigures, EnergyTally
+import numpy as np
+from numpy.typing import NDArray
+
+from distmoe.metrics.record import Energy
 
 # Figures of a step whose median over the steps is a figure of the run.
 MEDIANS = (
@@ -45,7 +47,13 @@ SUMS = (
     "validation_seconds",
 )
 
+# Figures whose sums over steps are divided.
+DIVIDED = ("energy_joules", "tokens", "ranks")
+
 SECONDS_PER_DAY = 86400
+JOULES_PER_KWH = 3.6e6
+
+Columns = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -53,10 +61,9 @@ class RunFigures:
     """``steps``: all; of them ``measured``: those after the warm-up of their start, or all if there
     are no others. ``medians``: over the measured steps, nan for what no step has;
     ``warm_up_speed``: tokens/s/rank, median of the others. ``trained_tokens``: of steps that were
-    not skipped. ``slowest_rank``: the one that was so most often,
-    None if that was never known. ``routing``: forced if it ever
-    was. ``ranks``: of the last step. ``energy``: of the measured steps; ``joules``: of all steps
-    that have them."""
+    not skipped. ``slowest_rank``: the one that was so most often, None if that was never known.
+    ``routing``: forced if it ever was. ``ranks``: of the last step. ``energy``: of the measured
+    steps; ``joules``: of all steps that have them."""
 
     steps: int
     measured: int
@@ -69,8 +76,13 @@ class RunFigures:
     warm_up_speed: float
     slowest_rank: int | None
     memory_gib: float
-    energy: EnergyFigures
+    energy: Energy
     joules: float
+
+    @property
+    def kwh(self) -> float:
+        """Of all steps."""
+        return self.joules / JOULES_PER_KWH
 
     @property
     def tokens_per_second(self) -> float:
@@ -105,10 +117,9 @@ class Tally:
 
     def __init__(self) -> None:
         self._sums = dict.fromkeys(SUMS, 0.0)
-        self._values = {name: array("d") for name in MEDIANS}
+        self._columns = {name: array("d") for name in (*MEDIANS, *DIVIDED)}
         self._warm = array("b")
         self._slowest: Counter[int] = Counter()
-        self._energy = EnergyTally()
         self._trained = self._skipped = self._ranks = 0
         self._memory = 0.0
         self._forced = False
@@ -120,19 +131,15 @@ class Tally:
         """KeyError for a figure that ``step`` lacks. None is nan."""
         for name in SUMS:
             self._sums[name] += step[name]
-        for name in MEDIANS:
+        for name, column in self._columns.items():
             value = step[name]
-            self._values[name].append(math.nan if value is None else value)
+            column.append(math.nan if value is None else value)
         self._warm.append(step["warm_up"])
         if step["slowest_rank"] is not None:
             self._slowest[step["slowest_rank"]] += 1
         self._skipped += step["skipped"]
         self._trained += 0 if step["skipped"] else step["tokens"]
         self._ranks = step["ranks"]
-        rank_seconds = step["step_seconds"] * step["ranks"]
-        self._energy.add(
-            joules=step["energy_joules"], tokens=step["tokens"], rank_seconds=rank_seconds
-        )
         self._memory = max(self._memory, step["memory_gib"])
         self._forced |= step["routing"] == "forced"
 
@@ -140,26 +147,42 @@ class Tally:
         """Of all steps so far. ValueError if there is none."""
         if not self._warm:
             raise ValueError("no step")
-        measured = [n for n, warm in enumerate(self._warm) if not warm]
-        used = measured or range(len(self._warm))
-        speed = self._values["tokens_per_second_per_rank"]
+        every = {name: np.array(column) for name, column in self._columns.items()}
+        warm = np.array(self._warm, dtype=bool)
+        used = warm if warm.all() else ~warm
+        measured = {name: column[used] for name, column in every.items()}
         return RunFigures(
             steps=len(self),
-            measured=len(used),
+            measured=int(used.sum()),
             skipped=self._skipped,
             ranks=self._ranks,
             routing="forced" if self._forced else "real",
             trained_tokens=self._trained,
             sums=dict(self._sums),
-            medians={name: _median([v[n] for n in used]) for name, v in self._values.items()},
-            warm_up_speed=_median([speed[n] for n, warm in enumerate(self._warm) if warm]),
+            medians={name: _median(measured[name]) for name in MEDIANS},
+            warm_up_speed=_median(every["tokens_per_second_per_rank"][warm]),
             slowest_rank=next((rank for rank, _ in self._slowest.most_common(1)), None),
             memory_gib=self._memory,
-            energy=self._energy.figures(used),
-            joules=self._energy.figures(range(len(self))).joules,
+            energy=_energy(measured),
+            joules=_energy(every).energy_joules,
         )
 
 
-def _median(values: list[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return statistics.median(known) if known else math.nan
+def _median(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else math.nan
+
+
+def _energy(columns: Columns) -> Energy:
+    """Of the steps that have joules. Sums over sums, because the counter moves too seldom for the
+    figure of one short step."""
+    known = ~np.isnan(columns["energy_joules"])
+    if not known.any():
+        return Energy(math.nan, math.nan, math.nan)
+    joules, tokens = (float(columns[name][known].sum()) for name in ("energy_joules", "tokens"))
+    rank_seconds = float((columns["step_seconds"] * columns["ranks"])[known].sum())
+    return Energy(
+        energy_joules=joules,
+        watts_per_rank=joules / rank_seconds if rank_seconds else math.nan,
+        tokens_per_joule=tokens / joules if joules else math.nan,
+    )

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from distmoe.metrics.energy import Meter, no_meter
-
 # Steps after a start or resume that warm caches and pools, and are left out of the figures.
 WARM_UP_STEPS = 3
+
+Meter = Callable[[], float]
+"""Reads the joules that a device has used since some moment; nan where nobody counts them."""
+
+
+def no_meter() -> float:
+    """The meter of a device that has none."""
+    return math.nan
 
 
 class RunPart(StrEnum):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from distmoe.config import Config
-from distmoe.metrics.record import StepRecord, validation_scalars
+from distmoe.metrics.record import StepRecord, ValidationRecord
 from distmoe.metrics.summary import routing_rows
 
 # In the folder of the run: by what W&B knows it.
@@ -57,18 +57,11 @@ class WandbWriter:
             ) from error
         return cls(run)
 
-    def write(self, record: StepRecord) -> None:
-        """The scalars of a step."""
-        self._log(record.scalars(), record.step)
-
-    def validation(self, step: int, loss: float, corpora: Mapping[str, float]) -> None:
-        """The loss, and that of each corpus of a mix."""
-        self._log(validation_scalars(loss, corpora), step)
-
-    def _log(self, values: dict[str, float], step: int) -> None:
-        if step >= self._first_step:
+    def write(self, record: StepRecord | ValidationRecord) -> None:
+        """The scalars of a step or of a validation."""
+        if record.step >= self._first_step:
             with _as_os_error():
-                self._run.log(values, step=step)
+                self._run.log(record.scalars(), step=record.step)
 
     def end(self, *, failed: bool) -> None:
         """Send what is left; again is harmless. A failed run does not wait for it for long: its

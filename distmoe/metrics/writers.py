@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 from distmoe.metrics.cut_lines import cut_after
 from distmoe.metrics.expert_load import IntArray
 from distmoe.metrics.heat_map import heat_map
-from distmoe.metrics.record import GROUPS, StepRecord, validation_scalars
+from distmoe.metrics.record import GROUPS, StepRecord, ValidationRecord
 
 # Title of a chart in the tab *Custom Scalars* -> its curves.
 CHARTS = {
@@ -61,11 +59,10 @@ LAYOUT = {"distmoe": {title: ["Multiline", curves] for title, curves in CHARTS.i
 
 
 class JsonlWriter:
-    """One object a step, at the end of ``file``, whose last one is of ``last_step``; ``waiting`` is
-    what comes before the first."""
+    """One object a step, at the end of ``file``, whose last one is of ``last_step``."""
 
-    def __init__(self, file: FileIO, last_step: float, waiting: bytes = b"") -> None:
-        self._file, self._last_step, self._waiting = file, last_step, waiting
+    def __init__(self, file: FileIO, last_step: float) -> None:
+        self._file, self._last_step, self._waiting = file, last_step, b""
 
     @classmethod
     def open(cls, path: Path, *, resumed_step: int) -> JsonlWriter:
@@ -73,8 +70,7 @@ class JsonlWriter:
         once."""
         last_step = cut_after(path, resumed_step)
         # Without a buffer, which would drop a line that does not fit beside the waiting ones.
-        file = path.open("ab", buffering=0)
-        return cls(file, last_step, b"" if _ends_a_line(path) else b"\n")
+        return cls(path.open("ab", buffering=0), last_step)
 
     def write(self, values: dict[str, Any]) -> None:
         """Append ``values``, which have a ``step``; a step that the file has is left as it is."""
@@ -104,14 +100,6 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _ends_a_line(path: Path) -> bool:
-    """Unless a kill came between a line and its end."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 1, 0))
-        return file.read() in (b"", b"\n")
-
-
 class TensorBoardWriter:
     """Scalars in named groups; the load of every expert as histograms and as an image. ``writer``:
     an open SummaryWriter."""
@@ -128,22 +116,14 @@ class TensorBoardWriter:
         writer.add_custom_scalars(LAYOUT)
         return cls(writer)
 
-    def write(self, record: StepRecord) -> None:
-        """The scalars of a step."""
+    def write(self, record: StepRecord | ValidationRecord) -> None:
+        """The scalars of a step or of a validation."""
         for tag, value in record.scalars().items():
-            self._scalar(tag, value, record.step)
-
-    def _scalar(self, tag: str, value: float, step: int) -> None:
-        self._writer.add_scalar(tag, value, step)
+            self._writer.add_scalar(tag, value, record.step)
 
     def text(self, name: str, text: str, step: int) -> None:
         """A line in the tab *Text*."""
         self._writer.add_text(name, text, step)
-
-    def validation(self, step: int, loss: float, corpora: Mapping[str, float]) -> None:
-        """The loss, and that of each corpus of a mix."""
-        for tag, value in validation_scalars(loss, corpora).items():
-            self._scalar(tag, value, step)
 
     def experts(self, record: StepRecord, freq_LE: IntArray) -> None:
         """The figures of every MoE layer, a group per figure, a series per layer; histograms of the
@@ -154,7 +134,8 @@ class TensorBoardWriter:
         for layer, load in record.layers.items():
             flat = load.flat()
             for name in GROUPS["experts"]:
-                self._scalar(f"layers_{name}/layer_{layer:02d}", flat[name], record.step)
+                tag = f"layers_{name}/layer_{layer:02d}"
+                self._writer.add_scalar(tag, flat[name], record.step)
         for layer, freq_E in zip(record.layers, freq_LE, strict=True):
             share = freq_E / max(float(freq_E.mean()), 1e-9)
             self._writer.add_histogram(f"experts/load_layer_{layer:02d}", share, record.step)

@@ -79,7 +79,7 @@ class Collectives:
         if group.num_nodes > 1:
             link = self.profile.link("remote")
             latency = max(latency, link.latency_s)
-            rate = link.bytes_per_s / (self.ranks_per_node if link.shared else 1)
+            rate = link.rate_of_a_rank(self.ranks_per_node)
             remote_s = num_bytes * (group.size - group.per_node) / group.size / rate
         return Transfer(latency + max(node_s, remote_s), node_s, remote_s)
 
@@ -94,7 +94,7 @@ class Collectives:
             node_s = num_bytes * (group.size - 1) / group.size / link.bytes_per_s
         if group.num_nodes > 1:
             link = self.profile.link("remote")
-            rate = link.bytes_per_s / (self.ranks_per_node if link.shared else 1)
+            rate = link.rate_of_a_rank(self.ranks_per_node)
             latency += (group.num_nodes - 1) * link.latency_s
             missing = num_bytes * (group.num_nodes - 1) / group.num_nodes
             remote_s = missing / (rate * group.per_node)

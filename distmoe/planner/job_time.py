@@ -12,12 +12,11 @@ from dataclasses import dataclass
 
 from distmoe.config import Config
 from distmoe.metrics.flops import flops_per_token
+from distmoe.metrics.tally import SECONDS_PER_DAY
 from distmoe.planner.expert_time import ExpertTimes
 from distmoe.planner.job_stages import JobStages, micro_batches
 from distmoe.planner.pipeline_time import micro_batch_s
 from distmoe.planner.step_parts import WAITS, StepPart
-
-SECONDS_PER_DAY = 86400
 
 
 @dataclass(frozen=True)

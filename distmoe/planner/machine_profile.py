@@ -48,6 +48,10 @@ class Link:
     bytes_per_s: float
     shared: bool = False
 
+    def rate_of_a_rank(self, ranks_per_node: int) -> float:
+        """While all ranks of the node send."""
+        return self.bytes_per_s / (ranks_per_node if self.shared else 1)
+
     @staticmethod
     def through(small: tuple[int, float], large: tuple[int, float]) -> Link:
         """From the times of two messages, (bytes, seconds). Where noise makes the large one no
@@ -171,71 +175,64 @@ class _Reader:
     def profile(self, tables: Mapping[str, Any]) -> Profile:
         self._check_keys("", tables, tuple(field.name for field in dataclasses.fields(Profile)))
         tables = OPTIONAL | dict(tables)
-        links = self._table("links", tables)
-        self._check_keys("links", links, LINKS)
+        links = self._table("links", tables, LINKS)
         if "own" not in links:
             raise self._wrong("links.own", "missing", "be there")
-        rates = {name: self._rates(name, tables, known) for name, known in RATES.items()}
         return Profile(
-            links={name: self._link(name, links) for name in links},
-            host_latency_s=self._not_negative("host_latency_s", tables),
+            links={name: self._link(f"links.{name}", links) for name in links},
+            host_latency_s=self._number("host_latency_s", tables),
             origin=self._origin(tables),
-            memory_bytes=int(self._not_negative("memory_bytes", tables)),
-            ranks_per_node=int(self._not_negative("ranks_per_node", tables)),
-            **rates,
+            memory_bytes=int(self._number("memory_bytes", tables)),
+            ranks_per_node=int(self._number("ranks_per_node", tables)),
+            **{name: self._rates(name, tables, known) for name, known in RATES.items()},
         )
 
     def _rates(
         self, section: str, tables: Mapping[str, Any], known: tuple[str, ...]
     ) -> dict[str, float]:
-        """Positive numbers by ``known`` names."""
-        table = self._table(section, tables)
-        self._check_keys(section, table, known)
-        return {name: self._positive(f"{section}.{name}", table) for name in table}
+        table = self._table(section, tables, known)
+        return {name: self._number(f"{section}.{name}", table, zero=False) for name in table}
 
-    def _link(self, name: str, links: Mapping[str, Any]) -> Link:
-        section = f"links.{name}"
-        table = self._table(section, links)
-        self._check_keys(section, table, ("latency_s", "bytes_per_s", "shared"))
+    def _link(self, section: str, links: Mapping[str, Any]) -> Link:
+        table = self._table(section, links, tuple(f.name for f in dataclasses.fields(Link)))
         shared = table.get("shared", False)
         if not isinstance(shared, bool):
             raise self._wrong(f"{section}.shared", shared, "be true or false")
         return Link(
-            latency_s=self._not_negative(f"{section}.latency_s", table),
-            bytes_per_s=self._positive(f"{section}.bytes_per_s", table),
+            latency_s=self._number(f"{section}.latency_s", table),
+            bytes_per_s=self._number(f"{section}.bytes_per_s", table, zero=False),
             shared=shared,
         )
 
     def _origin(self, tables: Mapping[str, Any]) -> Origin:
-        table = self._table("origin", tables)
-        self._check_keys("origin", table, ("device", "date", "note", "versions"))
-        versions = self._table("origin.versions", table) if "versions" in table else {}
-        texts = {f"origin.{k}": v for k, v in table.items() if k != "versions"}
-        texts |= {f"origin.versions.{k}": v for k, v in versions.items()}
+        table = self._table("origin", tables, tuple(f.name for f in dataclasses.fields(Origin)))
+        texts = {f"origin.{name}": text for name, text in table.items() if name != "versions"}
+        if "versions" in table:
+            versions = self._table("origin.versions", table)
+            texts |= {f"origin.versions.{name}": text for name, text in versions.items()}
         for key, text in texts.items():
             if not isinstance(text, str):
                 raise self._wrong(key, text, "be a string")
-        return Origin(**(dict(table) | {"versions": versions}))
+        return Origin(**table)
 
-    def _table(self, key: str, parent: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _table(
+        self, key: str, parent: Mapping[str, Any], known: tuple[str, ...] | None = None
+    ) -> Mapping[str, Any]:
+        """With ``known`` names only, if they are known."""
         table = parent.get(key.rpartition(".")[2], "missing")
         if not isinstance(table, Mapping):
             raise self._wrong(key, table, f"be a table, [{key}]")
+        if known is not None:
+            self._check_keys(key, table, known)
         return table
 
-    def _positive(self, key: str, table: Mapping[str, Any]) -> float:
-        number = self._not_negative(key, table, "be a number greater than 0")
-        if number == 0:
-            raise self._wrong(key, number, "be a number greater than 0")
-        return number
-
-    def _not_negative(
-        self, key: str, table: Mapping[str, Any], allowed: str = "be a number, at least 0"
-    ) -> float:
+    def _number(self, key: str, table: Mapping[str, Any], *, zero: bool = True) -> float:
+        """Finite and not negative; 0 only where ``zero`` is allowed."""
         number = table.get(key.rpartition(".")[2], "missing")
         # A bool is an int to isinstance; nan is no number that can be compared.
-        if type(number) not in (int, float) or not 0 <= number < inf:
-            raise self._wrong(key, number, allowed)
+        if type(number) not in (int, float) or not 0 <= number < inf or not (number or zero):
+            allowed = "at least 0" if zero else "greater than 0"
+            raise self._wrong(key, number, f"be a number, {allowed}")
         return float(number)
 
     def _check_keys(self, section: str, table: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -179,7 +179,6 @@ class _Probe:
         return statistics.median(self._transfer(peers, size) for _ in range(repeats)), slowest
 
     def gathered(self, figures: list[float]) -> list[list[float]]:
-        """The figures of every rank."""
         mine = torch.tensor(figures, dtype=torch.float64, device=self._device)
         everyone: list[list[float]] = self.exchange.all_gather(mine, kind="probe").tolist()
         return everyone

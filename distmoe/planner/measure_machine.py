@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import torch
@@ -82,10 +82,6 @@ class MachineFigures:
             memory_bytes=self.memory_bytes,
             ranks_per_node=self.ranks_per_node,
         )
-
-    def as_json(self) -> dict[str, object]:
-        """All of it, for a file."""
-        return asdict(self)
 
 
 def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) -> MachineFigures:

@@ -49,7 +49,6 @@ class ModelUnits:
 
 
 def elements(shapes: tuple[Shape, ...]) -> int:
-    """Elements of all the tensors together."""
     return sum(map(prod, shapes))
 
 

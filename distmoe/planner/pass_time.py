@@ -67,7 +67,7 @@ class LayerOnMachine:
         if not parcel.messages:
             return 0.0
         link = self.profile.link(name)
-        rate = link.bytes_per_s / (self.per_node if link.shared else 1)
+        rate = link.rate_of_a_rank(self.per_node)
         seconds = parcel.messages * link.latency_s + parcel.rows * self.row_bytes / rate
         return self.profile.host_latency_s + seconds
 

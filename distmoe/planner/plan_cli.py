@@ -105,7 +105,8 @@ def main(argv: Sequence[str]) -> int:
         for problem in error.problems:
             print(f"distmoe plan: error: {problem}", file=sys.stderr)
         return 2
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, markup=False)
+    width = None if sys.stdout.isatty() else WIDTH
+    console = Console(width=width, highlight=False, markup=False, soft_wrap=True)
     _print_head(request, plan, console)
     print_plan(plan, request.hardware, console)
     if not plan.best:
@@ -129,16 +130,14 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
     console.print(
         f"{request.file.name} on {request.world} x {hardware.name}, {hardware.ranks_per_node} on a "
         f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean"
-        f"{kept}",
-        soft_wrap=True,
+        f"{kept}"
     )
     source = hardware.profile.origin.note or "a measured profile"
     console.print(
-        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}",
-        soft_wrap=True,
+        f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}"
     )
     for line in _left_out(request.config, plan):
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print()
 
 
@@ -161,15 +160,12 @@ def _advise(request: _Request, plan: Plan, console: Console) -> None:
     starts = {"launch.nproc": world} if world == per_node != request.config.launch.nproc else {}
     options += [word for key, value in starts.items() for word in (f"--{key}", str(value))]
     by = "" if world == per_node else " under SLURM (docs/launch.md has other launchers)"
-    console.print(
-        f"\nTrain with it{by}:\n  {_command(request.file, world, per_node, options)}",
-        soft_wrap=True,
-    )
+    console.print(f"\nTrain with it{by}:\n  {_command(request.file, world, per_node, options)}")
     if request.write:
         keys = (*FREE, *DISPATCH, *named_keys(request.settings))
         changes = differing(request.plain, best.config, keys) | starts
         request.write.write_text(as_toml(changes, file=request.file, written_to=request.write))
-        console.print(f"or\n  {_command(request.write, world, per_node, ())}", soft_wrap=True)
+        console.print(f"or\n  {_command(request.write, world, per_node, ())}")
 
 
 def _command(file: Path, world: int, per_node: int, options: Sequence[str]) -> str:

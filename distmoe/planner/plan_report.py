@@ -52,9 +52,9 @@ def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
         title = "Fastest layouts, and that of the file" if plan.best else "The layout of the file"
         console.print(_table(rows, title))
         if rows[-1][0] == "file*":
-            console.print(f"   * does not fit: it needs {too_large}", soft_wrap=True)
+            console.print(f"   * does not fit: it needs {too_large}")
     for problem in plan.impossible:
-        console.print(f"as it is, the file is impossible here: {problem}", soft_wrap=True)
+        console.print(f"as it is, the file is impossible here: {problem}")
     if plan.misfits:
         need = "Faster, but they need" if plan.best else "The fastest, which need"
         rows = list(zip(LETTERS, (misfit.layout for misfit in plan.misfits), strict=False))
@@ -63,8 +63,7 @@ def print_plan(plan: Plan, hardware: Hardware, console: Console) -> None:
             if misfit.changed is not None:
                 console.print(
                     f"   {letter} fits with {_said(misfit.changes)}: then "
-                    f"{misfit.changed.time.tokens_per_s_per_rank:,.0f} tokens/s/GPU",
-                    soft_wrap=True,
+                    f"{misfit.changed.time.tokens_per_s_per_rank:,.0f} tokens/s/GPU"
                 )
     if plan.best:
         _print_best(plan.best[0], console)
@@ -79,8 +78,7 @@ def print_remedies(
         verdict = "fits" if remedy.fits else "does not fit"
         console.print(
             f"  {remedy.bytes / GIB:7.1f} GiB, {verdict}: {remedy.world} GPUs, "
-            f"{_said(remedy.values)}{_host_memory(remedy, config, hardware)}",
-            soft_wrap=True,
+            f"{_said(remedy.values)}{_host_memory(remedy, config, hardware)}"
         )
 
 
@@ -142,12 +140,11 @@ def _print_best(best: Layout, console: Console) -> None:
             f"{name} {seconds / time.seconds:.0%}"
             for name, seconds in shares
             if seconds > LEAST_SHARE * time.seconds
-        ),
-        soft_wrap=True,
+        )
     )
     sizes = {name: size for name, size in asdict(memory).items() if isinstance(size, int)}
     text = ", ".join(f"{name} {size / GIB:.1f}" for name, size in sizes.items())
-    console.print(f"  memory  {text} GiB ({memory.moment})", soft_wrap=True)
+    console.print(f"  memory  {text} GiB ({memory.moment})")
 
 
 def _said(values: dict[str, Any]) -> str:

@@ -48,7 +48,6 @@ class KernelWork:
     bytes: int
 
     def floor_s(self, speed: DeviceSpeed) -> float:
-        """Seconds."""
         return max(self.flops / speed.flops, self.bytes / speed.bytes_per_s)
 
 

@@ -25,13 +25,13 @@ WIDEST = 8.0
 DRAWN_LAYERS = 8
 
 
-def rank_loads(moe: MoEConfig, *, tokens: int, ep: int, skew: float, seed: int = 0) -> FloatArray:
+def rank_loads(moe: MoEConfig, *, tokens: int, ep: int, skew: float) -> FloatArray:
     """[DRAWN_LAYERS, ep]: pairs that a rank runs, padding of tiles among them, over the mean pairs
     of a rank under top-k. ``tokens`` of each rank; ``skew``: the busiest expert over the mean, in
     the mean over layers, at least 1. A forced `balanced` router has even experts."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     forced = moe.router == "balanced"
-    popularity_LE = _popularity(moe.num_experts, 1.0 if forced else skew, seed)
+    popularity_LE = _popularity(moe.num_experts, 1.0 if forced else skew)
     pairs, share_LE = tokens * ep * moe.top_k, popularity_LE / moe.num_experts
     pairs_LE = pairs * share_LE if forced else rng.multinomial(pairs, share_LE)
     pairs_LE = np.minimum(pairs_LE.round(), tokens * ep).astype(np.float64)
@@ -40,9 +40,9 @@ def rank_loads(moe: MoEConfig, *, tokens: int, ep: int, skew: float, seed: int =
 
 
 @cache
-def _popularity(num_experts: int, skew: float, seed: int) -> FloatArray:
+def _popularity(num_experts: int, skew: float) -> FloatArray:
     """[L, E], mean 1 in every layer."""
-    taste_LE = np.random.default_rng(seed + 1).standard_normal((DRAWN_LAYERS, num_experts))
+    taste_LE = np.random.default_rng(1).standard_normal((DRAWN_LAYERS, num_experts))
     low, high = 0.0, WIDEST
     # exp(width * taste) has no width for a given maximum in closed form.
     for _ in range(HALVINGS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,7 +120,7 @@ def _measure(request: _Request, ranks: RankInfo, ranks_per_node: int) -> int:
     if ranks.rank == 0:
         _print_table(figures)
         if request.json:
-            request.json.write_text(json.dumps(figures.as_json(), indent=1) + "\n")
+            request.json.write_text(json.dumps(asdict(figures), indent=1) + "\n")
         if request.save:
             save_profile(figures.profile(), request.save)
             print(f"profile in {request.save}; a run reads it with --parallel.profile")

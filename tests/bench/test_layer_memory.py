@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from distmoe import MoE, MoEConfig
-from distmoe.bench.layer_memory import Measured, measure
+from distmoe import MoEConfig
+from distmoe.bench.layer_memory import Measured, shape_and_measured
 from distmoe.config import RoundingConfig
 from distmoe.planner.activation_memory import ActivationShape, keeps, transient
-from distmoe.registry import ROUNDING_RULES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 T, H, I, E, K, TILE = 512, 192, 32, 4, 2, 32
@@ -23,16 +22,10 @@ def measured(
         intermediate_size=I,
         num_experts=E,
         top_k=K,
-        kernel="triton",
         activation=activation,
         rounding=RoundingConfig(rule, tile=TILE),
     )
-    layer = MoE(config).half().to(DEVICE)
-    x, dout = (torch.randn(num_tokens, H, device=DEVICE).half() for _ in range(2))
-    result = measure(layer, x.requires_grad_(), dout)
-    width = layer.experts.w_in_eGH.shape[1]
-    pairs = num_tokens * K + ROUNDING_RULES.load(rule).most_added(E, TILE)
-    return ActivationShape(T=num_tokens, H=H, I=I, E=E, G=width, pairs=pairs), result
+    return shape_and_measured(config, num_tokens=num_tokens, device=DEVICE)
 
 
 def test_formula() -> None:

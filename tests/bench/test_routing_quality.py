@@ -50,9 +50,7 @@ def test_top_k_runs_once_a_seed(config: Config) -> None:
 
 def test_ways_differ_in_rounding_alone(config: Config) -> None:
     for plan in plans(list(WAYS), [2], [5], config):
-        changed = load_config(
-            ROOT / "configs/routing_quality.toml", plan.options(Path("runs") / plan.name)
-        )
+        changed = load_config(ROOT / "configs/routing_quality.toml", plan.options())
         rounding = changed.moe.rounding
         assert (rounding.rule == "none") == (plan.way == TOP_K)
         assert (rounding.scope == "rank") == (plan.way == "local")

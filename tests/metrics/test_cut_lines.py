@@ -1,4 +1,4 @@
-"""Lines taken back at a file's end, whatever the sizes of lines and blocks."""
+"""Lines taken back at a file's end."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from distmoe.metrics import cut_lines
 from distmoe.metrics.cut_lines import cut_after
 from distmoe.metrics.writers import JsonlWriter
 
-# Of every length from less than a block to several.
 LINES = [json.dumps({"step": step, "text": "x" * (7 * step % 40)}) + "\n" for step in range(1, 13)]
 
 
-@pytest.mark.parametrize("block", [1, 16, 33, 1 << 20])
 @pytest.mark.parametrize("cut_off", ["", '{"step": 13, "te', "\n\n"])
-def test_every_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, cut_off: str
-) -> None:
-    monkeypatch.setattr(cut_lines, "BLOCK", block)
+def test_every_step(tmp_path: Path, cut_off: str) -> None:
     path = tmp_path / "lines.jsonl"
     for step in (0, 1, 7, 11):
         path.write_text("".join(LINES) + cut_off)

@@ -252,7 +252,7 @@ def test_joined_ranks_are_what_the_run_chose(
         limited = replace(config.moe, expert_groups=4, groups_per_token=groups_per_token)
         config = replace(config, moe=limited)
     ran = run_ranks(record_steps, ep, config, x_PSMLTH)
-    groups = list(read_traces(trace_folder(tmp_path)))
+    groups = list(read_traces(tmp_path))
     # Of three steps two are recorded, and no evaluation.
     assert [g.step for g in groups] == [1] * (LAYERS * MICRO_BATCHES) + [2] * (
         LAYERS * MICRO_BATCHES
@@ -371,7 +371,7 @@ def test_a_recorded_trace_keeps_the_order_of_the_rules(tmp_path: Path) -> None:
     run_ranks(record_steps, 2, config_of(tmp_path, 2), x_PSMLTH)
     samples = [
         simulate(traced_scores(group), RULES, ranks=group.ranks, tile=group.tile)
-        for group in read_traces(trace_folder(tmp_path))
+        for group in read_traces(tmp_path)
     ]
     assert len(samples) == 2 * 4 * LAYERS
     found = {outcome.name: outcome for outcome in mean_outcomes(samples)}

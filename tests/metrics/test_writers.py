@@ -19,6 +19,7 @@ from distmoe.metrics.record import (
     OF_SOME_STEPS,
     CorpusProgress,
     StepRecord,
+    ValidationRecord,
 )
 from distmoe.metrics.writers import LAYOUT, JsonlWriter, TensorBoardWriter
 
@@ -97,7 +98,7 @@ def test_tensorboard_reads_back(tmp_path: Path, record: Make) -> None:
     writer = TensorBoardWriter.open(tmp_path, resumed_step=0)
     writer.write(record(1, corpora=(CorpusProgress("data/a", 7, 0.25),)))
     writer.experts(record(1), np.array([[3, 8, 1, 2], [0, 10, 2, 2]]))
-    writer.validation(1, 1.5, {"data/a": 1.25})
+    writer.write(ValidationRecord(1, 1.5, 6.0, 0.25, {"data/a": 1.25}))
     writer.close()
     read = events(tmp_path)
     tags = read.Tags()

@@ -34,16 +34,14 @@ def test_published_predictions_are_those_of_the_model() -> None:
         assert written == pytest.approx([way.predicted_s for way in found])
 
 
-def test_files_are_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, picture = tmp_path / "ways.json", tmp_path / "ways.png"
+def test_files_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "ways.json"
     shutil.copy(FILES[0], file)
     before = json.loads(file.read_text())
     way = next(line for line in before["lines"] if line["predicted_s"])
     way["predicted_s"] *= 2
     file.write_text(json.dumps(before))
-    options = [str(file), "--write", "--picture", str(picture)]
-    assert check_plan_dispatch.main(options) == 0
-    assert picture.stat().st_size > 1000
+    assert check_plan_dispatch.main([str(file), "--write"]) == 0
     assert json.loads(file.read_text()) == json.loads(FILES[0].read_text())
     assert "8 ways: mean error" in capsys.readouterr().out
     assert check_plan_dispatch.main([str(file), "--most", "0.01"]) == 1

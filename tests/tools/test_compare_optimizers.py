@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_optimizers
+import finished_runs
 import pytest
 from wrong_arguments import refusal
 
@@ -18,7 +19,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs/quickstart.toml")
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the checks of the data are of no interest."""
-    monkeypatch.setattr(compare_optimizers, "check", lambda config, world: None)
+    monkeypatch.setattr(finished_runs, "check", lambda config, world: None)
     return tmp_path
 
 
@@ -59,7 +60,7 @@ def test_table_and_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--optimizers", "sgd"], "--optimizers: no 'sgd'; known: adamw, muon"),
+        (["--optimizers", "sgd"], "argument --optimizers: unknown 'sgd'; known: adamw, muon"),
         (["--", "--train.steps", "20"], "--warm-up is 20; it must be below train.steps (20)"),
     ],
 )

@@ -51,8 +51,11 @@ def test_runs_table_json_and_no_run_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ways", "x"], "no way 'x'; known: top-k, balance, nearest, down, local"),
-        (["--ratios", "0"], "--ratios is 0; it must be greater than 0"),
+        (
+            ["--ways", "x"],
+            "argument --ways: unknown 'x'; known: top-k, balance, nearest, d",
+        ),
+        (["--ratios", "0"], "argument --ratios: '0' must be a number above 0"),
         (["--config", "nowhere.toml"], "there is no config file 'nowhere.toml'"),
         (["--", "--train.steps", "0"], "train.steps is 0"),
     ],

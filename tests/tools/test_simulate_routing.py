@@ -36,8 +36,8 @@ def test_table_json_and_picture(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_a_sweep_has_a_table_per_setting_and_one_of_all(tmp_path: Path) -> None:
     sizes = ["--ranks", "2,4", "--experts", "8,16", "--top_k", "2", "--tokens", "64"]
-    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
-    done = simulate(*sizes, "--tile", "8,16", "--skew", "0.5", *files)
+    json_file = ["--json", str(tmp_path / "o.json")]
+    done = simulate(*sizes, "--tile", "8,16", "--skew", "0.5", *json_file)
     assert done.returncode == 0, done.stderr
     settings = json.loads((tmp_path / "o.json").read_text())["settings"]
     found = {(s["ranks"], s["num_experts"], s["tile"]) for s in settings}
@@ -45,8 +45,7 @@ def test_a_sweep_has_a_table_per_setting_and_one_of_all(tmp_path: Path) -> None:
     assert found == {(p, e, m) for p in (2, 4) for e in (8, 16) for m in (8, 16)}
     assert done.stdout.count(" a rank, M=") == 8
     rows = done.stdout.partition("all settings: busiest rank over the mean")[2].splitlines()
-    assert sum(line.startswith(" P=") for line in rows) == 8
-    assert (tmp_path / "o.png").stat().st_size > 1000
+    assert sum(line.startswith(" P ") for line in rows) == 8
     assert "all settings" not in simulate(*sizes, "--tile", "8", "--skew", "0.5").stdout
 
 
@@ -66,10 +65,8 @@ def trace(tmp_path: Path) -> Path:
 
 @pytest.mark.processes
 def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> None:
-    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
-    done = simulate(
-        "--trace", str(trace), "--rules", "nearest,balance", "--capacity", "1,1.5", *files
-    )
+    options = ["--rules", "nearest,balance", "--capacity", "1,1.5"]
+    done = simulate("--trace", str(trace), *options, "--json", str(tmp_path / "o.json"))
     assert done.returncode == 0, done.stderr
     for layer in (1, 2):
         assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in done.stdout
@@ -88,7 +85,6 @@ def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> 
     ]  # fmt: skip
     top_k = facts["settings"][0]["outcomes"][0]
     assert top_k["worst_busiest_over_mean"] > top_k["busiest_over_mean"] > 1
-    assert (tmp_path / "o.png").stat().st_size > 1000
     other = simulate("--trace", str(trace / "routing"), "--tile", "4,16", "--rules", "balance")
     assert [other.stdout.count(f", M={tile}: ") for tile in (4, 8, 16)] == [2, 0, 2]
 
@@ -121,13 +117,13 @@ def test_a_trace_has_its_own_sizes(
     ("arguments", "words"),
     [
         (["--ranks", "2,3"], "--experts is 8; --ranks (3) must divide it"),
-        (["--top_k", "2,x"], "argument --top_k: invalid numbers value: '2,x'"),
-        (["--json", "no/such/folder/file"], "there is no folder no/such/folder"),
+        (["--top_k", "2,x"], "argument --top_k: 'x' must be an integer, at least 1"),
+        (["--json", "no/such/folder/file"], "there is no folder 'no/such/folder'"),
         (["--experts", "9"], "--experts is 9; --ranks (2) must divide it"),
         (["--top_k", "9"], "--top_k is 9; it must be at most 8"),
-        (["--tile", "0"], "--tile is 0; it must be at least 1"),
+        (["--tile", "0"], "argument --tile: '0' must be an integer, at least 1"),
         (["--capacity", "2,0.5"], "--capacity is 0.5; it must be at least 1"),
-        (["--rules", "x"], "no rule 'x'; known: none, nearest, balance"),
+        (["--rules", "x"], "argument --rules: unknown 'x'; known: none, nearest, balance"),
     ],
 )
 def test_wrong_arguments(

@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 
@@ -18,46 +17,42 @@ GPU_FLUSH_BYTES = 256 << 20
 GPU_FLUSHES = 10
 
 
-class Clock(Protocol):
-    """Milliseconds of ``work``; caches are flushed before it starts."""
-
-    def __call__(self, work: Callable[[], object]) -> float: ...
+Clock = Callable[[Callable[[], object]], float]
+"""Milliseconds of a call; caches are flushed before it starts."""
 
 
-class CpuClock:
+def cpu_clock() -> Clock:
     """Wall time."""
+    flushed = torch.empty(CPU_FLUSH_BYTES, dtype=torch.uint8)
 
-    def __init__(self) -> None:
-        self.flushed = torch.empty(CPU_FLUSH_BYTES, dtype=torch.uint8)
-
-    def __call__(self, work: Callable[[], object]) -> float:
-        self.flushed.zero_()
+    def clock(work: Callable[[], object]) -> float:
+        flushed.zero_()
         began = time.perf_counter()
         work()
         return 1e3 * (time.perf_counter() - began)
 
+    return clock
 
-class CudaClock:
+
+def cuda_clock(device: torch.device) -> Clock:
     """Time between two events on the current stream."""
+    flushed = torch.empty(GPU_FLUSH_BYTES, dtype=torch.uint8, device=device)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
 
-    def __init__(self, device: torch.device) -> None:
-        self.flushed = torch.empty(GPU_FLUSH_BYTES, dtype=torch.uint8, device=device)
-        self.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-
-    def __call__(self, work: Callable[[], object]) -> float:
+    def clock(work: Callable[[], object]) -> float:
         for _ in range(GPU_FLUSHES):
-            self.flushed.zero_()
-        self.begin.record()
+            flushed.zero_()
+        begin.record()
         work()
-        self.end.record()
-        self.end.synchronize()
-        return float(self.begin.elapsed_time(self.end))
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    return clock
 
 
 def make_clock(device: torch.device) -> Clock:
-    """The clock for ``device``."""
-    return CpuClock() if device.type == "cpu" else CudaClock(device)
+    return cpu_clock() if device.type == "cpu" else cuda_clock(device)
 
 
 @dataclass

@@ -28,6 +28,9 @@ class Outcome:
     def refuse(self, reason: str, *, failed: bool = False) -> None:
         self.samples, self.why_not, self.failed = {}, reason, self.failed or failed
 
+    def break_off(self, error: Exception) -> None:
+        self.refuse(first_line(error), failed=is_fault(error))
+
 
 def measure(
     subjects: dict[str, Subject],
@@ -46,7 +49,7 @@ def measure(
                 _one_turn(subjects[name], outcomes[name], turn, rounds, modes=modes, clock=clock)
             # Whatever a backend does, the others are measured.
             except Exception as error:
-                outcomes[name].refuse(first_line(error), failed=is_fault(error))
+                outcomes[name].break_off(error)
                 alive.remove(name)
         if alive:
             alive.append(alive.pop(0))

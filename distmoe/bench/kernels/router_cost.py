@@ -26,7 +26,6 @@ class RouterCost:
 
     @property
     def total_ms(self) -> float:
-        """Sum of the medians."""
         return sum(sample.median for sample in self.samples.values())
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from distmoe.bench.kernels.catalog import Candidate, MissingError, find, first_line, is_fault
+from distmoe.bench.kernels.catalog import Candidate, MissingError, find
 from distmoe.bench.kernels.check import Expected, expect, faults
-from distmoe.bench.kernels.clock import Clock, make_clock
+from distmoe.bench.kernels.clock import make_clock
 from distmoe.bench.kernels.measure import Outcome, measure
 from distmoe.bench.kernels.pieces import Trial, check_trials, time_pieces, time_trials
 from distmoe.bench.kernels.problem import Problem, make_problem
@@ -57,90 +57,103 @@ class Result:
     profiles: dict[str, list[KernelTime]] = field(default_factory=dict)
 
 
-def run(request: Request, say: Callable[[str], None]) -> Iterator[Result]:
-    """Results as they are ready; ``say`` takes a line about what happens now."""
-    candidates, missing = _find_all(request)
-    clock = make_clock(request.device)
-    for shape in request.shapes:
-        for rule in request.rules:
-            yield _run_one(request, shape, rule, candidates, missing, clock, say)
+class Session:
+    """Who can be timed on the device of ``request``, and who not, with the reason. ``say`` takes a
+    line about what happens now."""
 
+    def __init__(self, request: Request, say: Callable[[str], None]) -> None:
+        self.request, self.say = request, say
+        self.clock = make_clock(request.device)
+        self.candidates: list[Candidate] = []
+        self.missing: dict[str, str] = {}
+        for name in request.backends:
+            try:
+                self.candidates.append(find(name, request.device, tiles=request.tiles))
+            except MissingError as reason:
+                self.missing[name] = str(reason)
 
-def _find_all(request: Request) -> tuple[list[Candidate], dict[str, str]]:
-    candidates, missing = [], {}
-    for name in request.backends:
-        try:
-            candidates.append(find(name, request.device, tiles=request.tiles))
-        except MissingError as reason:
-            missing[name] = str(reason)
-    return candidates, missing
+    def results(self) -> Iterator[Result]:
+        """As they are ready."""
+        for shape in self.request.shapes:
+            for rule in self.request.rules:
+                yield self._result(shape, rule)
 
+    def _result(self, shape: Shape, rule: str) -> Result:
+        request, clock = self.request, self.clock
+        routing = "top-k" if rule == "none" else f"rounded by {rule}"
+        outcomes = {name: Outcome(name) for name in request.backends}
+        for name, reason in self.missing.items():
+            outcomes[name].refuse(reason)
+        self.say(f"{shape}, {routing}: checking")
+        expected = expect(shape, rule, request.device, request.dtype)
+        trials = self._check(expected, outcomes)
+        checked_tokens = expected.problem.shape.T
+        del expected
+        _free(request.device)
+        self.say(f"{shape}, {routing}: timing")
+        problem = make_problem(shape, rule, request.device, request.dtype)
+        subjects = self._build(problem, outcomes)
+        measure(subjects, outcomes, modes=request.modes, rounds=request.rounds, clock=clock)
+        result = Result(
+            shape=shape,
+            rule=rule,
+            size=problem.size,
+            padded_pairs=_padded(problem),
+            checked_tokens=checked_tokens,
+            router=router_cost(shape, rule, request.device, rounds=request.rounds, clock=clock),
+            outcomes=list(outcomes.values()),
+            trials=trials,
+        )
+        for name in subjects:
+            if outcomes[name].why_not is None:
+                self._look_closer(name, subjects[name], result)
+        subjects.clear()
+        _free(request.device)
+        return result
 
-def _run_one(
-    request: Request,
-    shape: Shape,
-    rule: str,
-    candidates: list[Candidate],
-    missing: dict[str, str],
-    clock: Clock,
-    say: Callable[[str], None],
-) -> Result:
-    outcomes = {name: Outcome(name) for name in request.backends}
-    for name, reason in missing.items():
-        outcomes[name].refuse(reason)
-    say(f"{shape}, {_routing(rule)}: checking")
-    expected = expect(shape, rule, request.device, request.dtype)
-    to_check = [candidate for candidate in candidates if candidate.checked]
-    trials = _check_all(request, to_check, expected, outcomes, say)
-    checked_tokens = expected.problem.shape.T
-    del expected
-    _free(request.device)
-    say(f"{shape}, {_routing(rule)}: timing")
-    problem = make_problem(shape, rule, request.device, request.dtype)
-    subjects = _build(candidates, problem, outcomes)
-    measure(subjects, outcomes, modes=request.modes, rounds=request.rounds, clock=clock)
-    result = Result(
-        shape=shape,
-        rule=rule,
-        size=problem.size,
-        padded_pairs=_padded(problem),
-        checked_tokens=checked_tokens,
-        router=router_cost(shape, rule, request.device, rounds=request.rounds, clock=clock),
-        outcomes=list(outcomes.values()),
-        trials=trials,
-    )
-    timed = {name: subjects[name] for name in subjects if outcomes[name].why_not is None}
-    _look_closer(request, result, timed, clock)
-    subjects.clear()
-    timed.clear()
-    _free(request.device)
-    return result
+    def _check(self, expected: Expected, outcomes: dict[str, Outcome]) -> dict[str, list[Trial]]:
+        """Refuse what is wrong; the tile configurations of backends that have any, if they are
+        wanted."""
+        trials: dict[str, list[Trial]] = {}
+        workspace = Workspace.of(expected.problem)
+        for candidate in self.candidates:
+            if not candidate.checked:
+                continue
+            name, outcome = candidate.name, outcomes[candidate.name]
+            self.say(f"  {name}")
+            try:
+                subject = candidate.build(expected.problem, workspace)
+                judge(subject, expected, outcome, time_wrong=self.request.time_wrong)
+                is_tuned = self.request.tune and name in MOE_MLP_TILES
+                if is_tuned and isinstance(subject, ContractSubject):
+                    trials[name] = check_trials(name, subject, expected)
+            # A backend may break off in any way; the others go on.
+            except Exception as error:
+                outcome.break_off(error)
+        return trials
 
+    def _build(self, problem: Problem, outcomes: dict[str, Outcome]) -> dict[str, Subject]:
+        """Those that are not refused."""
+        workspace = Workspace.of(problem)
+        subjects: dict[str, Subject] = {}
+        for candidate in self.candidates:
+            outcome = outcomes[candidate.name]
+            try:
+                if outcome.why_not is None:
+                    subjects[candidate.name] = candidate.build(problem, workspace)
+            except Exception as error:
+                outcome.break_off(error)
+        return subjects
 
-def _check_all(
-    request: Request,
-    candidates: list[Candidate],
-    expected: Expected,
-    outcomes: dict[str, Outcome],
-    say: Callable[[str], None],
-) -> dict[str, list[Trial]]:
-    """Refuse what is wrong; the tile configurations of backends that have any, if they are
-    wanted."""
-    trials: dict[str, list[Trial]] = {}
-    workspace = Workspace.of(expected.problem)
-    for candidate in candidates:
-        outcome = outcomes[candidate.name]
-        say(f"  {candidate.name}")
-        try:
-            subject = candidate.build(expected.problem, workspace)
-            judge(subject, expected, outcome, time_wrong=request.time_wrong)
-            is_tuned = request.tune and candidate.name in MOE_MLP_TILES
-            if is_tuned and isinstance(subject, ContractSubject):
-                trials[candidate.name] = check_trials(candidate.name, subject, expected)
-        # A backend may break off in any way; the others go on.
-        except Exception as error:
-            outcome.refuse(first_line(error), failed=is_fault(error))
-    return trials
+    def _look_closer(self, name: str, subject: Subject, result: Result) -> None:
+        """Pieces of one of our own backends, tile configurations, a profile."""
+        rounds, clock = self.request.rounds, self.clock
+        if isinstance(subject, ContractSubject):
+            result.pieces[name] = time_pieces(subject, rounds=rounds, clock=clock)
+            if name in result.trials:
+                time_trials(result.trials[name], subject, rounds=rounds, clock=clock)
+        if self.request.profile:
+            result.profiles[name] = profile_subject(subject, "both", self.request.device)
 
 
 def judge(subject: Subject, expected: Expected, outcome: Outcome, *, time_wrong: bool) -> None:
@@ -153,39 +166,9 @@ def judge(subject: Subject, expected: Expected, outcome: Outcome, *, time_wrong:
         outcome.refuse(f"wrong: {wrong}", failed=True)
 
 
-def _build(
-    candidates: list[Candidate], problem: Problem, outcomes: dict[str, Outcome]
-) -> dict[str, Subject]:
-    workspace = Workspace.of(problem)
-    subjects: dict[str, Subject] = {}
-    for candidate in candidates:
-        if outcomes[candidate.name].why_not is not None:
-            continue
-        try:
-            subjects[candidate.name] = candidate.build(problem, workspace)
-        except Exception as error:
-            outcomes[candidate.name].refuse(first_line(error), failed=is_fault(error))
-    return subjects
-
-
-def _look_closer(request: Request, result: Result, timed: dict[str, Subject], clock: Clock) -> None:
-    """Pieces of our own backends, tile configurations, profiles."""
-    for name, subject in timed.items():
-        if isinstance(subject, ContractSubject):
-            result.pieces[name] = time_pieces(subject, rounds=request.rounds, clock=clock)
-            if name in result.trials:
-                time_trials(result.trials[name], subject, rounds=request.rounds, clock=clock)
-        if request.profile:
-            result.profiles[name] = profile_subject(subject, "both", request.device)
-
-
 def _padded(problem: Problem) -> int:
     counts_e, tile = problem.index.offsets_e1.diff(), problem.shape.tile
     return int(((counts_e + tile - 1) // tile * tile).sum())
-
-
-def _routing(rule: str) -> str:
-    return "top-k" if rule == "none" else f"rounded by {rule}"
 
 
 def _free(device: torch.device) -> None:

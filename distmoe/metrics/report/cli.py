@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from distmoe.arguments import Parser, positive_number
+from distmoe.arguments import Parser, new_file, positive_number
 from distmoe.metrics.report.run_files import NoStepsError, ReportError, Run, read_run
 from distmoe.metrics.report.tables import as_csv, as_json, as_markdown, print_report
 
@@ -106,7 +106,7 @@ def _build_parser() -> argparse.ArgumentParser:
         "html": "one page with pictures",
     }
     for kind, text in kinds.items():
-        parser.add_argument(f"--{kind}", type=_file, metavar="FILE", help=text)
+        parser.add_argument(f"--{kind}", type=new_file, metavar="FILE", help=text)
     parser.add_argument(
         "--watch",
         type=positive_number,
@@ -116,15 +116,6 @@ def _build_parser() -> argparse.ArgumentParser:
         help="again every so many seconds (%(const)s) until the runs have ended",
     )
     return parser
-
-
-def _file(text: str) -> Path:
-    path = Path(text)
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"'{text}' is a folder; it must be a file")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"'{text}': there is no folder '{path.parent}'")
-    return path
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from distmoe.metrics.energy import JOULES_PER_KWH
 from distmoe.metrics.report.run_files import Run
 from distmoe.metrics.tally import MEDIANS, SECONDS_PER_DAY
 
@@ -43,7 +42,7 @@ def flat_figures(run: Run) -> Flat:
         "memory_gib": figures.memory_gib,
         "watts_per_rank": figures.energy.watts_per_rank,
         "tokens_per_joule": figures.energy.tokens_per_joule,
-        "energy_kwh": figures.joules / JOULES_PER_KWH,
+        "energy_kwh": figures.kwh,
         "pairs_dropped": figures.sums["pairs_dropped"],
         "pairs_added": figures.sums["pairs_added"],
         "tokens_without_expert": figures.sums["tokens_without_expert"],
@@ -75,17 +74,12 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _shown(label: str, name: str, form: str = "{}") -> Row:
-    return Row(label, lambda flat: "-" if flat[name] is None else form.format(flat[name]))
-
-
-def _both(label: str, name: str, other: str, form: str) -> Row:
-    """A figure, and in brackets another one."""
+def _shown(label: str, form: str, *names: str) -> Row:
+    """Figures in their ``form``; a dash where one of them is missing."""
 
     def show(flat: Flat) -> str:
-        if flat[name] is None or flat[other] is None:
-            return "-"
-        return f"{form.format(flat[name])} ({form.format(flat[other])})"
+        values = [flat[name] for name in names]
+        return "-" if None in values else form.format(*values)
 
     return Row(label, show)
 
@@ -99,40 +93,41 @@ def _part(label: str, part: str) -> Row:
     return Row(label, show)
 
 
+TWO_SHARES = "{:.1%} ({:.1%})"
 SECTIONS: dict[str, tuple[Row, ...]] = {
     "run": (
-        _shown("state", "state"),
-        _shown("device", "device"),
-        _shown("dtype", "dtype"),
-        _shown("ranks", "ranks"),
-        _shown("starts", "starts"),
-        _shown("steps", "steps", "{:,}"),
-        _shown("steps skipped", "skipped_steps", "{:,}"),
-        _shown("routing", "routing"),
+        _shown("state", "{}", "state"),
+        _shown("device", "{}", "device"),
+        _shown("dtype", "{}", "dtype"),
+        _shown("ranks", "{}", "ranks"),
+        _shown("starts", "{}", "starts"),
+        _shown("steps", "{:,}", "steps"),
+        _shown("steps skipped", "{:,}", "skipped_steps"),
+        _shown("routing", "{}", "routing"),
     ),
     "training": (
-        _shown("trained tokens", "trained_tokens", "{:,}"),
-        _shown("training loss, last step", "loss", "{:.4f}"),
-        _shown("validation loss", "validation_loss", "{:.4f}"),
-        _shown("unigram entropy", "unigram_entropy", "{:.4f}"),
+        _shown("trained tokens", "{:,}", "trained_tokens"),
+        _shown("training loss, last step", "{:.4f}", "loss"),
+        _shown("validation loss", "{:.4f}", "validation_loss"),
+        _shown("unigram entropy", "{:.4f}", "unigram_entropy"),
     ),
     "speed, medians without the first steps of a start": (
-        _shown("steps measured", "measured_steps", "{:,}"),
-        _shown("tokens/s/rank", "tokens_per_second_per_rank", "{:,.0f}"),
-        _shown("tokens/s, all ranks", "tokens_per_second", "{:,.0f}"),
-        _shown("tokens a day", "tokens_per_day", "{:,.0f}"),
-        _shown("of all time, with pauses and warm-up", "tokens_per_day_in_all", "{:,.0f}"),
-        _shown("tokens/s/rank in the warm-up", "warm_up_tokens_per_second_per_rank", "{:,.0f}"),
-        _shown("seconds a step", "step_seconds", "{:.4g}"),
-        _both("TFLOP/s/rank (PaLM)", "tflops_per_rank", "palm_tflops_per_rank", "{:.3g}"),
-        _both("MFU (PaLM)", "mfu", "palm_mfu", "{:.1%}"),
-        _shown("slowest rank over mean", "slowest_over_mean", "{:.2f}x"),
-        _shown("slowest most often", "slowest_rank", "rank {}"),
-        _shown("exposed communication", "exposed_share", "{:.1%}"),
-        _shown("memory, largest rank", "memory_gib", "{:.2f} GiB"),
-        _shown("watts of a rank's device, mean", "watts_per_rank", "{:,.0f} W"),
-        _shown("tokens per joule, mean", "tokens_per_joule", "{:,.3g}"),
-        _shown("energy in all", "energy_kwh", "{:,.3g} kWh"),
+        _shown("steps measured", "{:,}", "measured_steps"),
+        _shown("tokens/s/rank", "{:,.0f}", "tokens_per_second_per_rank"),
+        _shown("tokens/s, all ranks", "{:,.0f}", "tokens_per_second"),
+        _shown("tokens a day", "{:,.0f}", "tokens_per_day"),
+        _shown("of all time, with pauses and warm-up", "{:,.0f}", "tokens_per_day_in_all"),
+        _shown("tokens/s/rank in the warm-up", "{:,.0f}", "warm_up_tokens_per_second_per_rank"),
+        _shown("seconds a step", "{:.4g}", "step_seconds"),
+        _shown("TFLOP/s/rank (PaLM)", "{:.3g} ({:.3g})", "tflops_per_rank", "palm_tflops_per_rank"),
+        _shown("MFU (PaLM)", TWO_SHARES, "mfu", "palm_mfu"),
+        _shown("slowest rank over mean", "{:.2f}x", "slowest_over_mean"),
+        _shown("slowest most often", "rank {}", "slowest_rank"),
+        _shown("exposed communication", "{:.1%}", "exposed_share"),
+        _shown("memory, largest rank", "{:.2f} GiB", "memory_gib"),
+        _shown("watts of a rank's device, mean", "{:,.0f} W", "watts_per_rank"),
+        _shown("tokens per joule, mean", "{:,.3g}", "tokens_per_joule"),
+        _shown("energy in all", "{:,.3g} kWh", "energy_kwh"),
     ),
     "time": (
         _part("data", "data"),
@@ -144,12 +139,12 @@ SECTIONS: dict[str, tuple[Row, ...]] = {
         _part("checkpoints", "checkpoint"),
     ),
     "experts, medians and sums": (
-        _shown("busiest expert over mean", "load_max_over_mean", "{:.2f}x"),
-        _shown("tiles of the busiest rank", "tiles_max_over_mean", "{:.2f}x"),
-        _both("tile waste (if not rounded)", "tile_waste", "tile_waste_unrounded", "{:.1%}"),
-        _both("pairs moved (their scores)", "pairs_moved_share", "score_moved_share", "{:.1%}"),
-        _shown("pairs dropped", "pairs_dropped", "{:,.0f}"),
-        _shown("pairs added", "pairs_added", "{:,.0f}"),
-        _shown("tokens without expert", "tokens_without_expert", "{:,.0f}"),
+        _shown("busiest expert over mean", "{:.2f}x", "load_max_over_mean"),
+        _shown("tiles of the busiest rank", "{:.2f}x", "tiles_max_over_mean"),
+        _shown("tile waste (if not rounded)", TWO_SHARES, "tile_waste", "tile_waste_unrounded"),
+        _shown("pairs moved (their scores)", TWO_SHARES, "pairs_moved_share", "score_moved_share"),
+        _shown("pairs dropped", "{:,.0f}", "pairs_dropped"),
+        _shown("pairs added", "{:,.0f}", "pairs_added"),
+        _shown("tokens without expert", "{:,.0f}", "tokens_without_expert"),
     ),
 }

@@ -17,8 +17,10 @@ from distmoe.metrics.tally import MEDIANS, SUMS, RunFigures, Tally
 # What the pictures draw of every step.
 DRAWN = ("step", "loss", "tokens_per_second_per_rank", "exposed_share", "warm_up")
 
-FLAGS, WORDS = ("warm_up", "skipped"), ("routing",)
-NUMBERS = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules", *SUMS, *MEDIANS)
+FLAGS, WORDS = ("warm_up", "skipped"), ("routing", "event", "device", "dtype", "stopped")
+# What a run's figures are made of, beside SUMS, MEDIANS and FLAGS.
+OF_A_STEP = ("step", "loss", "ranks", "slowest_rank", "memory_gib", "energy_joules", "routing")
+OF_A_VALIDATION = ("step", "validation_loss", "unigram_entropy", "seconds")
 # JSON has no nan: what a step or a device may not have is null.
 MAY_BE_NULL = ("loss", *OF_SOME_STEPS, "validation_loss", "peak_flops")
 
@@ -76,8 +78,8 @@ def read_run(folder: Path) -> Run:
     config = _read_config(folder)
     tally = Tally()
     steps: list[dict[str, Any]] = []
-    for where, line in _lines(folder / "metrics.jsonl"):
-        _check(where, line, NUMBERS, FLAGS, WORDS)
+    names = (*OF_A_STEP, *SUMS, *MEDIANS, *FLAGS)
+    for where, line in _lines(folder / "metrics.jsonl", *names):
         if steps and line["step"] <= steps[-1]["step"]:
             raise ReportError(
                 f"{where}: 'step' is {line['step']}; it must be above {steps[-1]['step']}"
@@ -92,7 +94,7 @@ def read_run(folder: Path) -> Run:
         config=config,
         figures=tally.figures(),
         steps=steps,
-        validations=_validations(folder / "validation.jsonl"),
+        validations=[line for _, line in _lines(folder / "validation.jsonl", *OF_A_VALIDATION)],
         events=_events(folder / "starts.jsonl"),
         loads=loads,
         loads_step=loads_step,
@@ -126,22 +128,13 @@ def _flat(nested: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-def _validations(path: Path) -> list[dict[str, Any]]:
-    found = []
-    for where, line in _lines(path):
-        _check(where, line, ("step", "validation_loss", "unigram_entropy", "seconds"))
-        found.append(line)
-    return found
-
-
 def _events(path: Path) -> list[dict[str, Any]]:
     found = []
-    for where, line in _lines(path):
-        _check(where, line, ("step", "time"), words=("event",))
+    for where, line in _lines(path, "step", "time", "event"):
         if line["event"] == START:
-            _check(where, line, ("ranks", "peak_flops"), words=("device", "dtype"))
+            _check(where, line, "ranks", "peak_flops", "device", "dtype")
         elif line["event"] == END:
-            _check(where, line, ("checkpoint_seconds",), words=("stopped",))
+            _check(where, line, "checkpoint_seconds", "stopped")
         else:
             allowed = f"{START} or {END}"
             raise ReportError(f"{where}: 'event' is '{line['event']}'; it must be {allowed}")
@@ -153,8 +146,7 @@ def _events(path: Path) -> list[dict[str, Any]]:
 
 def _last_loads(path: Path) -> tuple[int, dict[int, list[int]]]:
     step, loads = 0, {}
-    for where, line in _lines(path):
-        _check(where, line, ("step",))
+    for where, line in _lines(path, "step"):
         pairs = line.get("pairs")
         if not isinstance(pairs, dict):
             raise ReportError(f"{where}: 'pairs' is {pairs!r}; it must be an object of layers")
@@ -162,9 +154,9 @@ def _last_loads(path: Path) -> tuple[int, dict[int, list[int]]]:
     return step, loads
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every line with where it is. A last line without an end is being written, or was cut off by
-    a kill; a resume takes it away."""
+def _lines(path: Path, *names: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every line, which must have ``names``, with where it is. A last line without an end is being
+    written, or was cut off by a kill; a resume takes it away."""
     for number, line in enumerate(_text(path).splitlines(keepends=True), 1):
         where = f"{path}, line {number}"
         if not line.endswith("\n"):
@@ -175,6 +167,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ReportError(f"{where}: no JSON: {error}") from error
         if not isinstance(values, dict):
             raise ReportError(f"{where}: it must be an object, and is {line.strip()[:40]}")
+        _check(where, values, *names)
         yield where, values
 
 
@@ -189,29 +182,22 @@ def _text(path: Path) -> str:
         raise ReportError(f"{path}: {error}") from error
 
 
-def _check(
-    where: str,
-    line: dict[str, Any],
-    numbers: Sequence[str],
-    flags: Sequence[str] = (),
-    words: Sequence[str] = (),
-) -> None:
+def _check(where: str, line: dict[str, Any], *names: str) -> None:
     """ReportError unless ``line`` has these names, with values of their kinds."""
-    kinds: list[tuple[Sequence[str], Any, str]] = [
-        (numbers, (int, float), "a number"),
-        (flags, bool, "true or false"),
-        (words, str, "a text"),
-    ]
-    for names, kind, called in kinds:
-        for name in names:
-            if name in OF_SOME_STEPS:
-                # Runs from before a figure was added do not have it.
-                line.setdefault(name, None)
-            if name not in line:
-                raise ReportError(f"{where}: '{name}' is missing")
-            value = line[name]
-            null = value is None and name in MAY_BE_NULL
+    for name in names:
+        if name in OF_SOME_STEPS:
+            # Runs from before a figure was added do not have it.
+            line.setdefault(name, None)
+        if name not in line:
+            raise ReportError(f"{where}: '{name}' is missing")
+        value = line[name]
+        null = value is None and name in MAY_BE_NULL
+        if name in FLAGS:
+            fits, called = isinstance(value, bool), "true or false"
+        elif name in WORDS:
+            fits, called = isinstance(value, str), "a text"
+        else:
             # To Python, true is a number.
-            fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-            if not (fits or null):
-                raise ReportError(f"{where}: '{name}' is {value!r}; it must be {called}")
+            fits, called = type(value) in (int, float), "a number"
+        if not (fits or null):
+            raise ReportError(f"{where}: '{name}' is {value!r}; it must be {called}")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from distmoe.bench.kernels.clock import CpuClock, Samples, round_robin
+from distmoe.bench.kernels.clock import Samples, cpu_clock, round_robin
 
 
 def test_summary() -> None:
@@ -16,7 +16,7 @@ def test_summary() -> None:
 
 def test_cpu_clock_counts_milliseconds_of_the_work_only() -> None:
     done: list[int] = []
-    spent = CpuClock()(lambda: done.append(1))
+    spent = cpu_clock()(lambda: done.append(1))
     assert done == [1]
     assert 0 < spent < 1
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distmoe.bench.kernels.catalog import default_names, find
 from distmoe.bench.kernels.check import Expected, expect, faults
-from distmoe.bench.kernels.clock import CpuClock
+from distmoe.bench.kernels.clock import cpu_clock
 from distmoe.bench.kernels.measure import Outcome, measure
 from distmoe.bench.kernels.peers import grouped_mm
 from distmoe.bench.kernels.session import judge
@@ -45,7 +45,7 @@ def changed(expected: Expected, change: Callable[[Tensor], Tensor]) -> Subject:
 
 def timed(subject: Subject, *, rounds: int = 2) -> Outcome:
     outcome = Outcome("it")
-    measure({"it": subject}, {"it": outcome}, modes=list(MODES), rounds=rounds, clock=CpuClock())
+    measure({"it": subject}, {"it": outcome}, modes=list(MODES), rounds=rounds, clock=cpu_clock())
     return outcome
 
 
@@ -99,7 +99,7 @@ def test_backend_that_breaks_off_leaves_the_others_their_times(expected: Expecte
 
     subjects = {"bad": changed(expected, break_off), "good": built("torch", expected)}
     outcomes = {name: Outcome(name) for name in subjects}
-    measure(subjects, outcomes, modes=["both"], rounds=2, clock=CpuClock())
+    measure(subjects, outcomes, modes=["both"], rounds=2, clock=cpu_clock())
     assert outcomes["bad"].why_not == "RuntimeError: no such kernel"
     assert outcomes["bad"].failed
     assert len(outcomes["good"].samples["both"].ms) == 2

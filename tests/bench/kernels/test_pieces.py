@@ -7,7 +7,7 @@ import torch
 
 from distmoe.bench.kernels import pieces
 from distmoe.bench.kernels.check import Expected, expect
-from distmoe.bench.kernels.clock import CpuClock, Samples
+from distmoe.bench.kernels.clock import Samples, cpu_clock
 from distmoe.bench.kernels.pieces import (
     KERNELS_OF,
     Trial,
@@ -41,7 +41,7 @@ def subject_of(backend: str, expected: Expected) -> ContractSubject:
 def test_pieces_cover_every_kernel_once(expected: Expected) -> None:
     """With halves of forward and dgrad (triton) and without (torch)."""
     for backend in ("triton", "torch"):
-        times = time_pieces(subject_of(backend, expected), rounds=2, clock=CpuClock())
+        times = time_pieces(subject_of(backend, expected), rounds=2, clock=cpu_clock())
         kernels = [kernel for piece in times for kernel in KERNELS_OF[piece]]
         assert sorted(kernels) == sorted([*FORWARD, *BACKWARD])
         assert ("up" in times) == (backend == "triton")
@@ -55,7 +55,7 @@ def test_tile_configurations_are_checked_then_timed(
     monkeypatch.setattr(moe_tiles, "SPACE", TileSpace(candidates, moe_tiles.shared_bytes, override))
     subject = subject_of("triton", expected)
     trials = check_trials("triton", subject, expected)
-    time_trials(trials, subject, rounds=2, clock=CpuClock())
+    time_trials(trials, subject, rounds=2, clock=cpu_clock())
     assert [(trial.kernel, trial.samples is None) for trial in trials] == [
         ("down", False),
         ("down", True),

@@ -22,7 +22,7 @@ from distmoe.bench.kernels.pieces import Trial
 from distmoe.bench.kernels.problem import make_problem
 from distmoe.bench.kernels.record import record_of
 from distmoe.bench.kernels.report import print_record
-from distmoe.bench.kernels.session import Request, run
+from distmoe.bench.kernels.session import Request, Session
 from distmoe.bench.kernels.shapes import Shape
 from distmoe.bench.kernels.subjects import ContractSubject, Workspace
 from distmoe.bench.kernels.tuning import choose, tuned_layers, why_untunable, write_tiles
@@ -145,7 +145,7 @@ def test_a_run_of_the_bench_fills_the_file(tmp_path: Path, monkeypatch: pytest.M
     request = Request(
         [shape], ["none"], ["tiled"], ["forward"], 2, DEVICE, torch.float16, tune=True
     )
-    (result,) = run(request, lambda line: None)
+    (result,) = Session(request, lambda line: None).results()
     assert "dw_in: relative error" in str(result.trials["tiled"][2].why_not)
     path = tmp_path / "tiles.toml"
     write_tiles(path, "cpu", tuned_layers(result, torch.float16, ORIGIN))
@@ -173,7 +173,7 @@ def test_a_backend_gets_the_entries_that_are_its_own(tmp_path: Path) -> None:
 def test_a_run_of_the_bench_takes_the_table_that_it_is_given(tmp_path: Path) -> None:
     table = str(table_file(tmp_path / "tiles.toml"))
     request = Request([], [], ["triton"], [], 1, torch.device("cpu"), torch.float16, tiles=table)
-    (candidate,), _ = session._find_all(request)
+    (candidate,) = Session(request, lambda line: None).candidates
     problem = make_problem(Shape("it", 4, 8, 8, 2, 1), "none", request.device, request.dtype)
     subject = candidate.build(problem, Workspace.of(problem))
     assert isinstance(subject, ContractSubject)

@@ -7,9 +7,9 @@ from liger_kernel.ops.fused_moe import (  # type: ignore[import-not-found,import
 )
 from torch import Tensor
 
-from distmoe.bench.kernels.peers.top_k import chosen_experts
+from distmoe.bench.kernels.peers.top_k import chosen_experts, top_k_subject
 from distmoe.bench.kernels.problem import Problem
-from distmoe.bench.kernels.subjects import AutogradSubject, Subject
+from distmoe.bench.kernels.subjects import Subject
 
 
 def subject(problem: Problem) -> Subject:
@@ -20,10 +20,4 @@ def subject(problem: Problem) -> Subject:
         y_RH: Tensor = LigerFusedMoEFunction.apply(x_RH, w_in_eGH, w_out_eHI, chosen_TK, score_TK)
         return y_RH
 
-    return AutogradSubject(
-        layer,
-        problem,
-        order=problem.index.by_row_L,
-        score_shape=tuple(chosen_TK.shape),
-        score_dtype=problem.x_RH.dtype,
-    )
+    return top_k_subject(layer, problem)

@@ -9,9 +9,9 @@ from scattermoe.parallel_experts import (  # type: ignore[import-not-found,impor
 )
 from torch import Tensor
 
-from distmoe.bench.kernels.peers.top_k import chosen_experts
+from distmoe.bench.kernels.peers.top_k import chosen_experts, top_k_subject
 from distmoe.bench.kernels.problem import Problem
-from distmoe.bench.kernels.subjects import AutogradSubject, Subject
+from distmoe.bench.kernels.subjects import Subject
 
 
 def subject(problem: Problem) -> Subject:
@@ -33,10 +33,4 @@ def subject(problem: Problem) -> Subject:
         )
         return y_RH
 
-    return AutogradSubject(
-        layer,
-        problem,
-        order=problem.index.by_row_L,
-        score_shape=tuple(chosen_TK.shape),
-        score_dtype=problem.x_RH.dtype,
-    )
+    return top_k_subject(layer, problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from distmoe.bench.kernels.problem import Problem
+from distmoe.bench.kernels.subjects import AutogradSubject, Layer
 
 
 def chosen_experts(problem: Problem) -> Tensor:
@@ -13,3 +14,14 @@ def chosen_experts(problem: Problem) -> Tensor:
         raise ValueError("takes the same number of experts for every token only")
     by_row_L = problem.index.by_row_L.long()
     return problem.expert_L[by_row_L].view(problem.shape.T, problem.shape.K)
+
+
+def top_k_subject(layer: Layer, problem: Problem) -> AutogradSubject:
+    """Of a layer whose scores are [T, K] in the dtype of the rows."""
+    return AutogradSubject(
+        layer,
+        problem,
+        order=problem.index.by_row_L,
+        score_shape=(problem.shape.T, problem.shape.K),
+        score_dtype=problem.x_RH.dtype,
+    )
