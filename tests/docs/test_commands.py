@@ -109,8 +109,8 @@ i | j && k > l
 
 
 @pytest.fixture(scope="module")
-def help_text(workshop: Path) -> dict[str, str]:
-    """What each of our programs says of itself."""
+def options(workshop: Path) -> dict[str, set[str]]:
+    """What may follow each of our programs, by what they say of themselves; and anything, by ""."""
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workshop)
@@ -124,7 +124,10 @@ def help_text(workshop: Path) -> dict[str, str]:
         for tool in sorted(Path("tools").glob("*.py")):
             if "argparse" in tool.read_text():
                 found[f"python {tool}"] = said(lambda t=tool: checks.run_tool([str(t), "--help"]))
-    return found
+    of_all = FOREIGN | {f"--{key}" for key in key_types()}
+    of_all |= set(OPTION.findall(said(lambda: distmoe_main(["--help"]))))
+    known = {program: set(OPTION.findall(text)) | of_all for program, text in found.items()}
+    return known | {"": set().union(*known.values())}
 
 
 def said(call: object) -> str:
@@ -136,15 +139,12 @@ def said(call: object) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_and_options_in_the_text_exist(page: Path, help_text: dict[str, str]) -> None:
-    usage = said(lambda: distmoe_main(["--help"]))
+def test_commands_and_options_in_the_text_exist(page: Path, options: dict[str, set[str]]) -> None:
     for word in code_words(page):
         command = re.match(r"distmoe ([a-z]+)\b", word.text)
         assert not command or command[1] in COMMANDS, f"{name(page)}:{word.line}: {word.text}"
-        programs = [program for program in help_text if word.text.startswith(program)]
-        texts = [help_text[max(programs, key=len)]] if programs else help_text.values()
-        known = set(OPTION.findall("\n".join((usage, *texts)))) | FOREIGN
-        known |= {f"--{key}" for key in key_types()}
+        programs = [program for program in options if word.text.startswith(program)]
+        known = options[max(programs, key=len)]
         for option in OPTION.findall(word.text):
             asked = re.sub(r"\.no-", ".", option)
             assert asked in known, f"{name(page)}:{word.line}: {word.text}: no option {option}"
