@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pages import PAGES, ROOT, Block, blocks, name
 from shell import commands
+from warm_python import run_python
 
 EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 
@@ -38,16 +36,12 @@ def test_example_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.processes
-def test_layer_on_two_ranks(workshop: Path) -> None:
+def test_layer_on_two_ranks(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
     (command,) = commands(blocks(ROOT / "docs/layer.md", "sh")[0])
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command.words,
-        cwd=workshop,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
+    program, *arguments = command.words
+    assert program == "torchrun"
+    done = run_python("-m", "torch.distributed.run", *arguments)
     assert done.returncode == 0, done.stderr
     shape, _, counts = done.stdout.partition(" [")
     assert shape == "torch.Size([8, 128, 256])"
