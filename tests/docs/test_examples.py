@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,8 @@ from pages import PAGES, ROOT, Block, blocks, name
 from shell import commands
 from warm_python import run_python
 
+from distmoe.launch.ports import free_port
+
 EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 
 
@@ -18,9 +19,7 @@ EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 def one_rank(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of the only rank of torchrun, in the folder where commands are typed."""
     monkeypatch.chdir(workshop)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
         monkeypatch.setenv(variable, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
