@@ -18,7 +18,7 @@ from slurm_cluster import SlurmCluster, slurm_cluster
 # Small matrices by the thousand, and ranks that are threads: more threads would only spin.
 torch.set_num_threads(1)
 # How long an example takes depends on what else the machine does.
-settings.register_profile("any machine", deadline=None)
+settings.register_profile("any machine", deadline=None, max_examples=50)
 settings.load_profile("any machine")
 
 if not torch.cuda.is_available():

@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from distmoe.launch.doctor.finding import Finding
+from distmoe.launch.doctor.network import Interface
 from distmoe.launch.doctor.probes import ProbeError
 
 DEVICE = {"name": "NVIDIA H200", "capability": [9, 0], "bytes": 140 << 30}
+NICS = [
+    Interface("lo", "127.0.0.1", True, 65536),
+    Interface("docker0", "172.17.0.1", False, 1500),
+    Interface("eth0", "10.0.0.5", False, 1500),
+]
 
 
 class Answers:

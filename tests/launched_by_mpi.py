@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from distmoe.launch.ports import free_port
 
 MPIEXEC = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpiexec")
 
@@ -23,9 +24,7 @@ needs_mpi = pytest.mark.skipif(
 
 def mpiexec(num_ranks: int, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Run this Python with ``arguments`` as so many MPI ranks of this machine; to the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return subprocess.run(
         [str(MPIEXEC), "-n", str(num_ranks), sys.executable, *arguments],
         stdout=subprocess.PIPE,

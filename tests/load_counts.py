@@ -6,6 +6,9 @@ import numpy as np
 
 from distmoe.metrics.expert_load import IntArray, LoadCounts, tiles_of
 
+# Of two layers with four experts; the first has one without tokens.
+FREQ_LE: IntArray = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
+
 
 def load_counts(freq_LE: IntArray, target_LE: IntArray, *, tile: int, ranks: int) -> LoadCounts:
     """Of one micro-batch on ``ranks`` ranks. Pairs move as little as the counts allow, tokens

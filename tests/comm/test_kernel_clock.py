@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from slow_mlp import SlowMlp
 
 from distmoe import MoE, MoEConfig
 from distmoe.comm import Message
@@ -41,28 +42,13 @@ class FakeEvent:
         return 1e3 * (end._at - self._at)
 
 
-class KernelsOf:
-    """``mlp`` on a device that takes ``seconds`` for each of its products."""
-
-    def __init__(self, mlp: Any, seconds: float) -> None:
-        self._mlp, self._seconds = mlp, seconds
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name != "row_sum":
-                time.sleep(self._seconds)
-            return getattr(self._mlp, name)(*args, **kwargs)
-
-        return call
-
-
 def layer_seconds(kernel_s: tuple[float, float]) -> tuple[list[float], list[float]]:
     """Of each of two ranks: by the kernel clock, and until its backward is done."""
     x = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(0))
 
     def run(rank: int) -> tuple[float, float]:
         layer, clock = MoE(CONFIG, dist.group.WORLD), KernelClock()
-        layer._mlp = KernelsOf(layer.mlp, kernel_s[rank])
+        layer._mlp = SlowMlp(layer.mlp, kernel_s[rank])
         layer.exchange.observer.kernel_clock = clock
         layer(x[rank])
         clock.begin()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +10,10 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from distmoe.comm.rendezvous import meet
 from distmoe.config import ConfigError, RankInfo
+from distmoe.launch.ports import free_port
 
 SHORT_S = 1.0
 ALIKE = {"optim.lr": "0.1", "moe.top_k": "2"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def meeting(

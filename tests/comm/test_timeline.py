@@ -6,12 +6,12 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import run_ranks
+from slow_mlp import SlowMlp
 from torch import Tensor
 
 from distmoe import MoE, MoEConfig
@@ -42,21 +42,6 @@ class SlowExchange(ThreadedExchange):
         time.sleep(LATENCY_S)
 
 
-class SlowMlp:
-    """Kernels on a device that computes without the host's cores."""
-
-    def __init__(self, mlp: Any) -> None:
-        self._mlp = mlp
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name != "row_sum":
-                time.sleep(COMPUTE_S)
-            return getattr(self._mlp, name)(*args, **kwargs)
-
-        return call
-
-
 def traced_layer(overlap: bool) -> list[list[Interval]]:
     x = torch.randn(2, 24, 16, generator=torch.Generator().manual_seed(0))
     config = replace(CONFIG, dispatch=DispatchConfig(overlap=overlap))
@@ -64,7 +49,7 @@ def traced_layer(overlap: bool) -> list[list[Interval]]:
     def run(rank: int) -> list[Interval]:
         layer = MoE(config, dist.group.WORLD)
         layer.exchange = SlowExchange(dist.group.WORLD)
-        layer._mlp = SlowMlp(layer.mlp)
+        layer._mlp = SlowMlp(layer.mlp, COMPUTE_S)
         observer = layer.exchange.observer
         observer.layer, observer.timeline = "layer 7", Timeline(CPU)
         out, _ = layer(x[rank].clone().requires_grad_())

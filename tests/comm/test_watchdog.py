@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from warm_python import start_python
 from distmoe.comm import Exchange, make_exchange
 from distmoe.comm.heartbeat import Heartbeats
 from distmoe.comm.watchdog import Watchdog
+from distmoe.launch.ports import free_port
 
 WARNING_S = 0.3
 
@@ -204,9 +204,7 @@ def test_a_rank_that_stands_still_elsewhere() -> None:
     ],
 )
 def test_a_stopped_process_is_named_and_the_run_goes_on(name: str, words: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     program = str(Path(__file__).with_name("stalled_rank.py"))
     first, second = (start_python(program, str(rank), str(port), name) for rank in range(2))
     try:

@@ -1,8 +1,9 @@
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from manifests import write_manifest
 
 from distmoe.config import Config, apply_overrides
 
@@ -14,18 +15,7 @@ MakeConfig = Callable[..., Config]
 def make_data(tmp_path: Path) -> MakeData:
     """Writes a manifest with the given counts; gives the folder."""
 
-    def make(vocab_size: int = 512, train: int = 100_000, validation: int = 100_000) -> str:
-        splits = {"train": {"tokens": train}, "validation": {"tokens": validation}}
-        manifest = {
-            "vocab_size": vocab_size,
-            "splits": splits,
-            "tokenizer_sha256": "0" * 64,
-            "eod_id": 0,
-        }
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-        return str(tmp_path)
-
-    return make
+    return partial(write_manifest, tmp_path)
 
 
 @pytest.fixture

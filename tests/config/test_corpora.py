@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from manifests import write_manifest
 
 from distmoe.config import (
     Config,
@@ -59,15 +60,7 @@ def test_wrong_mixes_are_named(mix: tuple[str, ...], words: str) -> None:
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., str]:
-    def make(name: str, *, train: int = 50_000, tokenizer: str = "same", eod_id: int = 0) -> str:
-        splits = {"train": {"tokens": train}, "validation": {"tokens": 50_000}}
-        manifest = {"vocab_size": 512, "splits": splits}
-        manifest |= {"tokenizer_sha256": tokenizer, "eod_id": eod_id}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest))
-        return str(tmp_path / name)
-
-    return make
+    return lambda name, **settings: write_manifest(tmp_path / name, **settings)
 
 
 def problems(*options: str) -> list[str]:

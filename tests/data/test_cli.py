@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -100,27 +99,6 @@ def test_failures_end_with_1_and_one_line(
 def test_help_ends_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "--help"]) == 0
     assert "--validation-fraction" in capsys.readouterr().out
-
-
-def test_inspect(prepared: Path, documents: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["inspect", str(prepared)]) == 0
-    table = capsys.readouterr().out
-    manifest = TokenSplit(prepared, "train").manifest
-    assert f"{manifest.splits['train'].tokens:,}" in table
-    assert documents[0][:20] in table
-
-
-def test_inspect_as_json(
-    prepared: Path, documents: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["inspect", str(prepared), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    manifest = json.loads((prepared / "manifest.json").read_text())
-    samples = report.pop("samples")
-    assert report.pop("lengths")["train"]["bins"]
-    assert report.pop("verified") is False
-    assert report == manifest
-    assert samples["validation"][0].startswith(documents[0][:20])
 
 
 def test_torch_is_not_imported() -> None:

@@ -43,6 +43,7 @@ def test_shows_documents_and_lengths(
     assert main(["inspect", str(prepared), "--samples", "2", "--verify"]) == 0
     shown = capsys.readouterr().out
     assert "all hashes and tokens: as they should be" in shown
+    assert f"{read_manifest(prepared).splits['train'].tokens:,}" in shown
     assert shown.count("a document of train") == 2
     # Of 90 documents the first and the one in the middle; number 0 or 1 of ten is held out.
     train = read_manifest(prepared).splits["train"]
@@ -50,9 +51,13 @@ def test_shows_documents_and_lengths(
     assert documents[0][:20] in shown or documents[1][:20] in shown
     assert main(["inspect", str(prepared), "--json", "--samples", "3"]) == 0
     report = json.loads(capsys.readouterr().out)
-    numbers = [int(text.partition(":")[0]) for text in report["samples"]["train"]]
+    samples = report.pop("samples")
+    numbers = [int(text.partition(":")[0]) for text in samples["train"]]
     # Documents 0, 30 and 60 of the split, of whose strata one of ten is left out.
     assert [number - number // 10 for number in numbers] == pytest.approx([0, 30, 60], abs=1)
+    assert report.pop("lengths")["train"]["bins"]
+    assert report.pop("verified") is False
+    assert report == json.loads((prepared / "manifest.json").read_text())
 
 
 def test_a_mix_and_a_config(

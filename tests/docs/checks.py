@@ -4,7 +4,8 @@ which may be GPUs, other machines or hours.
 | program | what is run |
 |---|---|
 | `distmoe train` | itself, with the ranks of its launcher, up to the start of the work |
-| `distmoe config`, `distmoe plan` | themselves |
+| `distmoe config` | itself |
+| `distmoe plan` | itself, up to the search |
 | `distmoe launch` | itself, with `--dry-run` |
 | `distmoe doctor` | itself, up to the start of the checks or measurements |
 | other commands of distmoe, `python tools/...` | themselves, until the arguments are understood |
@@ -79,6 +80,7 @@ FILE = re.compile(r"[^$:=|]*(/|\.(toml|py|sh|sbatch|jsonl?|txt|html|csv|png)$)[^
 WORK = (
     "distmoe.launch.cli.run_worker",
     "distmoe.launch.cli._train_here",
+    "distmoe.planner.plan_job.Planner.plan",
     "distmoe.launch.doctor.cli._situation",
     "distmoe.launch.doctor.comm.run_local",
     "distmoe.launch.doctor.comm.run_rank",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import test_moe_mlp
 import torch
 import torch.distributed as dist
 from exchange_contract import exercise
+from manifests import write_manifest
 from pages import ROOT, blocks
 from ranks import run_ranks
 from test_parity import run
@@ -84,10 +84,12 @@ pytestmark = pytest.mark.usefixtures("add")
 
 @pytest.mark.parametrize("table", SETTINGS)
 def test_a_run_may_pick_it(table: str, tmp_path: Path) -> None:
-    splits = {name: {"tokens": 100_000} for name in ("train", "validation")}
-    manifest = {"vocab_size": 512, "tokenizer_sha256": "0", "eod_id": 0, "splits": splits}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    options = ["--data.path", str(tmp_path), f"--{SETTINGS[table]}", EXAMPLES[table].name]
+    options = [
+        "--data.path",
+        write_manifest(tmp_path),
+        f"--{SETTINGS[table]}",
+        EXAMPLES[table].name,
+    ]
     check(apply_overrides(Config(), options), 1)
 
 

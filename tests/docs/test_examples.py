@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from pages import PAGES, ROOT, Block, blocks, name
 from shell import commands
+from warm_python import run_python
+
+from distmoe.launch.ports import free_port
 
 EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 
@@ -20,9 +19,7 @@ EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
 def one_rank(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of the only rank of torchrun, in the folder where commands are typed."""
     monkeypatch.chdir(workshop)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}.items():
         monkeypatch.setenv(variable, str(value))
     monkeypatch.setenv("MASTER_ADDR", "localhost")
@@ -38,16 +35,12 @@ def test_example_runs(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.processes
-def test_layer_on_two_ranks(workshop: Path) -> None:
+def test_layer_on_two_ranks(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workshop)
     (command,) = commands(blocks(ROOT / "docs/layer.md", "sh")[0])
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command.words,
-        cwd=workshop,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
+    program, *arguments = command.words
+    assert program == "torchrun"
+    done = run_python("-m", "torch.distributed.run", *arguments)
     assert done.returncode == 0, done.stderr
     shape, _, counts = done.stdout.partition(" [")
     assert shape == "torch.Size([8, 128, 256])"

@@ -96,7 +96,7 @@ def parity(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:
     # Graphs without machine code, of which each would take seconds.
     without_code = partial(torch.compile, backend="aot_eager_decomp_partition")
     with patch("distmoe.model.compile_dense.torch.compile", without_code):
-        return train(rank, config_of(case), case["world"], STEPS)
+        return train(rank, config_of(case), case["world"], case.get("steps", STEPS))
 
 
 def by_hand(case: dict[str, Any], rank: int, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from deepspeed_ranks import config_of, read, write
 from deepspeed_start import Results, run_all
-from test_parity import LAW, assert_equal_runs
+from test_parity import FEW_STEPS, LAW, assert_equal_runs
 from test_parity import run as run_threads
 from test_training_by_hand import assert_bf16_as_good_as_by_hand, by_hand
 from training_by_hand import BF16 as BY_HAND_BF16
@@ -39,12 +39,12 @@ OFFLOAD = {"deepspeed": {"offload_optimizer": "cpu", "pin_memory": False}}
 
 # Every stage, and every line of the law. tools/check_deepspeed_parity.py has the whole matrix.
 PARITY = [
-    case("parity", 4, 2, 3),
-    case("parity", 4, 4, 2),
-    case("parity", 2, 1, 2),
-    case("parity", 2, 2, 1, **OFFLOAD),
-    case("parity", 1, 1, 1, compile="dense"),
-    case("parity", 1, 1, 3),
+    case("parity", 4, 2, 3, steps=FEW_STEPS),
+    case("parity", 4, 4, 2, steps=FEW_STEPS),
+    case("parity", 2, 1, 2, steps=FEW_STEPS),
+    case("parity", 2, 2, 1, steps=FEW_STEPS, **OFFLOAD),
+    case("parity", 1, 1, 1, steps=FEW_STEPS, compile="dense"),
+    case("parity", 1, 1, 3, steps=FEW_STEPS),
 ]
 BY_HAND = case("by_hand", 2, 2, 2)
 # In bf16 stage 1 is another optimizer of DeepSpeed.
@@ -82,7 +82,7 @@ def results(folder: Path, one: dict[str, Any]) -> Results:
 
 @pytest.fixture(scope="module")
 def oracle() -> dict[str, Any]:
-    return run_threads(1, 1, LAW[1, 1], engine="single")[0]
+    return run_threads(1, 1, LAW[1, 1], engine="single", steps=FEW_STEPS)[0]
 
 
 @pytest.mark.parametrize("case", PARITY, **name_of)

@@ -1,8 +1,5 @@
-"""cp.async: copies of elements by the threads of a partition, in groups or for a barrier.
-
-They land when the partition waits for their group, or when the arrival for them takes place;
-whoever arrives for copies does not wait for their groups too.
-"""
+"""cp.async: copies of elements by the threads of a partition, which land when the arrival for them
+at a barrier takes place. Groups are not emulated."""
 
 from __future__ import annotations
 
@@ -46,20 +43,6 @@ def cp_async(
     current().copies.append(Copy(smem, raw, access))
 
 
-def commit_group() -> None:
-    partition = current()
-    partition.groups.append(partition.copies)
-    partition.copies = []
-
-
-def wait_group(num_outstanding: Any = 0) -> None:
-    partition, left = current(), int(unwrap(num_outstanding))
-    while len(partition.groups) > left:
-        for copy in partition.groups.pop(0):
-            copy.land(partition.now)
-    partition.pause()
-
-
 def mbarrier_arrive(mbarrier: View, increment_count: Any = True) -> None:
     """Every thread of the partition arrives once its copies have landed.
 
@@ -67,11 +50,10 @@ def mbarrier_arrive(mbarrier: View, increment_count: Any = True) -> None:
     cp.async.mbarrier.arrive without and with .noinc).
     """
     partition, threads = current(), 32 * current().num_warps
-    copies = [copy for group in [*partition.groups, partition.copies] for copy in group]
-    arrival = CopiesArrival(copies, mbarrier, threads, partition.known.copy())
+    arrival = CopiesArrival(partition.copies, mbarrier, threads, partition.known.copy())
     if unwrap(increment_count):
         arrival.barrier.pending += threads
-    partition.copies, partition.groups = [], []
+    partition.copies = []
     partition.tick()
     partition.program.launch(arrival)
     partition.pause()

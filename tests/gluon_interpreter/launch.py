@@ -41,17 +41,9 @@ MBARRIER = {
 ASYNC_COPY = {
     "async_copy_global_to_shared": cp_async.cp_async,
     "async_load": cp_async.cp_async,
-    "commit_group": cp_async.commit_group,
-    "wait_group": cp_async.wait_group,
     "mbarrier_arrive": cp_async.mbarrier_arrive,
 }
-TMA = {
-    "async_copy_global_to_shared": tma.tma_load,
-    "async_load": tma.tma_load,
-    "async_copy_shared_to_global": tma.tma_store,
-    "async_store": tma.tma_store,
-    "store_wait": tma.store_wait,
-}
+TMA = {"async_copy_global_to_shared": tma.tma_load, "async_load": tma.tma_load}
 FUNCTIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "mbarrier": MBARRIER,
     "async_copy": ASYNC_COPY,
@@ -64,7 +56,6 @@ OTHERS: dict[str, Callable[..., Any]] = LANGUAGE | {
     "warp_specialize": partitions.warp_specialize,
     "fence_async_shared": lambda cluster=False: partitions.current().fence(),
     "warpgroup_mma": products.warpgroup_mma,
-    "warpgroup_mma_init": products.warpgroup_mma_init,
     "warpgroup_mma_wait": products.warpgroup_mma_wait,
 }
 
@@ -149,8 +140,6 @@ def run(
     """In place of `JITFunction.run`."""
     bound = inspect.signature(kernel.fn).bind(*args, **named)
     bound.apply_defaults()
-    if callable(grid):
-        grid = grid(bound.arguments)
     grid = (*grid, *(1,) * (3 - len(grid)))
     constant = {p.name for p in kernel.params if p.is_constexpr}
     values = {

@@ -46,8 +46,6 @@ class Partition:
         # Asynchronous work that only this partition can wait for, oldest first: see `copies` and
         # `products`.
         self.copies: list[Any] = []
-        self.groups: list[list[Any]] = []
-        self.stores: list[Any] = []
         self.products: list[Any] = []
 
     @property
@@ -75,11 +73,7 @@ class Partition:
 
     def leave(self) -> None:
         """Nothing may outlive the partition."""
-        for kind, left in (
-            ("copy", self.copies + [c for group in self.groups for c in group]),
-            ("TMA store", self.stores),
-            ("product", self.products),
-        ):
+        for kind, left in (("copy", self.copies), ("product", self.products)):
             if left:
                 raise KernelError(f"{self.name} ends and never waited for the {kind} {left[0]}")
 

@@ -32,9 +32,7 @@ class Product:
         if isinstance(before, Product):
             before.compute()
             before = before.result
-        self.result = factor(self.a) @ factor(self.b)
-        if before is not None:
-            self.result += before
+        self.result = factor(self.a) @ factor(self.b) + before
 
     def finish(self, partition: Partition) -> None:
         self.compute()
@@ -61,14 +59,13 @@ class Accumulator(Value):
         raise fault(f"the result of {self.product} is used without warpgroup_mma_wait")
 
 
-def factor(x: Value | View) -> Any:
-    data = x.data if isinstance(x, Value) else to_registers(x.array, x.dtype)
-    return np.asarray(data, np.float32)
+def factor(x: View) -> Any:
+    return np.asarray(to_registers(x.array, x.dtype), np.float32)
 
 
 def check_operands(a: Any, b: Any, acc: Value, partition: Partition) -> None:
-    if not isinstance(b, View) or not isinstance(a, View | Value):
-        raise fault(f"wgmma of {type(a).__name__} and {type(b).__name__}")
+    if not isinstance(a, View) or not isinstance(b, View):
+        raise fault(f"wgmma of {type(a).__name__} and {type(b).__name__}, not shared memory")
     if a.dtype != b.dtype or a.dtype.name not in ("fp16", "bf16"):
         raise fault(f"wgmma of {a.dtype} and {b.dtype}: only fp16 and bf16 are emulated")
     if acc.dtype.name != "fp32":
@@ -79,31 +76,19 @@ def check_operands(a: Any, b: Any, acc: Value, partition: Partition) -> None:
         raise fault(f"wgmma by {partition.num_warps} warps, which is no whole warp group")
 
 
-def warpgroup_mma_init(value: Value) -> Value:
-    return value
-
-
-def warpgroup_mma(
-    a: Any, b: Any, acc: Value, *, use_acc: Any = True, precision: Any = None,
-    max_num_imprecise_acc: Any = None, is_async: Any = False,
-) -> Value:  # fmt: skip
+def warpgroup_mma(a: Any, b: Any, acc: Value, *, is_async: Any) -> Value:
     partition = current()
+    if not unwrap(is_async):
+        raise fault("wgmma is emulated with is_async=True only")
     check_operands(a, b, acc, partition)
-    before: Any = None
-    if unwrap(use_acc):
-        before = acc.product if isinstance(acc, Accumulator) else acc.data
-    reads = [
-        view.access("wgmma", write=False, generic=False, over=False)
-        for view in (a, b)
-        if isinstance(view, View)
-    ]
+    before = acc.product if isinstance(acc, Accumulator) else acc.data
+    reads = [view.access("wgmma", write=False, generic=False, over=False) for view in (a, b)]
     product = Product(a, b, before, reads)
     partition.products.append(product)
     landing, rng = partition.program.timing.landing, partition.program.rng
     if landing is Landing.AT_ONCE or (rng and rng.random() < 0.5):
         product.compute()
-    result = Accumulator(product, acc.shape, gl.float32, acc.layout)
-    return result if unwrap(is_async) else warpgroup_mma_wait(0, [result])
+    return Accumulator(product, acc.shape, gl.float32, acc.layout)
 
 
 def warpgroup_mma_wait(num_outstanding: Any = 0, deps: Sequence[Any] | None = None) -> Any:

@@ -23,14 +23,6 @@ class Allocation:
         self.barriers: dict[int, Any] = {}
 
 
-class ViewType:
-    """What ``buffer.type`` tells."""
-
-    def __init__(self, view: View) -> None:
-        self.element_ty, self.shape, self.layout = view.dtype, list(view.shape), view.layout
-        self.nbytes_per_cta = view.nbytes_per_cta
-
-
 class View:
     """A shared_memory_descriptor: ``array``, a view of the memory of ``home``."""
 
@@ -43,20 +35,12 @@ class View:
         return tuple(self.array.shape)
 
     @property
-    def rank(self) -> int:
-        return int(self.array.ndim)
-
-    @property
     def numel(self) -> int:
         return math.prod(self.shape)
 
     @property
     def nbytes_per_cta(self) -> int:
         return self.numel * self.dtype.primitive_bitwidth // 8
-
-    @property
-    def type(self) -> ViewType:
-        return ViewType(self)
 
     @property
     def region(self) -> Region:
@@ -71,20 +55,8 @@ class View:
             raise fault(f"index {number} of {self.name}, which has {self.shape[0]}")
         return self._part(f"{self.name}[{number}]", self.array[number, ...])
 
-    def slice(self, start: Any, length: Any, dim: Any = 0) -> View:
-        first, length, dim = int(unwrap(start)), int(unwrap(length)), int(unwrap(dim))
-        last = first + length
-        if first < 0 or last > self.shape[dim]:
-            raise fault(f"{first} to {last} along axis {dim} of {self.name}: {self.shape}")
-        part = self.array[(slice(None),) * dim + (slice(first, last),)]
-        name = f"{self.name}[{':, ' * dim}{first}:{last}]"
-        return self._part(name, part)
-
     def permute(self, order: Any) -> View:
         return self._part(self.name, self.array.transpose(as_shape(order)))
-
-    def reshape(self, *shape: Any) -> View:
-        return self._part(self.name, in_place(self.array, as_shape(shape)))
 
     def reinterpret(self, dtype: Any = None, shape: Any = None, layout: Any = None) -> View:
         """The same bytes, or the first of them, as something else."""

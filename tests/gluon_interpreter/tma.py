@@ -1,4 +1,4 @@
-"""TMA: loads and stores of boxes that a descriptor tells."""
+"""TMA: loads of boxes that a descriptor tells. The kernels store through pointers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 from gluon_interpreter.copies import BarrierUse, Copy
 from gluon_interpreter.global_memory import Memory
 from gluon_interpreter.partitions import current
-from gluon_interpreter.races import Access
 from gluon_interpreter.shared_memory import View, check_descriptor
 from gluon_interpreter.source import fault
-from gluon_interpreter.timing import Landing
 from gluon_interpreter.values import unwrap
 
 
@@ -99,41 +97,3 @@ def tma_load(
     access = result.access("TMA load", write=True, generic=False, over=False)
     current().program.launch(TmaLoad(Copy(result, raw, access), barrier))
     current().pause()
-
-
-class TmaStore:
-    """Reads shared memory when it lands, at the latest at `store_wait`."""
-
-    def __init__(
-        self, source: View, elements: Any, part: tuple[slice, ...], access: Access
-    ) -> None:
-        self.source, self.elements, self.part, self.access = source, elements, part, access
-        self.landed = False
-
-    def land(self) -> None:
-        if not self.landed:
-            self.elements[...] = self.source.array[self.part]
-        self.landed = True
-
-    def __str__(self) -> str:
-        return str(self.access)
-
-
-def tma_store(tensor_desc: Descriptor, coord: Any, src: View, cache_policy: Any = None) -> None:
-    tensor_desc.check(src)
-    elements, part = tensor_desc.inside(coord)
-    access = src.access("TMA store", write=False, generic=False, over=False)
-    store, partition = TmaStore(src, elements, part, access), current()
-    partition.stores.append(store)
-    if partition.program.timing.landing is Landing.AT_ONCE:
-        store.land()
-    partition.pause()
-
-
-def store_wait(pendings: Any) -> None:
-    partition, left = current(), int(unwrap(pendings))
-    while len(partition.stores) > left:
-        store = partition.stores.pop(0)
-        store.land()
-        store.access.done.append(partition.now)
-    partition.pause()

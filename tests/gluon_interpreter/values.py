@@ -19,14 +19,6 @@ from gluon_interpreter.dtypes import FLOATS, REGISTERS, cast, scalar
 from gluon_interpreter.source import fault
 
 
-class ElementType:
-    """What ``x.type`` tells of a tensor."""
-
-    def __init__(self, value: Value) -> None:
-        self.element_ty = self.scalar = value.dtype
-        self.shape, self.layout = list(value.shape), value.layout
-
-
 class Value:
     """``memory``: of a pointer, the tensor that it points into; ``data`` counts its elements."""
 
@@ -36,14 +28,6 @@ class Value:
     @property
     def shape(self) -> tuple[int, ...]:
         return self.data.shape if isinstance(self.data, np.ndarray) else ()
-
-    @property
-    def type(self) -> ElementType:
-        return ElementType(self)
-
-    @property
-    def T(self) -> Value:
-        return self.permute(1, 0)
 
     @property
     def is_pointer(self) -> bool:
@@ -91,8 +75,6 @@ class Value:
     def permute(self, *order: Any) -> Value:
         return self._like(np.transpose(self.data, as_shape(order)))
 
-    trans = permute
-
     def split(self) -> tuple[Value, Value]:
         if self.shape[-1:] != (2,):
             raise fault(f"split takes a last axis of 2, not a tensor of {self.shape}")
@@ -102,9 +84,6 @@ class Value:
         if self.dtype.name in FLOATS:
             return self._like(-self.data, self.layout)
         return arithmetic("-", 0, self)
-
-    def __invert__(self) -> Value:
-        return self._like(not self.data if isinstance(self.data, bool) else ~self.data, self.layout)
 
 
 def unwrap(x: Any) -> Any:

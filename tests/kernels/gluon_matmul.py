@@ -65,9 +65,11 @@ def consume(
         acc = gl.zeros([BM, BN], gl.float32, layout)
         for k in range(0, K, BK):
             stage = step % STAGES
+            if FAULT == "fence too early":
+                fence_async_shared()
             if FAULT != "no wait for full":
                 mbarrier.wait(full.index(stage), step // STAGES & 1)
-            if FAULT != "no fence":
+            if FAULT != "no fence" and FAULT != "fence too early":
                 fence_async_shared()
             b = b_ring.index(stage).permute((1, 0))
             acc = warpgroup_mma(a_ring.index(stage), b, acc, is_async=True)

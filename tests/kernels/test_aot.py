@@ -16,6 +16,7 @@ import pytest
 
 from distmoe.kernels.aot import TARGETS, AotCase, Report, all_cases, compile_case, problems
 from distmoe.kernels.aot_sass import MainLoop, main_loop
+from distmoe.kernels.moe_mlp.tiles import CANDIDATES, POINTER_CONFIGS
 
 ROOT = Path(__file__).parents[2]
 # The version of the GPU machines that are aimed at; `make test` installs it here.
@@ -31,19 +32,14 @@ def inspect(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProces
     return done, json.loads(report.read_text()) if report.exists() else {}
 
 
-# Every kernel, and every tile configuration with the activation that all models have.
-WITHOUT_VARIANTS = ["H1536 I256 swiglu bf16", "row_sum", "tile_list e4096", "dscore"]
-WITHOUT_VARIANTS += ["router_topk softmax E128", "router_topk backward softmax E64"]
-WITHOUT_VARIANTS += ["routing_index count E256", "routing_index place E256", "by_token E4096"]
-WITHOUT_VARIANTS += ["round_select take", "round_select best", "round_select sort"]
-WITHOUT_VARIANTS += ["round_select priority E256", "round_select flip E256", "merge 64 of 127"]
-WITHOUT_VARIANTS += [
-    "arrange_pairs segment W2",
-    "arrange_pairs move W2",
-    "balance_targets E64 runs 8 rooms 1",
+SWIGLU = "H1536 I256 swiglu bf16"
+# Every kernel, the products with their default tiles, by TMA and by pointers.
+DEFAULTS = [
+    f"{kernel} {SWIGLU} {config}"
+    for kernel in CANDIDATES
+    for config in (CANDIDATES[kernel][0], POINTER_CONFIGS[kernel])
 ]
-WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
-WITHOUT_VARIANTS += [
+DEFAULTS += [
     f"gluon {kernel}, 1536x256 swiglu bf16"
     for kernel in (
         "up 128x128x64 w8 s4 c2",
@@ -52,24 +48,31 @@ WITHOUT_VARIANTS += [
         "wgrad_out 128x256x64 w8 s4 c4",
     )
 ]
+DEFAULTS += ["row_sum H1044", "tile_list e4096", "dscore", "router_topk softmax E128"]
+DEFAULTS += ["router_topk backward softmax E64", "balance_targets E64 runs 8 rooms 1"]
+DEFAULTS += ["routing_index count E256", "routing_index place E256", "by_token E4096"]
+DEFAULTS += ["arrange_pairs segment W2", "arrange_pairs move W2", "merge 64 of 127"]
+DEFAULTS += ["round_select take T65536", "round_select best T65536", "round_select sort"]
+DEFAULTS += ["round_select priority E256", "round_select flip E256"]
+DEFAULTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
 
-# Beside these other dtypes and shapes, and one more activation with a gate and one without;
-# tools/inspect_kernels.py has all of all.
-WITH_VARIANTS = [*WITHOUT_VARIANTS, "I256 swiglu fp16", "fp32", "H1048", "H2048", "H4096", "H1044"]
-WITH_VARIANTS += [
-    "I256 geglu",
-    "I256 relu2",
-    "router_logits",
-    "router_topk sigmoid E128",
-    "softmax E4096",
+# Beside these every tile configuration, other dtypes and shapes, and the defaults with one more
+# activation with a gate and one without; tools/inspect_kernels.py has all of all.
+VARIANTS = [*DEFAULTS, SWIGLU, "I256 swiglu fp16", "fp32", "H1048", "H2048", "H1044"]
+VARIANTS += [
+    f"I256 {activation} bf16 {CANDIDATES[kernel][0]}"
+    for activation in ("geglu", "relu2")
+    for kernel in ("up", "dgrad")
 ]
+VARIANTS += ["row_sum", "router_logits", "round_select take", "round_select best"]
+VARIANTS += ["router_topk sigmoid E128", "softmax E4096"]
 
 
 @pytest.mark.parametrize(
     ("triton", "targets", "only"),
     [
-        ("3.6", ["sm_90"], WITH_VARIANTS),
-        ("3.9", ["sm_90", "sm_80", "sm_100", "gfx942"], WITHOUT_VARIANTS),
+        ("3.6", ["sm_90"], VARIANTS),
+        ("3.9", ["sm_90", "sm_80", "sm_100", "gfx942"], DEFAULTS),
     ],
     ids=["3.6", "3.9"],
 )

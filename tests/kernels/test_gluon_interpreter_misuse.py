@@ -42,14 +42,10 @@ def misuse_kernel(x_ptr, n, WHAT: gl.constexpr):
         box.store(gl.zeros([8, 4], gl.float32, layout))
     elif WHAT == "index":
         box.index(n)
-    elif WHAT == "slice":
-        box.slice(4, 8, 1)
     elif WHAT == "size":
         box.reinterpret(gl.float32, [8, 8], shared)
     elif WHAT == "empty":
         box.load(layout)
-    elif WHAT == "assume":
-        gl.assume(n < 3)
     else:
         gl.static_assert(WHAT == "", "what is this")
 
@@ -66,10 +62,8 @@ MISUSES = {
     "dtype": r"a tensor of \(4, 8\) fp16 is stored in a buffer of \(4, 8\) fp32",
     "shape": r"a tensor of \(8, 4\) fp32 is stored in a buffer of \(4, 8\) fp32",
     "index": "index 29 of box, which has 4",
-    "slice": r"4 to 12 along axis 1 of box: \(4, 8\)",
     "size": r"box of \(4, 8\) fp32 is too small for \(8, 8\) fp32",
     "empty": "load of box, where nothing was written yet",
-    "assume": "assume of something false",
     "nonsense": "static_assert: what is this",
 }
 
@@ -116,12 +110,19 @@ def misuse_barriers_kernel(n, WHAT: gl.constexpr):
     elif WHAT == "invalidated":
         mbarrier.invalidate(bar)
         mbarrier.wait(bar, 1)
-    elif WHAT == "operand" or WHAT == "accumulator" or WHAT == "product":
+    elif WHAT == "operand" or WHAT == "accumulator" or WHAT == "product" or WHAT == "registers":
         a_type: gl.constexpr = gl.float32 if WHAT == "operand" else gl.float16
         acc_type: gl.constexpr = gl.float16 if WHAT == "accumulator" else gl.float32
         a = gl.zeros([4, 4], a_type, layout)
         b = gl.allocate_shared_memory(a_type, [4, 4], layout, a)
-        warpgroup_mma(a, b, gl.zeros([4, 8], acc_type, layout))
+        acc = gl.zeros([4, 8], acc_type, layout)
+        if WHAT == "registers":
+            warpgroup_mma(a, b, acc, is_async=True)
+        warpgroup_mma(b, b, acc, is_async=True)
+    elif WHAT == "product of few" or WHAT == "synchronous":
+        tile = gl.allocate_shared_memory(gl.float16, [4, 4], layout, gl.zeros([4, 4], gl.float16))
+        acc = gl.zeros([4, 4], gl.float32, layout)
+        warpgroup_mma(tile, tile, acc, is_async=WHAT != "synchronous")
     elif WHAT == "tensor":
         tensors = (gl.zeros([4, 4], gl.float32, layout),)
         gl.warp_specialize([(do_nothing, (n,)), (do_nothing, (tensors,))], [4], [40])
@@ -144,6 +145,9 @@ BARRIER_MISUSES = {
     "operand": "wgmma of fp32 and fp32: only fp16 and bf16 are emulated",
     "accumulator": "wgmma accumulates in fp16: only float32 is emulated",
     "product": r"wgmma of \(4, 4\) and \(4, 4\) to \(4, 8\)",
+    "registers": "wgmma of Value and View, not shared memory",
+    "product of few": "wgmma by 2 warps, which is no whole warp group",
+    "synchronous": "wgmma is emulated with is_async=True only",
     "tensor": "worker partitions take no tensors as arguments",
     "warps": "1 worker partitions and 2 numbers for them",
     "nested": "warp_specialize inside of a partition",
@@ -153,7 +157,7 @@ BARRIER_MISUSES = {
 @pytest.mark.parametrize("what", BARRIER_MISUSES)
 def test_a_misuse_of_barriers_and_partitions_is_found(what: str) -> None:
     with pytest.raises(KernelError, match=BARRIER_MISUSES[what]):
-        misuse_barriers_kernel[(1,)](29, WHAT=what)
+        misuse_barriers_kernel[(1,)](29, WHAT=what, num_warps=2 if "few" in what else 4)
 
 
 def test_arguments_have_to_fit() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gluon_interpreter import DeadlockError, KernelError, timing
 from gluon_matmul import matmul_kernel
-from test_gluon_interpreter import LANDINGS, copy_by_tma, descriptor, integers
+from test_gluon_interpreter import LANDINGS, descriptor, integers
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run on the GPU here")
@@ -61,6 +61,7 @@ MATMUL_FAULTS = {
     "early release": r"TMA load of b_ring\[.\].* wgmma at .* is (still in flight|over)",
     "released twice": "deadlock; .*waits for parity . of full.*waits for parity . of empty",
     "no fence": r"wgmma of a_ring\[0\] without a fence_async_shared since cp.async",
+    "fence too early": r"wgmma of a_ring\[0\] without a fence_async_shared since cp.async",
     "no wait for the product": "the result of wgmma at .* is used without warpgroup_mma_wait",
     "bytes": r"deadlock; .* full\[0\], .* lacks 0 of 129 arrivals and 16 bytes",
     "a tile less": r"deadlock; partition 0 .* lacks 129 of 129 arrivals and 0 bytes[^;]*$",
@@ -77,19 +78,16 @@ def test_a_fault_of_a_pipeline_is_found(matmul: Matmul, fault: str, landing: str
     assert threading.active_count() == threads
 
 
-def test_a_race_spoils_the_numbers(matmul: Matmul) -> None:
-    """Copies land late, products and stores read late: what is a race gives wrong results too."""
-    with timing("late", races=False):
+@pytest.mark.parametrize(("landing", "spoils"), [("late", True), ("at once", False)])
+def test_a_race_spoils_the_numbers(matmul: Matmul, landing: str, spoils: bool) -> None:
+    """Copies land late and products read late: what is a race gives wrong results too, which it
+    does not if all happens at once."""
+    with timing(landing, races=False):
         matmul.run("early release")
-        assert not torch.equal(matmul.out, matmul.exact)
-        x, out = copy_by_tma("overwritten", 0)
-        assert torch.equal(out[:16], x[:16] + 2)
+        assert torch.equal(matmul.out, matmul.exact) is not spoils
 
 
-def test_what_happens_at_once_hides_a_race(matmul: Matmul) -> None:
-    with timing("at once", races=False):
-        matmul.run("early release")
-        assert torch.equal(matmul.out, matmul.exact)
-        for fault in ("overwritten", "no wait for the load"):
-            x, out = copy_by_tma(fault, 0)
-            assert torch.equal(out[:16], x[:16] + 1)
+def test_a_missing_fence_can_be_allowed(matmul: Matmul) -> None:
+    with timing(fences=False):
+        matmul.run("no fence")
+    assert torch.equal(matmul.out, matmul.exact)

@@ -1,21 +1,19 @@
 """How a rank ends when its peers do."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from distmoe.launch.ports import free_port
 from distmoe.launch.worker import in_one_line
 
 pytestmark = pytest.mark.processes
 
 
 def test_a_lost_store_is_no_page_of_c_plus_plus() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     program = Path(__file__).with_name("lost_store.py")
     ranks = [
         subprocess.Popen(

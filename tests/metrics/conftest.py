@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from load_counts import load_counts
+from load_counts import FREQ_LE, load_counts
 
 from distmoe.config import (
     Config,
@@ -31,8 +31,6 @@ from distmoe.metrics.record import (
     Traffic,
 )
 
-# Layer 1 has an expert without tokens.
-FREQ_LE: IntArray = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 TARGET_LE: IntArray = np.array([[4, 8, 0, 4], [0, 12, 4, 0]])
 
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from fake_nvml import FakeNvml, install
+from load_counts import FREQ_LE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distmoe.config import Config
@@ -24,7 +24,6 @@ from distmoe.metrics.tally import Tally
 from distmoe.metrics.throughput import Clock, RunPart, no_meter
 
 Make = Callable[..., StepRecord]
-FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 CUDA = torch.device("cuda")
 
 

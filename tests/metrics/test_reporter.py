@@ -10,9 +10,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from load_counts import FREQ_LE
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distmoe.config import Config, MetricsConfig, RoundingConfig
@@ -22,8 +22,6 @@ from distmoe.metrics.summary import model_rows
 
 Make = Callable[..., StepRecord]
 Captured = pytest.CaptureFixture[str]
-
-FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 
 
 def steps_of(path: Path) -> list[int]:

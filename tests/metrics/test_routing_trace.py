@@ -16,7 +16,6 @@ from distmoe import MoE, MoEConfig
 from distmoe.bench.routing_simulation import (
     TOP_K,
     Setting,
-    mean_outcomes,
     simulate,
     synthetic_scores,
     traced_scores,
@@ -362,23 +361,3 @@ def test_the_bias_of_a_trace_is_found_again(tmp_path: Path) -> None:
             (group,) = read_traces(tmp_path)
             found_E = traced_scores(group).bias_E
             assert found_E is None if want_E is None else torch.equal(found_E, want_E)
-
-
-def test_a_recorded_trace_keeps_the_order_of_the_rules(tmp_path: Path) -> None:
-    """DESIGN's example on a router's own scores: tiles of the busiest rank, top-k padded > nearest
-    >= balance in the mean, and no rounded rule pads."""
-    x_PSMLTH = torch.randn(2, 2, 4, LAYERS, 96, H, generator=torch.Generator().manual_seed(5))
-    run_ranks(record_steps, 2, config_of(tmp_path, 2), x_PSMLTH)
-    samples = [
-        simulate(traced_scores(group), RULES, ranks=group.ranks, tile=group.tile)
-        for group in read_traces(tmp_path)
-    ]
-    assert len(samples) == 2 * 4 * LAYERS
-    found = {outcome.name: outcome for outcome in mean_outcomes(samples)}
-    busiest = [found[name].busiest_tiles for name in ("balance", "nearest", TOP_K)]
-    assert busiest == sorted(busiest)
-    assert busiest[0] < busiest[1] < busiest[2]
-    assert found[TOP_K].waste > 0
-    assert all(outcome.waste == 0 for name, outcome in found.items() if name != TOP_K)
-    worst = max(sample[0].busiest_over_mean for sample in samples)
-    assert found[TOP_K].worst_busiest_over_mean == worst > found[TOP_K].busiest_over_mean

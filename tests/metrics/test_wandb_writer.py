@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
+from load_counts import FREQ_LE
 
 from distmoe.config import Config, MetricsConfig
 from distmoe.config.file_rules import _wandb
@@ -21,7 +21,6 @@ from distmoe.metrics.record import StepRecord
 from distmoe.metrics.reporter import Reporter
 
 Make = Callable[..., StepRecord]
-FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 
 
 class Run:

@@ -14,19 +14,14 @@ from distmoe.kernels.testing import assert_as_good_as, poisoned_empty
 from distmoe.moe.schedule import ORDERS
 
 
-@pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("rule", ["none", "nearest", "balance"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
-def test_forward_and_gradients(num_ranks: int, case: str, rule: str, overlap: bool) -> None:
+def test_forward_and_gradients(num_ranks: int, case: str, rule: str) -> None:
     make_tokens, favourite = CASES[case]
     tokens = make_tokens(num_ranks)
     x, dout = inputs(tokens, favourite)
-    config = replace(
-        CONFIG,
-        rounding=RoundingConfig(rule, tile=TILE),
-        dispatch=DispatchConfig(overlap=overlap),
-    )
+    config = replace(CONFIG, rounding=RoundingConfig(rule, tile=TILE))
     with poisoned_empty():
         results = run_ranks(run_layer, num_ranks, config, tokens, x, dout)
     exact, routing = by_reference(config, x, dout, num_ranks, torch.float64)
@@ -44,7 +39,7 @@ SCHEDULES = [
     (num_ranks, level, order, steps)
     for level in ("copies", "rank")
     for order in ORDERS
-    for num_ranks, steps in [(2, 3), (4, 1), (4, 2), (4, 3), (4, 7)]
+    for num_ranks, steps in [(2, 3), (4, 1), (4, 3), (4, 7)]
 ]
 # Of six experts.
 SCHEDULES += [(3, "rank", "tokens", 2), (6, "rank", "source", 5)]
@@ -88,7 +83,7 @@ def test_every_schedule(
 )
 @pytest.mark.parametrize(
     ("num_ranks", "ranks_per_node", "steps"),
-    [(4, 2, 1), (4, 2, 2), (4, 2, 3), (4, 2, 7), (8, 2, 1), (8, 2, 3), (8, 4, 2)],
+    [(4, 2, 1), (4, 2, 3), (4, 2, 7), (8, 2, 3), (8, 4, 2)],
 )
 def test_over_nodes(num_ranks: int, ranks_per_node: int, steps: int, case: str, rule: str) -> None:
     """A row a node and token, passed on inside; twice the same bits, with and without overlap."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from manifests import write_manifest
 
 from distmoe.config import check, load_config
 from distmoe.config.keys import value_of, with_values
@@ -119,10 +120,8 @@ def test_what_is_printed_starts_all_ranks(
     tmp_path: Path,
 ) -> None:
     """Its own checks say so, with data there."""
-    splits = {name: {"tokens": 10**9} for name in ("train", "validation")}
-    data = {"vocab_size": 50304, "eod_id": 0, "splits": splits, "tokenizer_sha256": "0" * 64}
-    (tmp_path / "manifest.json").write_text(json.dumps(data))
-    fixed = ["--parallel.engine=fsdp2", "--train.micro_batch_size=2", "--data.path", str(tmp_path)]
+    data = write_manifest(tmp_path, vocab_size=50304, train=10**9, validation=10**9)
+    fixed = ["--parallel.engine=fsdp2", "--train.micro_batch_size=2", "--data.path", data]
     job = ["--gpus", str(gpus), "--hardware", "h200", "--write", str(tmp_path / "best.toml")]
     assert plan(str(CONFIGS / file), *job, *fixed, *settings) == 0
     lines = capsys.readouterr().out.splitlines()

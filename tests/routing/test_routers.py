@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from distmoe.kernels.router_topk.torch_backend import choose_top_k, integer_keys
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.registry import ROUTERS
+from distmoe.routing import round_tokens
 from distmoe.routing.rounding.reference import top_k_reference
 from distmoe.routing.routers import is_forced, make_router, scores_from_probabilities
 
@@ -134,6 +136,37 @@ def test_weights_by_renormalisation_with_an_added_and_a_dropped_pair() -> None:
     # Chosen are 0 and 1: the scale stays theirs.
     assert weights_by("topk") == pytest.approx([0.5 / 0.75, 0.125 / 0.75])
     assert weights_by("assigned") == pytest.approx([0.8, 0.2])
+
+
+@pytest.mark.parametrize("renormalize", ["topk", "assigned", "none"])
+def test_weights_and_their_gradient_through_kept_and_added_pairs(renormalize: str) -> None:
+    """Against finite differences in fp64, with the choice held fixed."""
+    generator = torch.Generator().manual_seed(5)
+    logits_TE = torch.randn(24, 6, generator=generator)
+    objective_TE = torch.randn(24, 6, generator=generator)
+    scores_TE = logits_TE.softmax(1).requires_grad_()
+    routing = round_tokens(scores_TE, 2, tile=8, rule="nearest", renormalize=renormalize)
+    token_N, expert_N = routing.token_N.long(), routing.expert_N.long()
+    chosen_TE = choose_top_k(integer_keys(scores_TE), 2)
+    assert not chosen_TE[token_N, expert_N].all(), "no pair was added"
+    selected_TE = torch.zeros_like(chosen_TE)
+    selected_TE[token_N, expert_N] = True
+    assert selected_TE.any(1).all(), "a token without experts has no sum to divide by"
+    (routing.score_N * objective_TE[token_N, expert_N]).sum().backward()
+
+    def value(scores: Tensor) -> Tensor:
+        weight = scores
+        if renormalize != "none":
+            counted_TE = chosen_TE if renormalize == "topk" else selected_TE
+            weight = scores / torch.where(counted_TE, scores, 0).sum(1, keepdim=True)
+        return (weight[token_N, expert_N] * objective_TE[token_N, expert_N]).sum()
+
+    exact = scores_TE.detach().double()
+    for token, expert in itertools.product(range(24), range(6)):
+        step = torch.zeros_like(exact)
+        step[token, expert] = 1e-6
+        slope = (value(exact + step) - value(exact - step)) / 2e-6
+        assert scores_TE.grad[token, expert] == pytest.approx(float(slope), rel=1e-4, abs=1e-5)
 
 
 def test_a_token_that_lost_all_its_experts_has_finite_gradients() -> None:

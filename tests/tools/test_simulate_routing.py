@@ -1,52 +1,51 @@
 """The routing simulation as a command."""
 
 import json
-import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import simulate_routing
-from warm_python import run_python
 from wrong_arguments import refusal
 
 from distmoe.metrics.routing_trace import RankTrace, TraceFacts, write_trace
 
 TOOL = str(Path(__file__).parents[2] / "tools/simulate_routing.py")
+Simulate = Callable[..., tuple[int, str, str]]
 SMALL = ["--ranks", "2", "--experts", "8", "--top_k", "2", "--tokens", "64", "--tile", "8"]
 
 
-def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run_python(TOOL, *arguments)
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Simulate:
+    """The command in this process: exit code, output and errors."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [TOOL, *arguments])
+        return simulate_routing.main(arguments), *capsys.readouterr()
+
+    return run
 
 
-@pytest.mark.processes
-def test_table_json_and_picture(tmp_path: Path) -> None:
-    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
-    done = simulate(*SMALL, "--skew", "0,1", *files)
-    assert done.returncode == 0, done.stderr
-    assert "P=2 E=8 K=2 T=64 a rank, M=8, skew 1.0: 4.0 tiles an expert" in done.stdout
-    facts = json.loads((tmp_path / "o.json").read_text())
-    names = [outcome["name"] for outcome in facts["settings"][1]["outcomes"]]
-    assert names[0] == "top-k, padded"
-    assert {"balance", "nearest", "up", "down", "stochastic"} <= set(names)
-    assert (tmp_path / "o.png").stat().st_size > 1000
-
-
-@pytest.mark.processes
-def test_a_sweep_has_a_table_per_setting_and_one_of_all(tmp_path: Path) -> None:
+def test_a_sweep_has_a_table_per_setting_and_one_of_all(simulate: Simulate, tmp_path: Path) -> None:
     sizes = ["--ranks", "2,4", "--experts", "8,16", "--top_k", "2", "--tokens", "64"]
-    json_file = ["--json", str(tmp_path / "o.json")]
-    done = simulate(*sizes, "--tile", "8,16", "--skew", "0.5", *json_file)
-    assert done.returncode == 0, done.stderr
+    files = ["--json", str(tmp_path / "o.json"), "--picture", str(tmp_path / "o.png")]
+    code, output, _ = simulate(*sizes, "--tile", "8,16", "--skew", "0.5", *files)
+    assert code == 0
     settings = json.loads((tmp_path / "o.json").read_text())["settings"]
     found = {(s["ranks"], s["num_experts"], s["tile"]) for s in settings}
     assert len(settings) == 8
     assert found == {(p, e, m) for p in (2, 4) for e in (8, 16) for m in (8, 16)}
-    assert done.stdout.count(" a rank, M=") == 8
-    rows = done.stdout.partition("all settings: busiest rank over the mean")[2].splitlines()
+    names = [outcome["name"] for outcome in settings[1]["outcomes"]]
+    assert names[0] == "top-k, padded"
+    assert {"balance", "nearest", "up", "down", "stochastic"} <= set(names)
+    assert output.count(" a rank, M=") == 8
+    assert "P=2 E=8 K=2 T=64 a rank, M=8, skew 0.5: 4.0 tiles an expert" in output
+    rows = output.partition("all settings: busiest rank over the mean")[2].splitlines()
     assert sum(line.startswith(" P ") for line in rows) == 8
-    assert "all settings" not in simulate(*sizes, "--tile", "8", "--skew", "0.5").stdout
+    assert (tmp_path / "o.png").stat().st_size > 1000
+    assert "all settings" not in simulate(*sizes, "--tile", "8", "--skew", "0.5")[1]
 
 
 @pytest.fixture
@@ -63,14 +62,16 @@ def trace(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.processes
-def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> None:
+def test_a_trace_has_a_table_per_layer_and_tile(
+    simulate: Simulate, trace: Path, tmp_path: Path
+) -> None:
     options = ["--rules", "nearest,balance", "--capacity", "1,1.5"]
-    done = simulate("--trace", str(trace), *options, "--json", str(tmp_path / "o.json"))
-    assert done.returncode == 0, done.stderr
+    json_file = ["--json", str(tmp_path / "o.json")]
+    code, output, _ = simulate("--trace", str(trace), *options, *json_file)
+    assert code == 0
     for layer in (1, 2):
-        assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in done.stdout
-    assert "skew" not in done.stdout
+        assert f"layer {layer}: P=2 E=8 K=2 T=64 a rank, M=8: 4.0 tiles an expert" in output
+    assert "skew" not in output
     facts = json.loads((tmp_path / "o.json").read_text())
     assert "--trace" in facts["command"]
     assert [(s["layer"], s["tile"]) for s in facts["settings"]] == [(1, 8), (2, 8)]
@@ -85,23 +86,21 @@ def test_a_trace_has_a_table_per_layer_and_tile(trace: Path, tmp_path: Path) -> 
     ]  # fmt: skip
     top_k = facts["settings"][0]["outcomes"][0]
     assert top_k["worst_busiest_over_mean"] > top_k["busiest_over_mean"] > 1
-    other = simulate("--trace", str(trace / "routing"), "--tile", "4,16", "--rules", "balance")
-    assert [other.stdout.count(f", M={tile}: ") for tile in (4, 8, 16)] == [2, 0, 2]
+    _, other, _ = simulate(
+        "--trace", str(trace / "routing"), "--tile", "4,16", "--rules", "balance"
+    )
+    assert [other.count(f", M={tile}: ") for tile in (4, 8, 16)] == [2, 0, 2]
 
 
-@pytest.mark.processes
-def test_a_broken_trace_is_a_failure_in_one_line(trace: Path) -> None:
+def test_a_broken_trace_is_a_failure_in_one_line(simulate: Simulate, trace: Path) -> None:
     missing = trace / "routing" / "step-00000002-rank-0001.npz"
     missing.unlink()
-    done = simulate("--trace", str(trace), "--rules", "balance")
-    assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"simulate_routing: error: {missing} is missing: rank 0 of step 2"
-    )
-    assert len(done.stderr.splitlines()) == 1
+    code, _, errors = simulate("--trace", str(trace), "--rules", "balance")
+    assert code == 1
+    assert errors.startswith(f"simulate_routing: error: {missing} is missing: rank 0 of step 2")
+    assert len(errors.splitlines()) == 1
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     "sizes", [["--tokens", "8"], ["--experts", "8"], ["--skew", "1"], ["--seed", "1"]]
 )
@@ -112,7 +111,6 @@ def test_a_trace_has_its_own_sizes(
     assert f"{sizes[0]} and --trace: a trace has its own; only --tile can be changed" in said
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -132,7 +130,6 @@ def test_wrong_arguments(
     assert words in refusal(simulate_routing.main, [*SMALL, *arguments], capsys)
 
 
-@pytest.mark.processes
 def test_a_folder_without_a_trace_is_a_wrong_argument(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

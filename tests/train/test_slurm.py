@@ -46,16 +46,3 @@ def test_srun_without_torchrun(
     assert done.returncode == 0, done.stdout
     assert "ranks from      slurm" in done.stdout
     assert learning(config) == learning(long_run)[:4]
-
-
-def test_srun_without_the_plug_in_of_mpi_is_explained(
-    slurm: SlurmCluster, data: Path, tmp_path: Path
-) -> None:
-    pytest.importorskip("mpi4py")
-    config = config_file(tmp_path / "worlds_of_one", data)
-    srun = ["srun", "--nodes=2", "--ntasks-per-node=1", "--mpi=none"]
-    by_mpi = ["--moe.dispatch.exchange=mpi", *SHORT]
-    done = slurm.run(*srun, *DISTMOE, "train", str(config), *by_mpi, timeout=120)
-    assert done.returncode != 0
-    assert "MPI has 1 rank and the run 2" in done.stdout
-    assert "srun --mpi=pmi2" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from tile_tables import table_file
 
 from distmoe.config import Config, ConfigError, DataConfig, MoEConfig, RankInfo
 from distmoe.config.dtype import with_dtype
+from distmoe.launch.ports import free_port
 from distmoe.runtime import Runtime, start
 from distmoe.train.record_routing import RoutingRecorder
 from distmoe.train.start import common_facts
@@ -38,9 +38,7 @@ def run_with(data: Path, tiles: Path | str, kernel: str = "triton") -> Config:
 
 def problems_of_ranks(configs: Sequence[Config]) -> list[list[str]]:
     """What every rank is told when they start together, each with its own config."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     told: list[list[str]] = []
 
     def come(rank: int) -> None:

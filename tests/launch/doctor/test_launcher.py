@@ -8,22 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from launch_doctor import DEVICE, like, torch_with
+from launch_doctor import DEVICE, NICS, like, torch_with
 
 from distmoe.config import Config, RankInfo, RunConfig
 from distmoe.launch.doctor import launcher, variables
-from distmoe.launch.doctor.network import Interface
 from distmoe.launch.doctor.situation import Situation
 
 Make = Callable[..., Situation]
 SLURM = {"SLURM_JOB_ID": "7"}
 STEP = {**SLURM, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
 SLURM_RANKS = RankInfo(rank=1, world=8, local_rank=1, local_world=4, source="slurm")
-NICS = [
-    Interface("lo", "127.0.0.1", True, 65536),
-    Interface("docker0", "172.17.0.1", False, 1500),
-    Interface("eth0", "10.0.0.5", False, 1500),
-]
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch_doctor import like
+from launch_doctor import NICS, like
 
 from distmoe.launch.doctor import network
 from distmoe.launch.doctor.network import Interface
 from distmoe.launch.doctor.situation import Situation
 
 Make = Callable[..., Situation]
-NICS = [
-    Interface("lo", "127.0.0.1", True, 65536),
-    Interface("docker0", "172.17.0.1", False, 1500),
-    Interface("eth0", "10.0.0.5", False, 1500),
-]
 
 
 @pytest.mark.parametrize(

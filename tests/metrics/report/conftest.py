@@ -6,14 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
+from load_counts import FREQ_LE
 
 from distmoe.config import Config, MetricsConfig, RunConfig, to_toml
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.reporter import Reporter
-
-FREQ_LE = np.array([[3, 8, 1, 2], [0, 10, 2, 2]])
 
 
 @pytest.fixture

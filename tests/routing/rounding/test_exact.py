@@ -137,3 +137,13 @@ def test_scores_that_are_not_numbers_keep_the_counts_aligned() -> None:
     for num_ranks in RANKS:
         routings = rounded_by(num_ranks, problem, "balance")
         assert (sum(r.counts_E for r in routings) % 8 == 0).all()
+
+
+def test_impossible_arguments_are_named() -> None:
+    scores_TE = torch.rand(4, 6)
+    with pytest.raises(ValueError, match=r"top_k is 7; it must be in 1\.\.6"):
+        round_tokens(scores_TE, 7)
+    with pytest.raises(ValueError, match="balance_groups is 4; it must divide the 6 experts"):
+        round_tokens(scores_TE, 2, balance_groups=4)
+    with pytest.raises(ValueError, match="unknown rounding rule 'nearst'; known: balance"):
+        round_tokens(scores_TE, 2, rule="nearst")

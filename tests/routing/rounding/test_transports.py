@@ -47,14 +47,16 @@ def test_the_same_pairs(sizes: list[int], levels: int, rule: str) -> None:
     for transport in ROUNDING_TRANSPORTS:
         results = run_ranks(one, len(sizes), transport)
         assert torch.equal(torch.cat([mask for mask, _ in results]), want_TE), transport
-        if transport == "owner":
-            per_peer = 4 * (E // len(sizes))
-            want = {
-                "counts": 4 * (E + 1) * others,
-                "candidates": per_peer * (TILE - 1) * others,
-                "accepted": per_peer * others,
-            }
-            assert [sent for _, sent in results] == [want] * len(sizes)
+        counts, candidates = 4 * (E + 1) * others, 4 * (TILE - 1) * others
+        want = {
+            "all_gather": {"counts": counts, "candidates": candidates * E},
+            "owner": {
+                "counts": counts,
+                "candidates": candidates * (E // len(sizes)),
+                "accepted": 4 * (E // len(sizes)) * others,
+            },
+        }
+        assert [sent for _, sent in results] == [want[transport]] * len(sizes)
 
 
 def test_auto_and_what_is_refused() -> None:
