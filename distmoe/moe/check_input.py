@@ -16,7 +16,7 @@ def check_input(x: Tensor, layer: nn.Module, *, hidden_size: int) -> None:
     """ValueError for ``x`` [..., H] of another width than ``hidden_size``, or another dtype than
     the parameters of ``layer``. What FSDP gathers later has its dtype only then, and is checked
     where it is used."""
-    if x.shape[-1] != hidden_size:
+    if not x.ndim or x.shape[-1] != hidden_size:
         raise ValueError(
             f"x has the shape {tuple(x.shape)}; its last size must be hidden_size ({hidden_size})"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distmoe.comm import Exchange, make_exchange
 from distmoe.comm.local import LocalExchange
+from distmoe.comm.torch_group import check_group
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
 from distmoe.routing.rounding import Population, Rule, owned_part
@@ -200,6 +201,11 @@ def round_tokens(
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
     ValueError for impossible arguments.
     """
+    if scores_TE.ndim != 2 or scores_TE.dtype != torch.float32:
+        raise ValueError(
+            f"scores_TE is {scores_TE.dtype} of the shape {tuple(scores_TE.shape)}; it must be "
+            "torch.float32 [T, E]"
+        )
     num_experts = scores_TE.shape[1]
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
@@ -215,6 +221,7 @@ def round_tokens(
         raise ValueError(f"capacity_factor is {capacity_factor}; it must be 0 or at least 1")
     if capacity_of not in ("expert", "rank"):
         raise ValueError(f"capacity_of is {capacity_of!r}; it must be expert or rank")
+    check_group("group", group)
     # Before the first collective, so that a wrong name leaves no peer waiting.
     ROUNDING_RULES.load(rule), SELECTIONS.load(selection)
     if transport != "auto":
