@@ -20,6 +20,7 @@ from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.moe_mlp import MoeMlp, Runs, check_operands
 from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
 from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
+from distmoe.kernels.testing import poisoned_empty
 from distmoe.moe.routing_tape import RoutingTape
 
 
@@ -245,6 +246,14 @@ def test_frozen_experts_cost_no_weight_gradients() -> None:
     layer.experts.requires_grad_()
     layer(x)[0].backward(dout)
     assert (len(watched.dgrads), watched.wgrads) == (2, 1)
+
+
+def test_anomaly_detection_finds_nothing_behind_the_last_pair() -> None:
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("down", tile=TILE)))
+    x, dout = inputs([30], None)
+    with poisoned_empty(), torch.autograd.set_detect_anomaly(True):
+        layer(x.requires_grad_())[0].backward(dout)
+    assert int(layer.stats.dropped) > 0
 
 
 @pytest.mark.parametrize("changed", ["overlap", "recompute"])
