@@ -13,6 +13,7 @@ from layer_runs import CONFIG, DEVICE, TILE, H, inputs, make_layer, weights
 from ranks import run_ranks
 from tile_tables import table_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from distmoe import MoE
@@ -170,6 +171,18 @@ def test_operands_that_do_not_fit_are_refused() -> None:
         check_operands(torch.empty(2, 2).bfloat16(), torch.empty(1, 4, 2), torch.empty(1, 2, 2))
     with pytest.raises(ValueError, match=r"rows are 3 wide, w_in is \(1, 4, 2\)"):
         check_operands(torch.empty(2, 3), torch.empty(1, 4, 2), torch.empty(1, 3, 2))
+
+
+def test_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="x is on meta and router_EH on .*; they must be on one"):
+        make_layer(CONFIG).to(DEVICE)(torch.empty(4, H, device="meta"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with (
+        FakeTensorMode(),
+        pytest.raises(ValueError, match=r"x is on cuda:0, .* current device is cuda:1; .*\(0\)"),
+    ):
+        make_layer(CONFIG)(torch.empty(4, H, device="cuda:0"))
 
 
 def test_a_group_of_others_is_refused() -> None:
