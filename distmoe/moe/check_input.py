@@ -39,7 +39,7 @@ def check_input(x: Tensor, layer: nn.Module, *, hidden_size: int) -> None:
 
 def _check_device(x: Tensor) -> None:
     """Kernels are launched on the current GPU, and copies to the host are waited for there."""
-    if not (x.is_cuda and torch.cuda.is_initialized()):
+    if not (x.is_cuda and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         return
     current = torch.cuda.current_device()
     if x.device.index != current:
