@@ -199,13 +199,9 @@ def round_tokens(
     times the mean, nor any balance group if ``capacity_of`` is "rank"; see `rounding.capacity`. 0:
     no bound.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
-    ValueError for impossible arguments.
+    ValueError for impossible arguments, RuntimeError for scores that are none.
     """
-    if scores_TE.ndim != 2 or scores_TE.dtype != torch.float32:
-        raise ValueError(
-            f"scores_TE is {scores_TE.dtype} of the shape {tuple(scores_TE.shape)}; it must be "
-            "torch.float32 [T, E]"
-        )
+    _check_scores(scores_TE)
     num_experts = scores_TE.shape[1]
     if not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k is {top_k}; it must be in 1..{num_experts}, the number of experts")
@@ -239,3 +235,17 @@ def round_tokens(
     )
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))
+
+
+def _check_scores(scores_TE: Tensor) -> None:
+    if scores_TE.ndim != 2 or scores_TE.dtype != torch.float32:
+        raise ValueError(
+            f"scores_TE is {scores_TE.dtype} of the shape {tuple(scores_TE.shape)}; it must be "
+            "torch.float32 [T, E]"
+        )
+    # Asked on the device. A step that has diverged is somebody else's to see.
+    outside_TE = ((scores_TE < 0) | (scores_TE > 1)) & scores_TE.isfinite()
+    torch._assert_async(
+        ~outside_TE.any(),
+        "scores_TE has numbers outside of [0, 1]; it must be a router's probabilities, not logits",
+    )

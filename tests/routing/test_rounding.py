@@ -233,6 +233,9 @@ def test_impossible_arguments_are_named() -> None:
     for other in (scores_TE[0], scores_TE.bfloat16(), scores_TE.int()):
         with pytest.raises(ValueError, match=r"scores_TE is .*; it must be torch.float32 \[T, E\]"):
             round_tokens(other, 2)
+    for outside in (-0.1, 1.1):
+        with pytest.raises(RuntimeError, match=r"outside of \[0, 1\]; .*, not logits"):
+            round_tokens(torch.full((4, 6), outside), 2)
     with pytest.raises(ValueError, match="group is 'all'; it must be None or a ProcessGroup"):
         round_tokens(scores_TE, 2, group="all")
     with pytest.raises(ValueError, match=r"top_k is 7; it must be in 1\.\.6"):
