@@ -103,7 +103,7 @@ def _on_host(rows: Tensor, *, filled: bool) -> Tensor:
     """``rows`` themselves, or pinned memory of their size, which the device is told to fill."""
     if not rows.is_cuda:
         return rows
-    host = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+    host = torch.empty(rows.shape, dtype=rows.dtype, device="cpu", pin_memory=True)
     return host.copy_(rows, non_blocking=True) if filled else host
 
 

@@ -18,6 +18,14 @@ from distmoe.comm.transport import Transport
 all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 
+def check_group(name: str, group: dist.ProcessGroup | None) -> None:
+    """ValueError if ``group``, given as ``name``, is no group, or one that this rank is not in."""
+    if group is not None and not isinstance(group, dist.ProcessGroup):
+        outside = group == dist.GroupMember.NON_GROUP_MEMBER
+        what = "a group without this rank" if outside else repr(group)
+        raise ValueError(f"{name} is {what}; it must be None or a ProcessGroup with this rank")
+
+
 def several_ranks(group: dist.ProcessGroup | None) -> dist.ProcessGroup | None:
     """``group``, by default all ranks if a process group exists; None where it is one rank."""
     if group is None and dist.is_initialized():

@@ -101,7 +101,7 @@ def _checkpoint(function: Any, *inputs: Any) -> Any:
         function,
         *inputs,
         use_reentrant=False,
-        context_fn=RoutingTape().contexts,
+        context_fn=RoutingTape.contexts,
         # Nothing in a block is drawn at random.
         preserve_rng_state=False,
     )

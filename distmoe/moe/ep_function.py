@@ -112,7 +112,9 @@ class ExpertParallelFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout_TH: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
+    def backward(
+        ctx: Any, dout_TH: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, None, None]:
         ep: ExpertParallel = ctx.ep
         plan = ep.plan
         x_RH, z_LG, w_in_eGH, w_out_eHI = ctx.saved_tensors
@@ -121,7 +123,8 @@ class ExpertParallelFunction(torch.autograd.Function):
         a_LI = z_LG.new_empty(plan.num_pairs, w_out_eHI.shape[2])
         dx_LH = x_RH.new_empty(plan.num_pairs, x_RH.shape[1])
         dx_RH = x_RH.new_empty(plan.num_rows, x_RH.shape[1])
-        dscore_L = torch.empty_like(plan.score_L)
+        # Zero behind the last pair, where anomaly detection would find what nobody wrote.
+        dscore_L = torch.zeros_like(plan.score_L)
         for i, block in enumerate(plan.blocks):
             rows.wait_for(i)
             ep.mlp.dgrad(
@@ -145,7 +148,10 @@ class ExpertParallelFunction(torch.autograd.Function):
         rows.send_rest()
         # Its rows are summed: the weight gradients may take its memory.
         del dx_LH
-        dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)
+        dw_in_eGH, dw_out_eHI = None, None
+        # Of experts that are not frozen; all other work is also for ranks whose own are not.
+        if any(ctx.needs_input_grad[2:4]):
+            dw_in_eGH, dw_out_eHI = ep.mlp.wgrad(x_RH, rows.rows_RH, dz_LG, a_LI, index=plan.index)
         dx_TH = ep.combine(rows, dx_RH)
         return dx_TH, scores.finish(), dw_in_eGH, dw_out_eHI, None, None
 

@@ -24,7 +24,7 @@ class HostCopy:
         self._copied: torch.cuda.Event | None = None
         self._host = flat
         if flat.is_cuda:
-            self._host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+            self._host = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
             self._host.copy_(flat, non_blocking=True)
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distmoe.comm import Exchange, Observer, make_exchange
 from distmoe.comm.group_sum import GroupSum
 from distmoe.comm.node_links import NodeGroups, NodeLinks
-from distmoe.comm.torch_group import several_ranks
+from distmoe.comm.torch_group import check_group, several_ranks
 from distmoe.config import MoEConfig, RoundingConfig, expert_groups
 from distmoe.kernels.moe_mlp import MoeMlp, backend_for, load_backend
 from distmoe.kernels.moe_mlp.find_tiles import find_tiles
@@ -27,7 +27,7 @@ from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
 from distmoe.moe.layer_groups import node_groups_for, schedule_for
 from distmoe.moe.mlp import SwiGluMlp
-from distmoe.moe.routing_tape import decided, is_replay
+from distmoe.moe.routing_tape import decided, is_recomputed
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
@@ -94,6 +94,8 @@ class MoE(nn.Module):
         name: str = "MoE layer",
     ) -> None:
         super().__init__()
+        check_group("ep_group", ep_group)
+        check_group("loss_group", loss_group)
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config, self.name = config, name
@@ -137,6 +139,12 @@ class MoE(nn.Module):
         self.links = None if node_groups is None else NodeLinks.over(node_groups, transport)
         for observer in self.observers():
             observer.layer = self.name
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # The weights may live elsewhere now.
+        self._mlp = None
+        return self
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02) -> None:
@@ -206,7 +214,7 @@ class MoE(nn.Module):
         # While the first rows travel.
         shared_TH = self._shared_expert(x_TH)
         out_TH = self.experts(x_TH, score_N, ep, rows)
-        if not is_replay():
+        if not is_recomputed():
             # Behind the experts, as the device idles while the host enqueues what comes before.
             self.stats = MoEStats.count(scores, decision.rounded).with_rows_of(plan)
         if shared_TH is not None:
@@ -266,7 +274,7 @@ class MoE(nn.Module):
         balance = self._balance_counts(scores, rounded, num_sequences)
         with self._named("dispatch, pairs"):
             dispatch.exchange_pairs()
-        if self.on_scores is not None:
+        if self.on_scores is not None and not is_recomputed():
             self.on_scores(scores)
         return _Decision(routing, rounded, dispatch, balance)
 
@@ -274,8 +282,11 @@ class MoE(nn.Module):
         self, scores: Scores, rounded: Rounded, num_sequences: int
     ) -> Callable[[], BalanceCounts]:
         forward_E1 = own_counts(scores.chosen_TE)
-        # Evaluation is never counted, and a replay never comes here.
-        so_far_E1 = self.step_counts.add(forward_E1) if self.training else forward_E1
+        # Evaluation is never counted, and a forward once. A replay never comes here.
+        so_far_E1 = forward_E1
+        if self.training:
+            counts = self.step_counts
+            so_far_E1 = (counts.so_far if is_recomputed() else counts.add)(forward_E1)
         return balance_counts(
             self.config.load_balance_scope,
             OwnCounts(forward_E1, so_far_E1, scores.chosen_TE, num_sequences),

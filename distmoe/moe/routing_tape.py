@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
+import torch
+
 T = TypeVar("T")
 
 _current = threading.local()
@@ -26,9 +28,12 @@ class RoutingTape:
         self._next = 0
         self._replaying = False
 
-    def contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """The ``context_fn`` of torch.utils.checkpoint: one for the forward, one for the replay."""
-        return self._active(replaying=False), self._active(replaying=True)
+    @staticmethod
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """The ``context_fn`` of torch.utils.checkpoint, which asks for every call of the region
+        anew: one for its forward, one for its replay, with a tape of their own."""
+        tape = RoutingTape()
+        return tape._active(replaying=False), tape._active(replaying=True)
 
     @contextmanager
     def _active(self, *, replaying: bool) -> Iterator[None]:
@@ -54,7 +59,9 @@ def decided(decide: Callable[[], T]) -> T:
     return decide() if tape is None else tape._take(decide)
 
 
-def is_replay() -> bool:
-    """Whether this forward is a recomputation, whose tokens have been counted already."""
+def is_recomputed() -> bool:
+    """Whether this forward is a recomputation, whose tokens have been counted already: with a tape,
+    or without one, where it runs inside of a backward."""
     tape: RoutingTape | None = getattr(_current, "tape", None)
-    return tape is not None and tape._replaying
+    in_backward = torch._C._current_graph_task_id() != -1
+    return in_backward if tape is None else tape._replaying

@@ -25,7 +25,13 @@ class StepCounts:
         """Count a forward; the counts that its loss is to use."""
         before_E1 = self._so_far_E1
         self._so_far_E1 = own_E1 if before_E1 is None else before_E1 + own_E1
-        return self._so_far_E1 if self._begun else own_E1
+        return self.so_far(own_E1)
+
+    def so_far(self, own_E1: Tensor) -> Tensor:
+        """The counts that the loss of a forward is to use which was counted before."""
+        if self._so_far_E1 is None or not self._begun:
+            return own_E1
+        return self._so_far_E1
 
     def take(self) -> Tensor | None:
         """What was counted, and begin anew; None if nothing was."""

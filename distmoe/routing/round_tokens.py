@@ -12,6 +12,7 @@ from torch import Tensor
 
 from distmoe.comm import Exchange, make_exchange
 from distmoe.comm.local import LocalExchange
+from distmoe.comm.torch_group import check_group
 from distmoe.config import RoundingConfig
 from distmoe.registry import ROUNDING_RULES, ROUNDING_TRANSPORTS, SELECTIONS
 from distmoe.routing.rounding import Population, Rule, owned_part
@@ -198,8 +199,10 @@ def round_tokens(
     times the mean, nor any balance group if ``capacity_of`` is "rank"; see `rounding.capacity`. 0:
     no bound.
     ``exchange``: a transport to use in place of one made for ``group``. Collective.
-    ValueError for impossible arguments.
+    ValueError for impossible arguments, RuntimeError for scores that are none.
     """
+    _check_scores(scores_TE)
+    check_group("group", group)
     rounding = RoundingConfig(
         rule,
         tile=tile,
@@ -215,6 +218,20 @@ def round_tokens(
     scores = scores_from_probabilities(scores_TE, top_k=top_k, renormalize=renormalize)
     selected_TE = round_scores(scores, exchange or make_exchange(group), rounding).selected_TE
     return Routing.from_mask(selected_TE, scores.weight(selected_TE))
+
+
+def _check_scores(scores_TE: Tensor) -> None:
+    if scores_TE.ndim != 2 or scores_TE.dtype != torch.float32:
+        raise ValueError(
+            f"scores_TE is {scores_TE.dtype} of the shape {tuple(scores_TE.shape)}; it must be "
+            "torch.float32 [T, E]"
+        )
+    # Asked on the device. A step that has diverged is somebody else's to see.
+    outside_TE = ((scores_TE < 0) | (scores_TE > 1)) & scores_TE.isfinite()
+    torch._assert_async(
+        ~outside_TE.any(),
+        "scores_TE has numbers outside of [0, 1]; it must be a router's probabilities, not logits",
+    )
 
 
 def _check(rounding: RoundingConfig, *, num_experts: int, top_k: int, renormalize: str) -> None:

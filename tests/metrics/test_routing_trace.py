@@ -280,7 +280,7 @@ def test_a_recomputed_forward_is_recorded_once(tmp_path: Path) -> None:
     with recorder.recording():
         x_TH = torch.randn(T, H, requires_grad=True)
         for layer in layers:
-            context = RoutingTape().contexts
+            context = RoutingTape.contexts
             x_TH, _ = checkpoint(layer, x_TH, use_reentrant=False, context_fn=context)
         x_TH.sum().backward()
     recorder.write(1)

@@ -18,7 +18,7 @@ from distmoe.moe.expert_bias import moved
 from distmoe.moe.routing_tape import RoutingTape
 from distmoe.registry import ROUTERS
 from distmoe.routing.rounding.reference import top_k_reference
-from distmoe.routing.routers import is_forced, make_router
+from distmoe.routing.routers import Scores, is_forced, make_router
 
 H, E, K, STEPS, MICRO, TOKENS = 16, 8, 2, 5, 2, 24
 RATE = 0.01
@@ -140,12 +140,18 @@ def test_evaluation_is_not_counted() -> None:
         assert layer.step_counts.take().tolist()[-1] == TOKENS
 
 
-def test_a_replay_is_not_counted() -> None:
+@pytest.mark.parametrize("with_tape", [True, False])
+def test_a_recomputed_forward_is_not_counted(with_tape: bool) -> None:
     layer = make_layers()[0]
-    x = inputs()[0, 0].requires_grad_()
-    out, _ = checkpoint(layer, x, use_reentrant=False, context_fn=RoutingTape().contexts)
-    out.sum().backward()
-    assert layer.step_counts.take().tolist()[-1] == TOKENS
+    context = {"context_fn": RoutingTape.contexts} if with_tape else {}
+    noted: list[Scores] = []
+    layer.on_scores = noted.append
+    layer.begin_step()
+    for x in inputs()[0]:
+        out, _ = checkpoint(layer, x.requires_grad_(), use_reentrant=False, **context)
+        out.sum().backward()
+    assert layer.step_counts.take().tolist()[-1] == MICRO * TOKENS
+    assert len(noted) == MICRO
 
 
 def test_counts_are_of_top_k_and_taken_once() -> None:

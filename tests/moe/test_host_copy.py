@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import MagicMock
 
+import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from distmoe.moe.host_copy import enqueued
+from distmoe.moe.host_copy import HostCopy, enqueued
 
 
 class Batch:
@@ -33,3 +36,11 @@ def test_what_goes_to_a_gpu_is_page_locked_and_not_waited_for() -> None:
 def test_a_cpu_needs_no_copy() -> None:
     x = torch.arange(3)
     assert enqueued(x, torch.device("cpu")) is x
+
+
+def test_the_host_s_copy_is_its_own_whatever_the_default_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", MagicMock())
+    with FakeTensorMode(), torch.device("cuda"):
+        assert HostCopy(torch.zeros(3, dtype=torch.int32))._host.device.type == "cpu"

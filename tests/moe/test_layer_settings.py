@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from layer_runs import CONFIG, TILE, H, inputs, make_layer, weights
+from layer_runs import CONFIG, DEVICE, TILE, H, inputs, make_layer, weights
 from ranks import run_ranks
 from tile_tables import table_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from distmoe import MoE
 from distmoe.config import DispatchConfig, RoundingConfig
 from distmoe.kernels.moe_mlp import MoeMlp, Runs, check_operands
+from distmoe.kernels.moe_mlp.torch_backend import TorchMoeMlp
 from distmoe.kernels.moe_mlp.triton_backend import TritonMoeMlp
+from distmoe.kernels.testing import poisoned_empty
 from distmoe.moe.routing_tape import RoutingTape
 
 
@@ -162,10 +165,43 @@ def test_operands_that_do_not_fit_are_refused() -> None:
     layer = MoE(CONFIG)
     with pytest.raises(ValueError, match=r"x has the shape \(4, 17\).*hidden_size \(16\)"):
         layer(torch.randn(4, 17))
+    with pytest.raises(ValueError, match=r"x has the shape \(\).*hidden_size \(16\)"):
+        layer(torch.tensor(1.0))
     with pytest.raises(ValueError, match=r"rows are torch.bfloat16, w_in torch.float32.*one dtype"):
         check_operands(torch.empty(2, 2).bfloat16(), torch.empty(1, 4, 2), torch.empty(1, 2, 2))
     with pytest.raises(ValueError, match=r"rows are 3 wide, w_in is \(1, 4, 2\)"):
         check_operands(torch.empty(2, 3), torch.empty(1, 4, 2), torch.empty(1, 3, 2))
+
+
+def test_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="x is on meta and router_EH on .*; they must be on one"):
+        make_layer(CONFIG).to(DEVICE)(torch.empty(4, H, device="meta"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with (
+        FakeTensorMode(),
+        pytest.raises(ValueError, match=r"x is on cuda:0, .* current device is cuda:1; .*\(0\)"),
+    ):
+        make_layer(CONFIG)(torch.empty(4, H, device="cuda:0"))
+
+
+def test_a_group_of_others_is_refused() -> None:
+    def run(rank: int) -> None:
+        others = dist.new_group([1 - rank])
+        with pytest.raises(ValueError, match="ep_group is a group without this rank; it must be"):
+            MoE(CONFIG, others)
+        with pytest.raises(ValueError, match="loss_group is 'dp'; it must be None or a Proc"):
+            MoE(CONFIG, loss_group="dp")
+
+    run_ranks(run, 2)
+
+
+def test_a_moved_layer_picks_its_kernels_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = MoE(CONFIG)
+    assert isinstance(layer.mlp, TorchMoeMlp)
+    monkeypatch.setattr("distmoe.moe.layer.backend_for", lambda name, device: "triton")
+    assert isinstance(layer.mlp, TorchMoeMlp)
+    assert isinstance(layer.to(DEVICE).mlp, TritonMoeMlp)
 
 
 @pytest.mark.parametrize("other", ["x", "experts", "shared"])
@@ -195,9 +231,10 @@ class Watched:
     """A backend that notes the pairs of its calls."""
 
     def __init__(self, mlp: MoeMlp) -> None:
-        self.mlp, self.row_sum, self.wgrad = mlp, mlp.row_sum, mlp.wgrad
+        self.mlp, self.row_sum = mlp, mlp.row_sum
         self.forwards: list[int] = []
         self.dgrads: list[int] = []
+        self.wgrads = 0
 
     def forward(self, *tensors: Tensor, runs: Runs, **rest: Any) -> None:
         self.forwards.append(runs.max_pairs)
@@ -206,6 +243,30 @@ class Watched:
     def dgrad(self, *tensors: Tensor, runs: Runs, **rest: Any) -> None:
         self.dgrads.append(runs.max_pairs)
         self.mlp.dgrad(*tensors, runs=runs, **rest)
+
+    def wgrad(self, *tensors: Tensor, **rest: Any) -> tuple[Tensor, Tensor]:
+        self.wgrads += 1
+        return self.mlp.wgrad(*tensors, **rest)
+
+
+def test_frozen_experts_cost_no_weight_gradients() -> None:
+    layer = MoE(CONFIG)
+    layer._mlp = watched = Watched(layer.mlp)
+    layer.experts.requires_grad_(False)
+    x, dout = inputs([24], None)
+    layer(x)[0].backward(dout)
+    assert (len(watched.dgrads), watched.wgrads) == (1, 0)
+    layer.experts.requires_grad_()
+    layer(x)[0].backward(dout)
+    assert (len(watched.dgrads), watched.wgrads) == (2, 1)
+
+
+def test_anomaly_detection_finds_nothing_behind_the_last_pair() -> None:
+    layer = MoE(replace(CONFIG, rounding=RoundingConfig("down", tile=TILE)))
+    x, dout = inputs([30], None)
+    with poisoned_empty(), torch.autograd.set_detect_anomaly(True):
+        layer(x.requires_grad_())[0].backward(dout)
+    assert int(layer.stats.dropped) > 0
 
 
 @pytest.mark.parametrize("changed", ["overlap", "recompute"])
@@ -221,7 +282,7 @@ def test_calls_keep_their_pairs(changed: str) -> None:
         rows = slice(0, 24) if rank == 0 else slice(24, 54)
         own = x[rows].clone().requires_grad_()
         if recompute:
-            contexts = RoutingTape().contexts
+            contexts = RoutingTape.contexts
             out = checkpoint(lambda x: layer(x)[0], own, use_reentrant=False, context_fn=contexts)
         else:
             out = layer(own)[0]

@@ -141,6 +141,14 @@ def test_scores_that_are_not_numbers_keep_the_counts_aligned() -> None:
 
 def test_impossible_arguments_are_named() -> None:
     scores_TE = torch.rand(4, 6)
+    for other in (scores_TE[0], scores_TE.bfloat16(), scores_TE.int()):
+        with pytest.raises(ValueError, match=r"scores_TE is .*; it must be torch.float32 \[T, E\]"):
+            round_tokens(other, 2)
+    for outside in (-0.1, 1.1):
+        with pytest.raises(RuntimeError, match=r"outside of \[0, 1\]; .*, not logits"):
+            round_tokens(torch.full((4, 6), outside), 2)
+    with pytest.raises(ValueError, match="group is 'all'; it must be None or a ProcessGroup"):
+        round_tokens(scores_TE, 2, group="all")
     with pytest.raises(ValueError, match=r"top_k is 7; it must be in 1\.\.6"):
         round_tokens(scores_TE, 7)
     with pytest.raises(ValueError, match="balance_groups is 4; it must divide the 6 experts"):
