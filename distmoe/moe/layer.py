@@ -27,8 +27,8 @@ from distmoe.moe.ep_function import ExpertParallel
 from distmoe.moe.experts import Experts
 from distmoe.moe.layer_groups import node_groups_for, schedule_for
 from distmoe.moe.mlp import SwiGluMlp
-from distmoe.moe.row_formats import TravelFormats
 from distmoe.moe.routing_tape import decided, is_replay
+from distmoe.moe.row_formats import TravelFormats
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp

@@ -13,8 +13,8 @@ from distmoe.moe.row_formats import PackedRows
 
 
 class Rows(Protocol):
-    """One way to move them. ``rows_RH``: what arrives, and the own rows, both unpacked; ``home_UH``:
-    the partial sums of the rows that this rank's tokens have everywhere, in the plan's order."""
+    """One way to move them. ``rows_RH``: what arrives, and the own rows, unpacked; ``home_UH``: the
+    partial sums of the rows that this rank's tokens have everywhere, in the plan's order."""
 
     rows_RH: Tensor
     home_UH: Tensor

@@ -1,9 +1,9 @@
 """Rows as 8-bit numbers (e4m3) with a power of two for every 128 values, as they travel.
 
-Of a block with the largest magnitude m the scale is the smallest 2^k with m <= 448 * 2^k, and a value
-is the e4m3 number next to value / 2^k, ties to even. So a packed row is rounded once: to divide by a
-power of two is exact, and so is bf16(e4m3 * 2^k). What was packed and unpacked is packed again to the
-same values. A block with inf or NaN becomes NaN, all of it.
+Of a group with the largest magnitude m the scale is the smallest 2^k with m <= 448 * 2^k, and a
+value becomes the e4m3 number next to value / 2^k, ties to even. So a value is rounded once: to
+divide by a power of two is exact, and e4m3 * 2^k is a number of bf16. What was unpacked gives the
+same values when it is packed again. A group with inf or NaN becomes NaN, all of it.
 
 A packed row: H bytes of e4m3, ceil(H / 128) bytes k + 127 (E8M0 of the OCP MX formats, whose 255 is
 NaN), and bytes that nobody reads up to a multiple of 16.

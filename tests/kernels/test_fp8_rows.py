@@ -79,6 +79,8 @@ def test_the_dtype_of_the_rows_changes_nothing() -> None:
     torch.testing.assert_close(through(x_TH).float(), through(x_TH.float()), atol=0, rtol=0)
 
 
+# In the interpreter.
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_visible(backend: str, value: float) -> None:

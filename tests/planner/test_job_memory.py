@@ -240,6 +240,12 @@ MLA: dict[str, Any] = {
         ("bf16", "full", 1, {}),
         ("bf16", "none", 2, MLA),
         ("fp32", "none", 1, {"optim__name": "muon"}),
+        (
+            "fp32",
+            "none",
+            1,
+            {"moe__dispatch__row_dtype": "fp8", "moe__dispatch__sum_dtype": "bf16"},
+        ),
     ],
 )
 def test_a_real_step_holds_what_is_predicted(
