@@ -72,6 +72,7 @@ class OwnWay:
             mlp or layer.mlp,
             overlap=way.overlap,
             links=links or layer.links_for(self.schedule),
+            travel=way.travel,
         )
         self._before = self._sent()
 
