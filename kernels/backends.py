@@ -14,17 +14,17 @@ def fused_kernels_run_on(device: torch.device) -> bool:
     return device.type == "cuda" and _supported(device.index or 0)
 
 
-def e4m3_kernels_run_on(device: torch.device) -> bool:
-    """Whether Triton has conversions to and from e4m3 on ``device``: CUDA of compute capability 8.9
-    or newer. Never raises."""
-    if not fused_kernels_run_on(device) or torch.version.hip is not None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 9)
-
-
 def fused_or_torch(device: torch.device) -> str:
     """The name of the backend of ops that have these two."""
     return "triton" if fused_kernels_run_on(device) else "torch"
+
+
+def e4m3_or_torch(device: torch.device) -> str:
+    """The same for ops that convert to and from e4m3, which Triton does for CUDA of compute
+    capability 8.9 or newer."""
+    if fused_or_torch(device) == "torch" or torch.version.hip is not None:
+        return "torch"
+    return "triton" if torch.cuda.get_device_capability(device) >= (8, 9) else "torch"
 
 
 def kernels_are_interpreted() -> bool:

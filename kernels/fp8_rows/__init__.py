@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distmoe.kernels.backends import e4m3_kernels_run_on
+from distmoe.kernels.backends import e4m3_or_torch
 from distmoe.registry import FP8_ROWS_BACKENDS
 
 # Values that share a scale: DeepSeek-V3 (arXiv 2412.19437), section 3.3.
@@ -69,7 +69,6 @@ def dequantize_rows(
 
 
 def _load(backend: str, device: torch.device) -> Fp8Rows:
-    if backend == "auto":
-        backend = "triton" if e4m3_kernels_run_on(device) else "torch"
-    rows: Fp8Rows = FP8_ROWS_BACKENDS.load(backend)()
+    name = e4m3_or_torch(device) if backend == "auto" else backend
+    rows: Fp8Rows = FP8_ROWS_BACKENDS.load(name)()
     return rows

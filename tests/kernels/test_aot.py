@@ -41,6 +41,8 @@ WITHOUT_VARIANTS += [
     "arrange_pairs segment W2",
     "arrange_pairs move W2",
     "balance_targets E64 runs 8 rooms 1",
+    "fp8_rows quantize H2048 bf16",
+    "fp8_rows dequantize H2048 bf16 gathered",
 ]
 WITHOUT_VARIANTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
 WITHOUT_VARIANTS += [
