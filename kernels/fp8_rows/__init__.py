@@ -27,7 +27,7 @@ ALIGNMENT = 16
 WORD = 8
 
 
-class Fp8Rows(Protocol):
+class Fp8RowKernels(Protocol):
     """One backend. Rows are contiguous."""
 
     def quantize(self, x_TH: Tensor, packed_TW: Tensor) -> None:
@@ -64,11 +64,11 @@ def quantize_rows(x_TH: Tensor, *, backend: str = "auto") -> Tensor:
 def dequantize_rows(
     packed_UW: Tensor, out_RH: Tensor, *, token_R: Tensor | None = None, backend: str = "auto"
 ) -> None:
-    """See `Fp8Rows`, of packed rows in words; ``out_RH`` is contiguous."""
+    """See `Fp8RowKernels`, of packed rows in words; ``out_RH`` is contiguous."""
     _load(backend, out_RH.device).dequantize(packed_UW.view(torch.uint8), out_RH, token_R)
 
 
-def _load(backend: str, device: torch.device) -> Fp8Rows:
+def _load(backend: str, device: torch.device) -> Fp8RowKernels:
     name = e4m3_or_torch(device) if backend == "auto" else backend
-    rows: Fp8Rows = FP8_ROWS_BACKENDS.load(name)()
+    rows: Fp8RowKernels = FP8_ROWS_BACKENDS.load(name)()
     return rows
