@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hostile_exchange import HostileExchange
 from layer_runs import CONFIG, TILE, H, by_reference, inputs, make_layer, run_layer, together
 from ranks import run_ranks
 from torch import Tensor
@@ -23,6 +24,11 @@ WAYS = {
     "copies": (4, 0, DispatchConfig(level="copies", steps=2)),
     "over nodes": (4, 2, DispatchConfig(level="node", steps=2)),
 }
+
+
+@pytest.fixture(autouse=True)
+def _hostile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distmoe.comm.threaded.ThreadedExchange", HostileExchange)
 
 
 def tokens_of(num_ranks: int) -> list[int]:
