@@ -51,7 +51,7 @@ def results_of(way: str, **changes: str | bool) -> tuple[MoEConfig, list[dict]]:
 @pytest.mark.parametrize("way", WAYS)
 def test_every_row_is_rounded_once(way: str, row_dtype: str) -> None:
     """Own rows and those of others, in the forward and the backward, by the reference that knows no
-    ranks; a row that was not rounded, or rounded twice, would be off by far more."""
+    ranks; a row that was not rounded would be off by far more."""
     config, results = results_of(way, row_dtype=row_dtype)
     num_ranks = WAYS[way][0]
     x, dout = inputs(tokens_of(num_ranks), None)

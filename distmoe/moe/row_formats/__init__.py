@@ -27,7 +27,7 @@ class RowFormat(Protocol):
         ...
 
     def pack(self, v_TH: Tensor) -> Tensor:
-        """[T, W], whatever the format makes of H; contiguous; ``v_TH`` itself if that will do."""
+        """[T, W], contiguous, of another dtype than ``v_TH``, or else the same values."""
         ...
 
     def unpack(self, packed_UW: Tensor, out_RH: Tensor, token_R: Tensor | None = None) -> None:
