@@ -87,6 +87,14 @@ EXCHANGES = Registry(
         "mpi": "distmoe.comm.mpi:MpiExchange",
     },
 )
+ROW_FORMATS = Registry(
+    "format of travelling rows",
+    {
+        "computed": "distmoe.moe.row_formats.plain:ComputedRows",
+        "bf16": "distmoe.moe.row_formats.plain:Bf16Rows",
+        "fp8": "distmoe.moe.row_formats.fp8:Fp8Rows",
+    },
+)
 MOE_MLP_BACKENDS = Registry(
     "moe_mlp backend",
     {
@@ -147,6 +155,13 @@ ARRANGE_PAIRS_BACKENDS = Registry(
     {
         "torch": "distmoe.kernels.arrange_pairs.torch_backend:arrange",
         "triton": "distmoe.kernels.arrange_pairs.triton_backend:arrange",
+    },
+)
+FP8_ROWS_BACKENDS = Registry(
+    "fp8_rows backend",
+    {
+        "torch": "distmoe.kernels.fp8_rows.reference:TorchFp8Rows",
+        "triton": "distmoe.kernels.fp8_rows.triton_backend:TritonFp8Rows",
     },
 )
 BALANCE_TARGETS_BACKENDS = Registry(

@@ -19,6 +19,14 @@ def fused_or_torch(device: torch.device) -> str:
     return "triton" if fused_kernels_run_on(device) else "torch"
 
 
+def e4m3_or_torch(device: torch.device) -> str:
+    """The same for ops that convert to and from e4m3, which Triton does for CUDA of compute
+    capability 8.9 or newer."""
+    if fused_or_torch(device) == "torch" or torch.version.hip is not None:
+        return "torch"
+    return "triton" if torch.cuda.get_device_capability(device) >= (8, 9) else "torch"
+
+
 def kernels_are_interpreted() -> bool:
     """Whether Triton's interpreter runs them, on a CPU."""
     if find_spec("triton") is None:

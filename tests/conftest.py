@@ -26,9 +26,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
     import gluon_interpreter
-    from triton_interpreter import patch_bfloat16
+    from triton_interpreter import patch_casts
 
-    patch_bfloat16()
+    patch_casts()
     gluon_interpreter.install()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -106,6 +108,31 @@ def together(results: list[dict]) -> dict[str, Tensor]:
     return joined
 
 
+class Sent(torch.autograd.Function):
+    """Rows, and their gradients, rounded to the format in which they travel."""
+
+    @staticmethod
+    def forward(ctx: Any, v_TH: Tensor, row_dtype: str, gradient_dtype: str) -> Tensor:
+        ctx.gradient_dtype = gradient_dtype
+        return as_sent(v_TH, row_dtype)
+
+    @staticmethod
+    def backward(ctx: Any, dv_TH: Tensor) -> tuple[Tensor, None, None]:
+        return as_sent(dv_TH, ctx.gradient_dtype), None, None
+
+
+def as_sent(v_TH: Tensor, row_dtype: str) -> Tensor:
+    """What comes out at the other end."""
+    if row_dtype == "bf16":
+        return v_TH.bfloat16().to(v_TH.dtype)
+    if row_dtype == "fp8":
+        # One group: the power of two that brings the largest value to at most 448.
+        largest_T1 = v_TH.abs().amax(1, keepdim=True)
+        scale_T1 = torch.exp2(torch.ceil(torch.log2(largest_T1 / 448).clamp(min=-126)))
+        return (v_TH / scale_T1).float().to(torch.float8_e4m3fn).to(v_TH.dtype) * scale_T1
+    return v_TH.clone()
+
+
 def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype: torch.dtype):
     """The same layer as plain autograd over all tokens and experts."""
     w = {
@@ -128,7 +155,12 @@ def by_reference(config: MoEConfig, x: Tensor, dout: Tensor, groups: int, dtype:
     mask_TE = torch.zeros_like(prob_TE, dtype=torch.bool)
     mask_TE[rounded.token_N.long(), rounded.expert_N.long()] = True
     routing = Routing.from_mask(mask_TE, scores.weight(mask_TE))
-    out_TH = moe_reference(x_TH, routing, w["w_in"], w["w_out"])
+    sent_TH = Sent.apply(x_TH, config.dispatch.row_dtype, "computed")
+    out_TH = Sent.apply(
+        moe_reference(sent_TH, routing, w["w_in"], w["w_out"]),
+        "computed",
+        config.dispatch.row_dtype,
+    )
     counts_E = scores.chosen_TE.sum(0)
     losses = [
         load_balance_loss(prob_TE, counts_E, freq_tokens=len(x), num_tokens=len(x), top_k=K),

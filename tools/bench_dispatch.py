@@ -9,7 +9,9 @@ the end) that are joined by a link of so many Mbit/s. --device sleep computes no
 as long as its products would take at --pairs-per-ms. --peers adds other people's layers in the same
 rounds, after a check that they compute what ours does; one that is not installed is a line with the
 reason. --exposed also measures how much of the time is communication, by the clock and by our own
-accounting. Ends with 2 on a wrong argument, 1 if a rank broke off or a peer is wrong, 0 otherwise.
+accounting. --row-dtypes adds ways whose rows travel in fewer bytes, with partial sums in bf16,
+after a check that they are the same rows, rounded. Ends with 2 on a wrong argument, 1 if a rank
+broke off, or if a peer or a rounded row is wrong, 0 otherwise.
 """
 
 from __future__ import annotations
@@ -48,13 +50,14 @@ from distmoe.bench.dispatch.session import (
     exposed_lines,
     lines,
     measure_rank,
-    peer_notes,
-    wrong_peers,
+    notes,
+    something_is_wrong,
 )
 from distmoe.bench.dispatch.ways import default_ways
 from distmoe.bench.tool import add_sizes, check_layer, circumstances
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.row_volumes import RankLayout
+from distmoe.registry import ROW_FORMATS
 
 SIZES = {
     "ranks": 2,
@@ -92,19 +95,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     ranks = [RankResult.read(of_rank) for of_rank in figures]
     found = lines(settings, ranks)
     exposed = exposed_lines(settings, ranks)
-    _show(arguments, found, exposed, peer_notes(ranks))
+    _show(arguments, found, exposed, notes(ranks))
     if arguments.json:
         arguments.json.write_text(json.dumps(_record(found, exposed, ranks), indent=1) + "\n")
     if arguments.picture:
         draw(found, arguments.picture)
-    return int(wrong_peers(ranks))
+    return int(something_is_wrong(ranks))
 
 
 def _show(
     arguments: argparse.Namespace,
     found: list[Line],
     exposed: list[ExposedLine],
-    notes: list[str],
+    said: list[str],
 ) -> None:
     a = arguments
     link = f"two hosts, {a.mbit} Mbit/s" if a.mbit else "one host"
@@ -118,7 +121,7 @@ def _show(
         tables.append(bytes_table(found))
     if exposed:
         tables += [exposed_table(exposed), hidden_table(exposed)]
-    show(*tables, notes=notes)
+    show(*tables, notes=said)
 
 
 def _record(
@@ -134,6 +137,7 @@ def _record(
         "exposed": [asdict(line) for line in exposed],
         "peer_errors": ranks[0].errors,
         "missing_peers": ranks[0].missing,
+        "rounding_errors": ranks[0].rounding,
     }
 
 
@@ -145,6 +149,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_sizes(parser, SIZES)
     parser.add_argument("--ranks-per-node", type=positive, help="all of them if not given")
     parser.add_argument("--steps", type=_steps, default=[2, 4], help="of order tokens")
+    parser.add_argument(
+        "--row-dtypes", type=_row_dtypes, default=["bf16", "fp8"], help="of rows, beside fp32"
+    )
     parser.add_argument("--mbit", type=int, default=0, help="rate of a link between two hosts")
     parser.add_argument("--device", choices=("cpu", "sleep"), default="cpu", help="what computes")
     parser.add_argument("--pairs-per-ms", type=float, default=50.0, help="of a sleeping device")
@@ -193,7 +200,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         ),
         layout=RankLayout(a.ranks, per_node),
         device=Device(1000 * a.pairs_per_ms if a.device == "sleep" else 0.0),
-        ways=default_ways(a.ranks, per_node, a.steps),
+        ways=default_ways(a.ranks, per_node, a.steps, a.row_dtypes),
         peers=a.peers,
         rounds=a.rounds,
         interface=INTERFACE if a.mbit else "",
@@ -206,6 +213,15 @@ def _steps(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}; it must be integers, at least 1, such as 2,4")
     return [int(part) for part in parts]
+
+
+def _row_dtypes(text: str) -> list[str]:
+    names = text.split(",") if text else []
+    known = [name for name in ROW_FORMATS if name != "computed"]
+    for name in names:
+        if name not in known:
+            raise argparse.ArgumentTypeError(f"unknown {name!r}; known: {', '.join(known)}")
+    return names
 
 
 def _peers(text: str) -> list[str]:

@@ -122,7 +122,7 @@ part_tests() {
     "$python" -c 'import xdist' 2>/dev/null && workers=(-n "$WORKERS")
     "$python" -m pytest "${workers[@]}" -m "gpu or not gpu" -k "not aot and not sonicmoe and not gluon" --tb=short \
         -o timeout=120 -o timeout_method=thread --durations=10 --junitxml="$out/$name-tests.xml" \
-        tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py \
+        tests/kernels tests/moe/test_no_host_sync.py tests/moe/test_layer.py tests/moe/test_row_formats.py \
         tests/model/test_document_mask.py tests/model/test_attention.py tests/bench/test_layer_memory.py \
         tests/bench/kernels/test_pieces.py tests/bench/kernels/test_tuning.py
 }

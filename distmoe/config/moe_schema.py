@@ -52,6 +52,13 @@ class DispatchConfig:
     rank's rows."""
     steps: int = 0
     """Steps of the exchange. 0: as many as the links and the tiles make worth it."""
+    row_dtype: str = "computed"
+    """In what form rows travel to the experts, x and in the backward dy. computed: as experts
+    compute with them. bf16: fp32 rows in half the bytes. fp8: e4m3 with a scale, a power of two,
+    for every 128 values (DeepSeek-V3). Rows that stay on their rank are rounded too."""
+    sum_dtype: Literal["computed", "bf16"] = "computed"
+    """Dtype in which partial sums travel home, y and in the backward dx. bf16: where fp32 is
+    computed with."""
     exchange: str = "auto"
     """Transport. auto: local for ep = 1, point-to-point on gloo, all-to-all on NCCL."""
 

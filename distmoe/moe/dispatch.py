@@ -20,6 +20,7 @@ from distmoe.moe.host_copy import HostCopy, ints
 from distmoe.moe.int_array import IntArray
 from distmoe.moe.outgoing import OutgoingRows
 from distmoe.moe.plan import DispatchPlan, Sizes, build_plan, plan_of_one_rank, sent_tokens
+from distmoe.moe.row_formats import PackedRows
 from distmoe.moe.schedule import Schedule
 from distmoe.routing.rounding import owned_part
 from distmoe.routing.routing import Routing
@@ -94,12 +95,12 @@ class Dispatch:
         """N, of this rank's tokens, after `exchange_pairs`."""
         return len(self._pair_N2) if self._plan is None else self._plan.num_own_pairs
 
-    def gather(self, x_TH: Tensor) -> list[Tensor] | None:
+    def gather(self, source: PackedRows) -> list[Tensor] | None:
         """After `exchange_pairs`: the rows that leave, block by block; None if none do, or if there
         is nothing to wait for meanwhile."""
         if self._plan is not None:
             return None
-        return [x_TH.index_select(0, token) for token in self._sent_token_b]
+        return [source.gather(token) for token in self._sent_token_b]
 
     def plan(self) -> DispatchPlan:
         """After `exchange_pairs`: wait for the rows that arrive; the same plan again for free."""

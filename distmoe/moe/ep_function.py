@@ -25,6 +25,7 @@ from distmoe.kernels.moe_mlp import MoeMlp, check_operands
 from distmoe.moe.named_rows import NamedRows
 from distmoe.moe.node_rows import NodeRows
 from distmoe.moe.plan import DispatchPlan
+from distmoe.moe.row_formats import PackedRows, TravelFormats
 from distmoe.moe.rows import FlatRows, OwnRows, Rows
 from distmoe.named_range import is_profiling, named_range
 
@@ -32,37 +33,44 @@ from distmoe.named_range import is_profiling, named_range
 @dataclass(frozen=True)
 class ExpertParallel:
     """What the Function needs beside tensors. ``overlap=False`` waits for each transfer at once.
-    ``links``: for plans of level `node`. ``layer``: its name in profiles."""
+    ``links``: for plans of level `node`. ``travel``: in what form rows and partial sums travel.
+    ``layer``: its name in profiles."""
 
     plan: DispatchPlan
     exchange: Exchange
     mlp: MoeMlp
     overlap: bool = True
     links: NodeLinks | None = None
+    travel: TravelFormats = TravelFormats()
     layer: str = ""
 
-    def post_rows(self, source_TH: Tensor, gathered: list[Tensor] | None = None) -> Rows:
+    def post_rows(self, source: PackedRows, gathered: list[Tensor] | None = None) -> Rows:
         """Every receive and then every send of a pass; what they carry must not change until the
         pass is finished. ``gathered``: what leaves, if that was gathered before."""
         with named_range("dispatch, posting", layer=self.layer):
-            rows = self._rows(source_TH.contiguous(), gathered)
+            rows = self._rows(source, gathered)
         return NamedRows(rows, self.layer) if is_profiling() else rows
 
-    def _rows(self, source_TH: Tensor, gathered: list[Tensor] | None) -> Rows:
+    def _rows(self, source: PackedRows, gathered: list[Tensor] | None) -> Rows:
         plan, exchange, overlap = self.plan, self.exchange, self.overlap
         if plan.num_ranks == 1:
-            return OwnRows(source_TH)
+            return OwnRows(source)
         if self.links is None:
-            return FlatRows(plan, exchange, source_TH, gathered, overlap=overlap)
-        return NodeRows(plan, exchange, self.links, source_TH, gathered, overlap=overlap)
+            return FlatRows(plan, exchange, source, gathered, overlap=overlap)
+        return NodeRows(plan, exchange, self.links, source, gathered, overlap=overlap)
+
+    def new_sums(self, rows_RH: Tensor) -> Tensor:
+        """For the partial sum of every row, in the dtype in which it goes home: `row_sum` rounds
+        only once, from fp32."""
+        return torch.empty_like(rows_RH, dtype=self.travel.sums.dtype(rows_RH.dtype))
 
     def combine(self, rows: Rows, y_RH: Tensor) -> Tensor:
         """Wait for everything; [T, H] sum of a token's partial rows, fp32, in rank order."""
         with named_range("combine", layer=self.layer):
             rows.finish(y_RH)
             if self.plan.combine is None:
-                return y_RH
-            out_TH = y_RH.new_empty(self.plan.num_tokens, y_RH.shape[1])
+                return y_RH.to(rows.rows_RH.dtype)
+            out_TH = rows.rows_RH.new_empty(self.plan.num_tokens, y_RH.shape[1])
             every = slice(0, self.plan.num_tokens)
             self.mlp.row_sum(
                 rows.home_UH, index=self.plan.combine, rows=every, score_L=None, out_RH=out_TH
@@ -88,7 +96,7 @@ class ExpertParallelFunction(torch.autograd.Function):
         z_LG = x_TH.new_empty(plan.num_pairs, w_in_eGH.shape[1])
         a_LI = x_TH.new_empty(plan.num_pairs, w_out_eHI.shape[2])
         y_LH = x_TH.new_empty(plan.num_pairs, x_TH.shape[1])
-        y_RH = x_TH.new_empty(plan.num_rows, x_TH.shape[1])
+        y_RH = ep.new_sums(rows.rows_RH)
         for i, block in enumerate(plan.blocks):
             rows.wait_for(i)
             ep.mlp.forward(
@@ -118,11 +126,11 @@ class ExpertParallelFunction(torch.autograd.Function):
         ep: ExpertParallel = ctx.ep
         plan = ep.plan
         x_RH, z_LG, w_in_eGH, w_out_eHI = ctx.saved_tensors
-        rows = ep.post_rows(dout_TH)
+        rows = ep.post_rows(ep.travel.pack(dout_TH))
         dz_LG = torch.empty_like(z_LG)
         a_LI = z_LG.new_empty(plan.num_pairs, w_out_eHI.shape[2])
         dx_LH = x_RH.new_empty(plan.num_pairs, x_RH.shape[1])
-        dx_RH = x_RH.new_empty(plan.num_rows, x_RH.shape[1])
+        dx_RH = ep.new_sums(x_RH)
         # Zero behind the last pair, where anomaly detection would find what nobody wrote.
         dscore_L = torch.zeros_like(plan.score_L)
         for i, block in enumerate(plan.blocks):

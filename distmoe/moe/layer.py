@@ -28,6 +28,7 @@ from distmoe.moe.experts import Experts
 from distmoe.moe.layer_groups import node_groups_for, schedule_for
 from distmoe.moe.mlp import SwiGluMlp
 from distmoe.moe.routing_tape import decided, is_recomputed
+from distmoe.moe.row_formats import TravelFormats
 from distmoe.moe.stats import MoEStats
 from distmoe.moe.step_counts import StepCounts
 from distmoe.moe.timed_mlp import TimedMlp
@@ -135,6 +136,7 @@ class MoE(nn.Module):
         transport = self.config.dispatch.exchange
         self.exchange = make_exchange(ep_group, transport, ranks_per_node=ranks_per_node)
         self.schedule = schedule_for(self.config, self.exchange.size, ranks_per_node)
+        self.travel = TravelFormats.of(self.config.dispatch)
         node_groups = node_groups or node_groups_for(self.config, ep_group, ranks_per_node)
         self.links = None if node_groups is None else NodeLinks.over(node_groups, transport)
         for observer in self.observers():
@@ -198,7 +200,8 @@ class MoE(nn.Module):
         routing = decision.routing.first(decision.dispatch.num_own_pairs)
         score_N = routing.with_scores(scores.weight(decision.rounded.selected_TE)).score_N
         with self._named("dispatch, plan"):
-            gathered = decision.dispatch.gather(x_TH.detach())
+            source = self.travel.pack(x_TH.detach())
+            gathered = decision.dispatch.gather(source)
             plan = decision.dispatch.plan()
         ep = ExpertParallel(
             plan,
@@ -206,11 +209,12 @@ class MoE(nn.Module):
             self._observed_mlp(),
             overlap=self.config.dispatch.overlap,
             links=self.links,
+            travel=self.travel,
             layer=self.name,
         )
-        rows = ep.post_rows(x_TH.detach(), gathered)
+        rows = ep.post_rows(source, gathered)
         # The rows keep them as long as they travel.
-        del gathered
+        del source, gathered
         # While the first rows travel.
         shared_TH = self._shared_expert(x_TH)
         out_TH = self.experts(x_TH, score_N, ep, rows)

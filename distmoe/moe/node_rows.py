@@ -16,17 +16,18 @@ from distmoe.comm import Exchange, Transfer, not_empty
 from distmoe.comm.node_links import NodeLinks
 from distmoe.moe.plan import Block, DispatchPlan
 from distmoe.moe.relay import Duty
+from distmoe.moe.row_formats import PackedRows
 from distmoe.moe.rows import FlatRows, gathered_rows
 
 
 @dataclass(frozen=True)
 class FarBlock:
-    """A block of another node's rows, and its transfers in their order. ``passing_UH``: the rows
-    that this rank relays; ``part_UH``: partial sums of them, by rank of the node."""
+    """A block of another node's rows, and its transfers in their order. ``passing_UW``: the rows
+    that this rank relays, packed; ``part_UH``: partial sums of them, by rank of the node."""
 
     block: Block
     duty: Duty
-    passing_UH: Tensor
+    passing_UW: Tensor
     part_UH: list[Tensor]
     there: Transfer
     fan: Transfer
@@ -42,17 +43,19 @@ class NodeRows:
         plan: DispatchPlan,
         exchange: Exchange,
         links: NodeLinks,
-        source_TH: Tensor,
+        source: PackedRows,
         gathered: list[Tensor] | None = None,
         *,
         overlap: bool,
     ) -> None:
         self.plan, self.links, self.overlap = plan, links, overlap
         # Posted at once: the farthest rows take the longest.
-        on_the_rail = self._post_rail(source_TH, gathered)
-        self.near = FlatRows(plan, exchange, source_TH, gathered, overlap=overlap)
+        on_the_rail = self._post_rail(source, gathered)
+        self.near = FlatRows(plan, exchange, source, gathered, overlap=overlap)
         self.rows_RH, self.home_UH = self.near.rows_RH, self.near.home_UH
-        self.far = {i: self._post(plan.blocks[i], *posted) for i, posted in on_the_rail.items()}
+        self.far = {
+            i: self._post(plan.blocks[i], *posted, source) for i, posted in on_the_rail.items()
+        }
         self._unsettled = list(self.far)
         if not overlap:
             # All before the first wait for partial sums: a peer may need these rows to send its.
@@ -60,35 +63,37 @@ class NodeRows:
                 self._pass_on(far)
 
     def _post_rail(
-        self, source_TH: Tensor, gathered: list[Tensor] | None
+        self, source: PackedRows, gathered: list[Tensor] | None
     ) -> dict[int, tuple[Duty, Tensor, Transfer]]:
         """By block: every receive, and then every send."""
         posted = {}
         for i, block in enumerate(self.plan.blocks):
             if block.duty is not None:
-                passing_UH = source_TH.new_empty(block.duty.num_rows, source_TH.shape[1])
-                received = not_empty({block.duty.source: passing_UH})
+                passing_UW = source.new_packed(block.duty.num_rows)
+                received = not_empty({block.duty.source: passing_UW})
                 there = self.links.rail.post_recv("rows", received)
-                posted[i] = block.duty, passing_UH, there
+                posted[i] = block.duty, passing_UW, there
         for i, (_, _, there) in posted.items():
             # To one rank, the relay of the other node.
             (relay,) = self.plan.blocks[i].sends
-            rows_UH = gathered_rows(source_TH, self.plan, i, gathered)
-            self._send(self.links.rail, there, {self._node(relay): rows_UH})
+            rows_UW = gathered_rows(source, self.plan, i, gathered)
+            self._send(self.links.rail, there, {self._node(relay): rows_UW})
         return posted
 
-    def _post(self, block: Block, duty: Duty, passing_UH: Tensor, there: Transfer) -> FarBlock:
+    def _post(
+        self, block: Block, duty: Duty, passing_UW: Tensor, there: Transfer, source: PackedRows
+    ) -> FarBlock:
         """The receives of what follows."""
-        width, links = passing_UH.shape[1], self.links
-        part_UH = [passing_UH.new_empty(len(place), width) for place in duty.to_G]
+        links = self.links
+        part_UH = [source.new_sums(len(place)) for place in duty.to_G]
         home = {self._node(p): self.home_UH[rows] for p, rows in block.sends.items()}
         return FarBlock(
             block,
             duty,
-            passing_UH,
+            passing_UW,
             part_UH,
             there,
-            fan=links.fan.post_recv("rows", self._from_relays(block, self.rows_RH)),
+            fan=links.fan.post_recv("rows", self._from_relays(block, self.near.packed_RW)),
             gather=links.gather.post_recv("rows", self._others(dict(enumerate(part_UH)))),
             home=links.rail.post_recv("rows", not_empty(home)),
         )
@@ -104,9 +109,9 @@ class NodeRows:
         """Of the other ranks of this node, if there is anything."""
         return not_empty({g: part for g, part in parts.items() if g != self.links.fan.rank})
 
-    def _from_relays(self, block: Block, v_RH: Tensor) -> dict[int, Tensor]:
+    def _from_relays(self, block: Block, v_RW: Tensor) -> dict[int, Tensor]:
         """The rows of a block by the relay that passes them on."""
-        return self._others({p % self._width: v_RH[rows] for p, rows in block.receives.items()})
+        return self._others({p % self._width: v_RW[rows] for p, rows in block.receives.items()})
 
     def _own_rows(self, far: FarBlock) -> slice:
         """Those of the tokens whose relay is this rank."""
@@ -127,13 +132,14 @@ class NodeRows:
         self._settle(before=i)
         if far is not None:
             self.links.fan.wait_recv(far.fan)
+            self.near.unpack(far.block)
         self.near.wait_for(i)
 
     def _pass_on(self, far: FarBlock) -> None:
         links = self.links
         links.rail.wait_recv(far.there)
-        parts = {g: far.passing_UH[place] for g, place in enumerate(far.duty.to_G)}
-        self.rows_RH[self._own_rows(far)] = parts[links.fan.rank]
+        parts = {g: far.passing_UW[place] for g, place in enumerate(far.duty.to_G)}
+        self.near.packed_RW[self._own_rows(far)] = parts[links.fan.rank]
         self._send(links.fan, far.fan, self._others(parts))
 
     def send_home(self, i: int, y_RH: Tensor) -> None:
@@ -151,11 +157,13 @@ class NodeRows:
         while self._unsettled and self.far[self._unsettled[0]].block.gathered < before:
             far = self.far[self._unsettled.pop(0)]
             self.links.gather.wait_recv(far.gather)
-            sum_UH = torch.zeros_like(far.passing_UH, dtype=torch.float32)
+            sum_UH = self.home_UH.new_zeros(
+                far.duty.num_rows, self.home_UH.shape[1], dtype=torch.float32
+            )
             for place, part in zip(far.duty.to_G, far.part_UH, strict=True):
                 # The rows of one rank are distinct, so this adds in a fixed order on any device.
                 sum_UH.index_add_(0, place, part.float())
-            home = {far.duty.source: sum_UH.to(far.passing_UH.dtype)}
+            home = {far.duty.source: sum_UH.to(self.home_UH.dtype)}
             self._send(self.links.rail, far.home, home)
 
     def send_rest(self) -> None:

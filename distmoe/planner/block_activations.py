@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from distmoe.config import Config
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.model.attention import attention_sizes
+from distmoe.moe.row_formats import TravelFormats
 from distmoe.planner.activation_memory import ActivationShape, keeps
 from distmoe.planner.exchange_rows import ExchangeRows, exchange_rows
 from distmoe.planner.step_moments import Stage
@@ -64,24 +65,35 @@ class BlockActivations:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of one rank's micro-batch. ``ep``: P. ``fused``: kernels of the GPU, which keep less."""
+    """Of one rank's micro-batch. ``ep``: P. ``fused``: kernels of the GPU, which keep less.
+    ``there``, ``home``: bytes of a row that travels, and of a partial sum."""
 
     T: int
     H: int
     b: int
     ep: int
     fused: bool
+    there: int
+    home: int
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows travel in another form than that of the experts."""
+        return self.there != self.b * self.H
 
 
 def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str, BlockActivations]:
     """Of a resolved config, by the kind of block: "dense" and "moe"."""
     model, T = config.model, config.train.micro_batch_size * config.data.seq_len
+    travel = TravelFormats.of(config.moe.dispatch)
     sizes = _Sizes(
         T=T,
         H=model.hidden_size,
         b=itemsize,
         ep=config.parallel.ep,
         fused=config.run.device != "cpu",
+        there=travel.rows.row_bytes(model.hidden_size, itemsize),
+        home=travel.sums.row_bytes(model.hidden_size, itemsize),
     )
     attention = _attention(sizes, config)
     dense = _dense_mlp(sizes, model.intermediate_size)
@@ -157,7 +169,9 @@ def _experts(s: _Sizes, config: Config, *, skew: float) -> Part:
     )
     small = sum(size for name, size in keeps(shape).items() if name not in ("x", "z"))
     left = _norm(s, s.H) + s.b * s.T * s.H + small
-    kept = left + s.b * (found.received * s.H + found.pairs * width)
+    # Of one rank the rows are the tokens, unless they are rounded as those that travel.
+    rows = found.received or (s.T if s.packs else 0)
+    kept = left + s.b * (rows * s.H + found.pairs * width)
     if shared := moe.shared_intermediate_size:
         left += 4 * s.b * s.T * shared
         kept += 4 * s.b * s.T * shared
@@ -168,9 +182,9 @@ def _widest(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
     """Of the experts' forward or dgrad, the larger."""
     row, L, R = s.b * s.H, found.pairs, found.received or s.T
     # a and y of every pair, and y of every row.
-    forward = s.b * L * shape.I + row * (L + R)
+    forward = s.b * L * shape.I + row * L + s.home * R
     # dz, a_scaled and dx of every pair, dx of every row; dy of every row that has arrived.
-    backward = s.b * L * (shape.G + shape.I) + row * (L + R + found.received)
+    backward = s.b * L * (shape.G + shape.I) + row * (L + found.received) + s.home * R
     plain = 0 if s.fused else max(_row_sum(s, found), _one_expert(s, shape))
     return max(forward, backward) + plain + _travelling(s, found) + row * s.T
 
@@ -178,14 +192,16 @@ def _widest(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
 def _late(s: _Sizes, shape: ActivationShape, found: ExchangeRows) -> int:
     """While weight gradients are made: dx of the pairs is gone."""
     row, L, R = s.b * s.H, found.pairs, found.received or s.T
-    backward = s.b * L * (shape.G + shape.I) + row * (R + found.received)
+    backward = s.b * L * (shape.G + shape.I) + row * found.received + s.home * R
     return backward + _travelling(s, found) + row * s.T
 
 
 def _travelling(s: _Sizes, found: ExchangeRows) -> int:
-    """Rows on their way and the partial sums that come back for them."""
-    rows = found.outgoing + found.sent + found.relayed + 2 * found.parts
-    return s.b * s.H * rows
+    """Rows on their way and the partial sums that come back for them. ``packed``: beside the rows
+    that they are made of, and become."""
+    packed = s.T + found.received if s.packs else 0
+    rows = found.sent + found.relayed + found.parts + packed
+    return s.there * rows + s.home * (found.outgoing + found.parts)
 
 
 def _row_sum(s: _Sizes, found: ExchangeRows) -> int:

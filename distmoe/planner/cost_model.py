@@ -108,6 +108,7 @@ def predict(
         time_of_pass(
             machine,
             steps,
+            tokens=shape.num_tokens,
             own_pairs=volumes.pairs,
             own_rows=volumes.sent_rows(schedule.level),
             wgrad=wgrad,

@@ -22,7 +22,7 @@ from distmoe.planner.row_volumes import RankLayout
 @dataclass(frozen=True)
 class ExpertPass:
     """One pass of a layer. ``busy_s`` of the mean rank, and ``mean_s`` with its waits for messages;
-    ``busiest_s`` of the busiest; ``sent``: one way, of the mean rank."""
+    ``busiest_s`` of the busiest; ``sent``: there and home, of the mean rank."""
 
     busy_s: float
     mean_s: float

@@ -31,6 +31,11 @@ class ModelStep:
         """That the rank gathers from its own tokens."""
         return self.remote.rows + (0.0 if self.relayed else self.node.rows)
 
+    @property
+    def arriving_rows(self) -> float:
+        """That the rank unpacks; of a relayed step those, too, that it only passes on."""
+        return self.remote.rows + self.node.rows
+
 
 def steps_of(layout: RankLayout, volumes: RowVolumes, schedule: Schedule) -> list[ModelStep]:
     """The steps of a schedule in their order, nearer ranks first; none for one rank."""

@@ -66,6 +66,6 @@ def _slower(computed_s: float, passes: Sequence[ExpertPass], beside: Transfer) -
     if not beside.seconds:
         return computed_s
     sent = sum((one.sent for one in passes), Transfer())
-    # There and home, over the link that limits the collectives.
-    rows_s = 2 * (sent.remote_s if beside.remote_s >= beside.node_s else sent.node_s)
+    # Over the link that limits the collectives.
+    rows_s = sent.remote_s if beside.remote_s >= beside.node_s else sent.node_s
     return max(computed_s, beside.seconds + rows_s)

@@ -85,6 +85,8 @@ def layer_shape(config: Config, *, dtype: str) -> LayerShape:
         tile=moe.rounding.tile,
         dtype=dtype,
         gated=activation_called(moe.activation).gated,
+        row_dtype=moe.dispatch.row_dtype,
+        sum_dtype=moe.dispatch.sum_dtype,
     )
 
 

@@ -37,6 +37,7 @@ from distmoe.metrics.throughput import (
     slowest_over_mean,
     tokens_per_second_per_rank,
 )
+from distmoe.moe.row_formats import TravelFormats
 from distmoe.moe.stats import OWN_COUNTS
 from distmoe.routing.routers import is_forced
 from distmoe.runtime import Runtime
@@ -45,8 +46,8 @@ from distmoe.train.step import StepOutcome
 
 MIB, TERA = 1 << 20, 1e12
 
-# x there, y back, dy there, dx back.
-TRIPS = 4
+# x there and y home, dy there and dx home.
+PASSES = 2
 
 
 def collect_step(
@@ -70,7 +71,7 @@ def collect_step(
     ``next_sample``: behind its last; ``corpora``: what the steps so far have read."""
     counts, rows, copies = _count_over_ranks(outcome, config, runtime)
     by_rank = _gather(outcome, communication, runtime, lap)
-    row_mib = config.model.hidden_size * bytes_per_value * TRIPS / MIB
+    row_mib = row_bytes(config, bytes_per_value) / MIB
     first_moe_block = config.model.n_dense_layers
     record = StepRecord(
         step=step,
@@ -159,6 +160,14 @@ def _energy(joules: list[float], tokens: int, lap: Lap) -> Energy:
 def _slowest(own_seconds: list[float]) -> Slowest:
     slowest = slowest_over_mean(own_seconds)
     return Slowest(slowest, None if math.isnan(slowest) else int(np.argmax(own_seconds)))
+
+
+def row_bytes(config: Config, bytes_per_value: int) -> int:
+    """Of a row that travels, in one forward and backward; ``bytes_per_value``: as it is computed
+    with."""
+    travel, hidden = TravelFormats.of(config.moe.dispatch), config.model.hidden_size
+    there, home = (f.row_bytes(hidden, bytes_per_value) for f in (travel.rows, travel.sums))
+    return PASSES * (there + home)
 
 
 def _traffic(by_rank: _ByRank, lap: Lap, *, rows_mib: float, copies_mib: float) -> Traffic:

@@ -47,6 +47,7 @@ class StartFacts:
             ("optimizer", config.optim.name),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
+            ("travelling rows", self._row_dtypes()),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
             ("schedule", self._schedule()),
             ("data", self._data()),
@@ -80,6 +81,15 @@ class StartFacts:
     def _engine_name(self) -> str:
         name = self.config.parallel.engine
         return f"{name}, ZeRO {self.config.deepspeed.zero_stage}" if name == "deepspeed" else name
+
+    def _row_dtypes(self) -> str:
+        """Also with one rank, where rows are rounded though nothing travels."""
+        dispatch, computed = self.config.moe.dispatch, self.config.train.dtype
+        row, sum_ = (
+            computed if name == "computed" else name
+            for name in (dispatch.row_dtype, dispatch.sum_dtype)
+        )
+        return f"{row}, partial sums {sum_}"
 
     def _schedule(self) -> str:
         schedules = {m.schedule for m in self.layers}

@@ -22,7 +22,7 @@ from distmoe.bench.dispatch.report import ExposedLine, hidden_table
 from distmoe.bench.dispatch.sleeping_mlp import SleepingExpert
 from distmoe.bench.dispatch.subjects import OwnWay, Subject, gradients_of
 from distmoe.bench.dispatch.ways import Way
-from distmoe.bench.dispatch.wire import counted_rows, expected_rows, gather_pairs, hops
+from distmoe.bench.dispatch.wire import counted_bytes, expected_rows, gather_pairs, hops
 from distmoe.planner.layer_shape import LayerShape
 from distmoe.planner.row_volumes import RankLayout
 
@@ -35,6 +35,11 @@ def make_layer(*, rule: str = "balance", ranks_per_node: int = 4) -> Layer:
     group = dist.group.WORLD
     assert group is not None
     return Layer(SHAPE, group, ranks_per_node=ranks_per_node, device=Device(), rule=rule)
+
+
+# With rows of 32 bytes there and home, which have 64 when they are computed.
+FP8 = {"row_dtype": "fp8", "sum_dtype": "bf16"}
+WAYS = [Way("copies", True), Way("rank", False), Way("node", True), Way("node", True, **FP8)]
 
 
 @pytest.mark.parametrize("rule", ["none", "balance"])
@@ -78,7 +83,7 @@ def test_a_peer_that_is_not_there_gives_a_reason(monkeypatch: pytest.MonkeyPatch
         load_peer("deepspeed", None)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("way", [Way("copies", True), Way("rank", False), Way("node", True)])
+@pytest.mark.parametrize("way", WAYS)
 def test_the_exchange_sends_what_the_routing_asks_for(way: Way) -> None:
     """Bytes of every rank, to the byte: in all, and to other nodes."""
     layout = RankLayout(4, 2)
@@ -88,8 +93,9 @@ def test_the_exchange_sends_what_the_routing_asks_for(way: Way) -> None:
         subject = OwnWay(layer, way)
         gradients_of(subject, layer.dout_TH)
         sent = subject.row_bytes()
-        want = counted_rows(hops(gather_pairs(layer), layout, way.level), layout, rank)
-        return (sent.total(), sent["remote"]), (want[0] * 4 * 16, want[1] * 4 * 16)
+        shape, hop_PP = way.shape(SHAPE), hops(gather_pairs(layer), layout, way.level)
+        want = counted_bytes(hop_PP, layout, rank, there=shape.there_bytes, home=shape.home_bytes)
+        return (sent.total(), sent["remote"]), want
 
     for sent, want in run_ranks(counts, 4):
         assert sent == want
@@ -110,9 +116,9 @@ def test_hops_pair_by_pair() -> None:
     # Rank 2 has the place of rank 0 in its node.
     assert +found["node"] == {(0, 2): 1, (2, 3): 1}
     node = hops(pairs_PTP, layout, "node")
-    assert [counted_rows(node, layout, rank) for rank in range(4)] == [
-        (2, 2), (0, 0), (4, 2), (2, 0),
-    ]  # fmt: skip
+    found = [counted_bytes(node, layout, rank, there=1, home=10) for rank in range(4)]
+    # Two passes: rows go there, and come home from those who got them.
+    assert found == [(2, 2), (0, 0), (22, 20), (20, 0)]
 
 
 def test_rows_between_nodes_by_the_formulas() -> None:

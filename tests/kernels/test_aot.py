@@ -54,6 +54,7 @@ DEFAULTS += ["routing_index count E256", "routing_index place E256", "by_token E
 DEFAULTS += ["arrange_pairs segment W2", "arrange_pairs move W2", "merge 64 of 127"]
 DEFAULTS += ["round_select take T65536", "round_select best T65536", "round_select sort"]
 DEFAULTS += ["round_select priority E256", "round_select flip E256"]
+DEFAULTS += ["fp8_rows quantize H2048 bf16", "fp8_rows dequantize H2048 bf16 gathered"]
 DEFAULTS += ["router_logits E8", "router_logits dx E8", "router_logits dw E8"]
 
 # Beside these every tile configuration, other dtypes and shapes, and the defaults with one more

@@ -33,5 +33,23 @@ def test_fused_kernels_on_a_gpu_that_they_run_on(
     backends._supported.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "name"),
+    [
+        ((9, 0), None, "triton"),
+        ((8, 9), None, "triton"),
+        ((8, 0), None, "torch"),
+        ((9, 4), "6.4", "torch"),
+    ],
+)
+def test_e4m3_is_triton_s_where_it_has_conversions(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, name: str
+) -> None:
+    monkeypatch.setattr(backends, "fused_kernels_run_on", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert backends.e4m3_or_torch(torch.device("cuda", 0)) == name
+
+
 def test_a_name_is_taken_as_it_is() -> None:
     assert backend_for("reference", torch.device("cuda")) == "reference"

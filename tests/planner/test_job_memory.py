@@ -23,6 +23,7 @@ from distmoe.engines.fsdp2 import Fsdp2Engine
 from distmoe.engines.single import SingleEngine
 from distmoe.mesh import build_mesh
 from distmoe.metrics.flops import parameter_counts
+from distmoe.planner.block_activations import block_activations
 from distmoe.planner.engine_costs import Job
 from distmoe.planner.engine_costs.deepspeed import DeepSpeedCosts
 from distmoe.planner.exchange_rows import exchange_rows
@@ -207,7 +208,25 @@ def test_rows_travel_as_the_level_says() -> None:
     assert 0 < node.relayed < node.parts
 
 
+@pytest.mark.parametrize("ep", [1, 8])
+def test_short_rows_lie_beside_those_that_they_become(ep: int) -> None:
+    """96 values as 112 bytes and as 192, where fp32 has 384."""
+    settings = {"parallel__ep": ep, "parallel__ranks_per_node": 8, "data__seq_len": 1024}
+    plain, short = (config_of(8, **settings, **more) for more in ({}, SHORT))
+    rows = exchange_rows(plain, num_tokens=1024, skew=1.0)
+    before, after = (
+        block_activations(config, itemsize=4, skew=1.0)["moe"].mlp for config in (plain, short)
+    )
+    # With one rank the tokens, which are kept as they are, and rounded.
+    assert after.kept - before.kept == (384 * 1024 if ep == 1 else 0)
+    assert after.left == before.left
+    packed = 112 * (1024 + rows.received + rows.sent) - 384 * rows.sent
+    sums = (192 - 384) * (rows.outgoing + (rows.received or 1024))
+    assert after.widest - before.widest == after.late - before.late == packed + sums
+
+
 CPU = torch.device("cpu")
+SHORT = {"moe__dispatch__row_dtype": "fp8", "moe__dispatch__sum_dtype": "bf16"}
 SMALL: dict[str, Any] = {
     "model__vocab_size": 256,
     "model__hidden_size": 128,

@@ -55,11 +55,11 @@ def test_the_busiest_rank_decides_and_recomputed_experts_travel_again() -> None:
 def test_collectives_share_their_link_with_the_exchange() -> None:
     """9 s of the next block's parameters, and 6 s of rows beside 10 s of experts."""
     stages = [Stage(has_experts=True), Stage(gather=transfer(9.0))]
-    assert micro_batch_s(stages, experts_of(10.0, 0.0, sent_s=3.0)) == 9 + 6
+    assert micro_batch_s(stages, experts_of(10.0, 0.0, sent_s=6.0)) == 9 + 6
     # Between nodes the rows are on another link.
     elsewhere = Transfer(9.0, remote_s=9.0)
     stages = [Stage(has_experts=True), Stage(gather=elsewhere)]
-    assert micro_batch_s(stages, experts_of(10.0, 0.0, sent_s=3.0)) == 10
+    assert micro_batch_s(stages, experts_of(10.0, 0.0, sent_s=6.0)) == 10
 
 
 @given(

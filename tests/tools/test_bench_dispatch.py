@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def bench(*options: str) -> subprocess.CompletedProcess[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], Path]:
     folder = tmp_path_factory.mktemp("bench")
     sizes = ["--tokens", "64", "--hidden", "32", "--inner", "16", "--tile", "8", "--rounds", "2"]
-    sizes += ["--ranks", "4", "--ranks-per-node", "2", "--exposed"]
+    sizes += ["--ranks", "4", "--ranks-per-node", "2", "--exposed", "--row-dtypes", "fp8"]
     files = ["--json", str(folder / "o.json"), "--picture", str(folder / "o.png")]
     done = bench(*sizes, *files, "--steps", "2", "--device", "sleep", "--pairs-per-ms", "10")
     assert done.returncode == 0, done.stderr
@@ -38,14 +39,16 @@ def test_times_bytes_and_picture(run: tuple[str, dict[str, Any], Path]) -> None:
     output, facts, folder = run
     assert "rank, by tokens, 2 steps" in output
     ways = [line for line in facts["lines"] if line["predicted_s"] is not None]
-    levels = ("copies", "rank", "node")
-    assert [line["timing"]["level"] for line in ways] == [level for level in levels for _ in "123"]
-    remote = {line["timing"]["level"]: line["counted"] for line in ways}
+    levels = {"copies": 3, "rank": 4, "node": 4}
+    assert Counter(line["timing"]["level"] for line in ways) == levels
+    short = [line for line in ways if "fp8 rows" in line["timing"]["name"]]
+    remote = {line["timing"]["level"]: line["counted"] for line in ways if line not in short}
     assert 0 < remote["node"] < remote["rank"] < remote["copies"]
     for line in ways:
         timing = line["timing"]
-        # Rows of 32 fp32 numbers, there and back, forward and backward.
-        assert timing["row_bytes"] % (4 * 32) == timing["remote_bytes"] % (4 * 32) == 0
+        # Rows of 32 fp32 numbers, there and back, forward and backward; or 48 bytes there, 64 home.
+        step = 16 if line in short else 4 * 32
+        assert timing["row_bytes"] % step == timing["remote_bytes"] % step == 0
         assert timing["row_bytes"] > timing["remote_bytes"]
         # To the byte, on every rank.
         assert line["worst_rank"] == 0
@@ -55,6 +58,11 @@ def test_times_bytes_and_picture(run: tuple[str, dict[str, Any], Path]) -> None:
         assert len(total) == 2
         assert statistics.median(total) > 0.06
         assert line["predicted_s"] > 0.06
+    for line in short:
+        assert line["counted"] == remote[line["timing"]["level"]] * (48 + 64) / (2 * 4 * 32)
+    for errors in facts["rounding_errors"].values():
+        assert set(errors.values()) == {0.0}
+    assert len(facts["rounding_errors"]) == output.count("fp8 rows: checked") == 2
     assert (folder / "o.png").stat().st_size > 1000
 
 
@@ -76,7 +84,7 @@ def test_peers_are_checked_and_timed(run: tuple[str, dict[str, Any], Path]) -> N
 @pytest.mark.processes
 def test_exposed_communication_of_every_way(run: tuple[str, dict[str, Any], Path]) -> None:
     _, facts, _ = run
-    assert len(facts["exposed"]) == 9
+    assert len(facts["exposed"]) == 11
     for line in facts["exposed"]:
         assert 0 < line["accounted_s"] < line["wall_s"]
         assert line["by_clock_s"] < line["wall_s"]
@@ -100,6 +108,7 @@ def test_the_slowest_rank_of_every_round() -> None:
         (["--ranks-per-node", "3"], "--ranks-per-node is 3; it must divide --ranks (2)"),
         (["--top-k", "17"], "--top-k is 17; it must be at most 16"),
         (["--peers", "megatron"], "unknown 'megatron'; known: all_to_all, deepspeed"),
+        (["--row-dtypes", "fp4"], "unknown 'fp4'; known: bf16, fp8"),
     ],
 )
 def test_wrong_options(options: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

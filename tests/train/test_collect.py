@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from distmoe import MoE, MoEConfig
-from distmoe.config import Config, ModelConfig, ParallelConfig, RankInfo, RoundingConfig
+from distmoe.config import (
+    Config,
+    DispatchConfig,
+    ModelConfig,
+    ParallelConfig,
+    RankInfo,
+    RoundingConfig,
+)
+from distmoe.kernels.fp8_rows import packed_bytes
 from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.record import StepRecord
 from distmoe.metrics.throughput import Lap
@@ -21,7 +29,7 @@ from distmoe.moe.stats import DEVICE_COUNTS, MoEStats
 from distmoe.routing.routers import Scores
 from distmoe.routing.routing import Routing
 from distmoe.runtime import Runtime
-from distmoe.train.collect import collect_step
+from distmoe.train.collect import collect_step, row_bytes
 from distmoe.train.communication import StepCommunication
 from distmoe.train.step import StepOutcome
 
@@ -112,6 +120,21 @@ def collect(
         peak=peak,
     )
     return record
+
+
+@pytest.mark.parametrize(
+    ("formats", "there", "home"),
+    [
+        ({}, 4 * H, 4 * H),
+        ({"row_dtype": "bf16"}, 2 * H, 4 * H),
+        ({"row_dtype": "fp8", "sum_dtype": "bf16"}, packed_bytes(H), 2 * H),
+    ],
+)
+def test_bytes_of_a_row_are_those_that_travel(
+    formats: dict[str, str], there: int, home: int
+) -> None:
+    config = replace(CONFIG, moe=replace(CONFIG.moe, dispatch=DispatchConfig(**formats)))
+    assert row_bytes(config, 4) == 2 * (there + home)
 
 
 def by_loop(forwards: list[Forward], *, ep: int, scope: str) -> dict[str, float]:

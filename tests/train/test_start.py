@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import torch
 import triton
 from tile_tables import table_file
 
-from distmoe.config import Config, ConfigError, DataConfig, MoEConfig, RankInfo
+from distmoe.config import Config, ConfigError, DataConfig, DispatchConfig, MoEConfig, RankInfo
 from distmoe.config.dtype import with_dtype
 from distmoe.launch.ports import free_port
 from distmoe.runtime import Runtime, start
@@ -103,6 +104,14 @@ def header(config: Config) -> dict[str, str]:
     data: Any = SimpleNamespace(describe=str)
     facts = StartFacts(config, runtime, [], None, data, "")
     return dict(facts.rows(RoutingRecorder(config, RankInfo(), [])))
+
+
+def test_a_run_says_in_what_form_rows_travel(data: Path) -> None:
+    config = run_with(data, "default")
+    assert header(config)["travelling rows"] == "fp32, partial sums fp32"
+    dispatch = DispatchConfig(row_dtype="fp8", sum_dtype="bf16")
+    config = replace(config, moe=replace(config.moe, dispatch=dispatch))
+    assert header(config)["travelling rows"] == "fp8, partial sums bf16"
 
 
 def test_a_run_says_which_tiles_it_takes(data: Path, tmp_path: Path) -> None:

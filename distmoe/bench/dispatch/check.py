@@ -1,6 +1,9 @@
-"""Whether a peer computes what our layer computes: outputs and every gradient, on every rank."""
+"""Whether a peer computes what our layer computes, and whether rows that travel in fewer bytes are
+only rounded: outputs and every gradient, on every rank."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -20,10 +23,25 @@ def worst_errors(layer: Layer, peer: Subject) -> dict[str, float]:
     computes."""
     theirs = gradients_of(peer, layer.dout_TH)
     ours = gradients_of(OwnWay(layer, Way("rank", overlap=True)), layer.dout_TH)
-    found = [
-        _error(got, want)
-        for got, want in zip([theirs[0], *theirs[1]], [ours[0], *ours[1]], strict=True)
-    ]
+    return _worst(layer, theirs, ours)
+
+
+def rounding_errors(layer: Layer, way: Way) -> dict[str, float]:
+    """The same of ``way`` and of rows that were rounded beforehand and then travel as they are
+    computed: 0, whichever rank owns a row. Partial sums, which are rounded in between, are left as
+    they are."""
+    way = replace(way, sum_dtype="computed")
+    plain = OwnWay(layer, replace(way, row_dtype="computed"))
+    x_TH, dout_TH = (way.travel.pack(v.detach()).unpacked() for v in (layer.x_TH, layer.dout_TH))
+    plain.leaves = [x_TH.requires_grad_(), *layer.leaves[1:]]
+    got = gradients_of(OwnWay(layer, way), layer.dout_TH)
+    return _worst(layer, got, gradients_of(plain, dout_TH))
+
+
+def _worst(
+    layer: Layer, got: tuple[Tensor, list[Tensor]], want: tuple[Tensor, list[Tensor]]
+) -> dict[str, float]:
+    found = [_error(a, b) for a, b in zip([got[0], *got[1]], [want[0], *want[1]], strict=True)]
     worst = torch.tensor(found)
     dist.all_reduce(worst, dist.ReduceOp.MAX, group=layer.group)
     return dict(zip(NAMES, worst.tolist(), strict=True))

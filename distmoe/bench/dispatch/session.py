@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distmoe.bench.dispatch.check import MOST_WRONG, worst_errors
+from distmoe.bench.dispatch.check import MOST_WRONG, rounding_errors, worst_errors
 from distmoe.bench.dispatch.exposed import Exposed, measure_exposed
 from distmoe.bench.dispatch.layer import Device, Layer
 from distmoe.bench.dispatch.measure import Timing, measure, slowest
@@ -20,7 +20,7 @@ from distmoe.bench.dispatch.subjects import OwnWay, Subject
 from distmoe.bench.dispatch.ways import Way
 from distmoe.bench.dispatch.wire import (
     Interface,
-    counted_rows,
+    counted_bytes,
     expected_rows,
     gather_pairs,
     hops,
@@ -54,14 +54,16 @@ class Settings:
 @dataclass(frozen=True)
 class RankResult:
     """Of one rank. ``predicted_s``: of the ways. ``errors``: of every peer that is here, by tensor;
-    ``missing``: why others are not. ``routing_rows``: rows in all and between nodes, by level."""
+    ``missing``: why others are not; ``rounding``: the same of ways whose rows are rounded.
+    ``routing_bytes``: of rows between nodes, of every subject with a level."""
 
     profile: dict[str, Any]
     timings: list[Timing]
     predicted_s: list[float]
     errors: dict[str, dict[str, float]]
     missing: dict[str, str]
-    routing_rows: dict[str, tuple[int, int]]
+    rounding: dict[str, dict[str, float]]
+    routing_bytes: list[int | None]
     exposed: list[Exposed]
 
     @staticmethod
@@ -75,32 +77,54 @@ class RankResult:
 def measure_rank(settings: Settings, group: dist.ProcessGroup) -> RankResult:
     """Everything; collective over all ranks of the run."""
     profile = _profile(settings, group)
-    layout = settings.layout
     layer = _layer(settings, group, settings.device)
     errors, missing = _check_peers(settings, group)
+    rounding = _check_rounding(settings, group)
     subjects: list[Subject] = [OwnWay(layer, way) for way in settings.ways]
     right = [name for name, of in errors.items() if max(of.values()) <= MOST_WRONG]
     subjects += [load_peer(name, layer) for name in right]
     interface = Interface(settings.interface) if settings.interface else None
     timings = measure(layer, subjects, rounds=settings.rounds, interface=interface)
-    pairs_PTP = gather_pairs(layer)
-    levels = {subject.level for subject in subjects if subject.level}
     return RankResult(
         profile=asdict(profile),
         timings=timings,
         predicted_s=predicted_s(settings, profile),
         errors=errors,
         missing=missing,
-        routing_rows={
-            level: counted_rows(hops(pairs_PTP, layout, level), layout, dist.get_rank(group))
-            for level in sorted(levels)
-        },
+        rounding=rounding,
+        routing_bytes=_routing_bytes(settings, layer, subjects),
         exposed=(
             measure_exposed(layer, settings.ways, rounds=settings.rounds)
             if settings.exposed
             else []
         ),
     )
+
+
+def _routing_bytes(
+    settings: Settings, layer: Layer, subjects: Sequence[Subject]
+) -> list[int | None]:
+    """Of every subject, pair by pair; collective."""
+    layout, pairs_PTP = settings.layout, gather_pairs(layer)
+    found: list[int | None] = []
+    for i, subject in enumerate(subjects):
+        if not subject.level:
+            found.append(None)
+            continue
+        shape = _shape(settings, i)
+        hop_PP = hops(pairs_PTP, layout, subject.level)
+        _, remote = counted_bytes(
+            hop_PP, layout, layer.exchange.rank, there=shape.there_bytes, home=shape.home_bytes
+        )
+        found.append(remote)
+    return found
+
+
+def _shape(settings: Settings, subject: int) -> LayerShape:
+    """With rows as they travel in this way; a peer's travel as they are computed."""
+    if subject < len(settings.ways):
+        return settings.ways[subject].shape(settings.shape)
+    return settings.shape
 
 
 def _layer(
@@ -123,6 +147,16 @@ def _check_peers(
         except MissingPeerError as error:
             missing[name] = str(error)
     return errors, missing
+
+
+def _check_rounding(settings: Settings, group: dist.ProcessGroup) -> dict[str, dict[str, float]]:
+    """On a device that computes."""
+    layer = _layer(settings, group, Device())
+    return {
+        way.name: rounding_errors(layer, way)
+        for way in settings.ways
+        if way.row_dtype != "computed"
+    }
 
 
 def _profile(settings: Settings, group: dist.ProcessGroup) -> Profile:
@@ -156,7 +190,7 @@ def predicted_s(settings: Settings, profile: Profile) -> list[float]:
     found = []
     for way in settings.ways:
         schedule = way.schedule(settings.layout)
-        one = predict(settings.shape, settings.layout, profile, schedule)
+        one = predict(way.shape(settings.shape), settings.layout, profile, schedule)
         passes = (one.forward, one.backward)
         found.append(sum(p.overlapped_s if way.overlap else p.serial_s for p in passes))
     return found
@@ -171,10 +205,12 @@ def lines(settings: Settings, ranks: Sequence[RankResult]) -> list[Line]:
         counted = [float(of_rank.remote_bytes) for of_rank in of_ranks]
         routing, formula, off = None, None, None
         if timing.level:
-            per_row = settings.shape.row_bytes
-            by_rank = [rank.routing_rows[timing.level][1] * per_row for rank in ranks]
+            shape = _shape(settings, i)
+            by_rank = [rank.routing_bytes[i] or 0 for rank in ranks]
             routing = fmean(by_rank)
-            formula = per_row * expected_rows(settings.layout, timing.level, shape=settings.shape)
+            # Of these rows half are partial sums on their way home.
+            rows = expected_rows(settings.layout, timing.level, shape=shape)
+            formula = rows * (shape.there_bytes + shape.home_bytes) / 2
             if routing:
                 off = max(abs(a / b - 1) for a, b in zip(counted, by_rank, strict=True))
         interface = None
@@ -204,17 +240,27 @@ def exposed_lines(settings: Settings, ranks: Sequence[RankResult]) -> list[Expos
     return [ExposedLine.of(way, found) for way, *found in by_way]
 
 
-def peer_notes(ranks: Sequence[RankResult]) -> list[str]:
-    """What is to be said of every peer: in what it differs, that it is wrong, or why it is
-    missing."""
+def notes(ranks: Sequence[RankResult]) -> list[str]:
+    """What is to be said of every peer, in what it differs, that it is wrong, or why it is missing;
+    and of ways that round rows."""
     first = ranks[0]
-    notes = [f"{timing.name}: {timing.note}" for timing in first.timings if timing.note]
+    said = [f"{timing.name}: {timing.note}" for timing in first.timings if timing.note]
     for name, errors in first.errors.items():
         tensor, error = max(errors.items(), key=lambda item: item[1])
         verdict = "checked" if error <= MOST_WRONG else "WRONG, not timed"
-        notes.append(f"{name}: {verdict}; largest difference from our layer {error:.1e} ({tensor})")
-    return notes + [f"{name}: skipped, {reason}" for name, reason in first.missing.items()]
+        said.append(f"{name}: {verdict}; largest difference from our layer {error:.1e} ({tensor})")
+    said += [f"{name}: skipped, {reason}" for name, reason in first.missing.items()]
+    for name, errors in first.rounding.items():
+        verdict = "WRONG" if max(errors.values()) else "checked"
+        said.append(
+            f"{name}: {verdict}; largest difference from rows that were rounded beforehand "
+            f"{max(errors.values()):.1e}"
+        )
+    return said
 
 
-def wrong_peers(ranks: Sequence[RankResult]) -> bool:
-    return any(max(errors.values()) > MOST_WRONG for errors in ranks[0].errors.values())
+def something_is_wrong(ranks: Sequence[RankResult]) -> bool:
+    """A peer computes something else, or rows are not rounded as they should be."""
+    first = ranks[0]
+    wrong_peers = [name for name, of in first.errors.items() if max(of.values()) > MOST_WRONG]
+    return bool(wrong_peers) or any(max(errors.values()) for errors in first.rounding.values())

@@ -72,13 +72,14 @@ class OwnWay:
             mlp or layer.mlp,
             overlap=way.overlap,
             links=links or layer.links_for(self.schedule),
+            travel=way.travel,
         )
         self._before = self._sent()
 
     def forward(self) -> Tensor:
         x_TH, w_in_eGH, w_out_eHI, score_N = self.leaves
         self._before = self._sent()
-        rows = self.ep.post_rows(x_TH.detach())
+        rows = self.ep.post_rows(self.ep.travel.pack(x_TH.detach()))
         return expert_parallel(x_TH, score_N, w_in_eGH, w_out_eHI, self.ep, rows)
 
     def contract_gradients(self, gradients: Sequence[Tensor]) -> list[Tensor]:

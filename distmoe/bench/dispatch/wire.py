@@ -85,8 +85,11 @@ def _relayed(needed_PTP: NDArray[np.bool_], layout: RankLayout) -> IntArray:
     return hop_PP
 
 
-def counted_rows(hop_PP: IntArray, layout: RankLayout, rank: int) -> tuple[int, int]:
-    """Rows that ``rank`` sends in one forward and backward: in all, and to other nodes."""
-    both_P = hop_PP[rank] + hop_PP[:, rank]
+def counted_bytes(
+    hop_PP: IntArray, layout: RankLayout, rank: int, *, there: int, home: int
+) -> tuple[int, int]:
+    """Bytes of rows that ``rank`` sends in one forward and backward: in all, and to other nodes. A
+    row has ``there`` bytes, the partial sum that comes back for it ``home``."""
+    both_P = there * hop_PP[rank] + home * hop_PP[:, rank]
     elsewhere_P = np.arange(layout.num_ranks) // layout.per_node != rank // layout.per_node
     return PASSES * int(both_P.sum()), PASSES * int(both_P[elsewhere_P].sum())
