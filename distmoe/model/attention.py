@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from distmoe.comm.context import SequenceGather
 from distmoe.config import ModelConfig
 from distmoe.model.causal_attention import AttentionMask
 from distmoe.registry import ATTENTIONS
@@ -61,9 +62,9 @@ class AttentionSizes:
 
 class Attention(Protocol):
     """A module, made with a resolved model: [B, S, H] -> [B, S, H]; cos and sin are
-    [S, rotary_dim / 2]."""
+    [S, rotary_dim / 2]. S are this rank's positions; ``gather`` gives what it needs of others."""
 
-    def __init__(self, config: ModelConfig) -> None: ...
+    def __init__(self, config: ModelConfig, gather: SequenceGather) -> None: ...
 
     @staticmethod
     def sizes(model: ModelConfig) -> AttentionSizes: ...
@@ -77,7 +78,7 @@ def attention_sizes(model: ModelConfig) -> AttentionSizes:
     return kind.sizes(model)
 
 
-def make_attention(model: ModelConfig) -> nn.Module:
+def make_attention(model: ModelConfig, gather: SequenceGather) -> nn.Module:
     """A layer of the kind that a resolved model has."""
-    module: nn.Module = ATTENTIONS.load(model.attention)(model)
+    module: nn.Module = ATTENTIONS.load(model.attention)(model, gather)
     return module

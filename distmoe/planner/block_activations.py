@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.model.attention import attention_sizes
 from distmoe.planner.activation_memory import ActivationShape, keeps
@@ -75,7 +76,7 @@ class _Sizes:
 
 def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str, BlockActivations]:
     """Of a resolved config, by the kind of block: "dense" and "moe"."""
-    model, T = config.model, config.train.micro_batch_size * config.data.seq_len
+    model, T = config.model, rank_tokens(config)
     sizes = _Sizes(
         T=T,
         H=model.hidden_size,

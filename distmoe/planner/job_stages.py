@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from distmoe.config import Config
+from distmoe.config.batch import micro_batches
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
 from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
@@ -39,13 +40,6 @@ class JobStages:
     hides_reductions: bool
     once_s: float
     update_s: float
-
-
-def micro_batches(config: Config) -> int:
-    """Of one rank in one step, of a resolved config."""
-    parallel, train = config.parallel, config.train
-    world = parallel.dp_replicate * parallel.dp_shard
-    return train.global_batch_size // (world * train.micro_batch_size)
 
 
 def job_stages(config: Config, hardware: Hardware, *, dtype: str) -> JobStages:
@@ -133,7 +127,8 @@ class _Builder:
     def _micro_batches(
         self, stages: tuple[Stage, ...], sizes: list[_Parameters]
     ) -> Mapping[tuple[Stage, ...], int]:
-        number = micro_batches(self._config)
+        parallel = self._config.parallel
+        number = micro_batches(self._config, parallel.dp_replicate * parallel.dp_shard)
         places = Counter((i == 0, i == number - 1) for i in range(number))
         kinds: Counter[tuple[Stage, ...]] = Counter()
         for (first, last), count in places.items():

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from distmoe.comm import Exchange
+from distmoe.comm.context import ContextPart
 from distmoe.config import (
     Config,
     DataConfig,
@@ -73,7 +74,9 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
             intermediate_size=48,
         ),
         moe=replace(moe, **changes.get("moe", {})),
-        parallel=ParallelConfig(engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep),
+        parallel=ParallelConfig(
+            engine=changes.get("engine", "fsdp2"), dp_shard=world, ep=ep, cp=changes.get("cp", 1)
+        ),
         deepspeed=DeepSpeedConfig(**changes.get("deepspeed", {})),
         data=DataConfig(seq_len=S, document_mask=changes.get("document_mask", False)),
         # Clipping is active in every step. Epsilon is above the least gradients, of which Adam
@@ -89,14 +92,15 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
     return with_values(config, changes.get("settings", {}))
 
 
-def own_batches(
-    step: int, rank: int, world: int, micro: int, *, masked: bool = False
-) -> list[Batch]:
+def own_batches(step: int, rank: int, world: int, config: Config) -> list[Batch]:
+    micro, cp = config.train.micro_batch_size, config.parallel.cp
     rows = TOKENS[step][
-        torch.from_numpy(rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world))
+        torch.from_numpy(rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world, cp=cp))
     ]
     batches = [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows]
-    return [mask_documents(batch, eod_id=END) for batch in batches] if masked else batches
+    if config.data.document_mask:
+        batches = [mask_documents(batch, eod_id=END) for batch in batches]
+    return [batch.of_part(ContextPart.of_rank(rank, cp)) for batch in batches]
 
 
 def logical(engine: Engine, tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -142,13 +146,7 @@ def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
             engine.step = look  # type: ignore[method-assign]
         outcome = train_step(
             engine,
-            own_batches(
-                step,
-                rank,
-                world,
-                config.train.micro_batch_size,
-                masked=config.data.document_mask,
-            ),
+            own_batches(step, rank, world, config),
             lr=config.optim.lr,
             moe=config.moe,
             device=CPU,
@@ -342,6 +340,48 @@ def test_parity_law_inside_of_documents(oracle: dict[str, Any]) -> None:
     results = run(2, 2, LAW[2, 2], steps=3, activation_checkpoint="full", document_mask=True)
     for result in results:
         assert_equal_runs(result, want)
+
+
+# (world, cp, ep) -> sequences of a micro-batch, for a population of four: ep is a multiple of cp.
+CONTEXT_LAW = {(2, 2, 2): 4, (4, 2, 2): 4, (4, 2, 4): 2, (4, 4, 4): 4}
+
+
+def context_changes(name: str) -> dict[str, Any]:
+    sequence = {"moe": {"load_balance_scope": "sequence"}}
+    masked = {"document_mask": True, "activation_checkpoint": "full"}
+    return {"": {}, "sequence": sequence, "latent": LATENT, "documents": masked}[name]
+
+
+@functools.cache
+def context_oracle(name: str) -> dict[str, Any]:
+    return run(1, 1, LAW[1, 1], engine="single", steps=2, **context_changes(name))[0]
+
+
+@pytest.mark.parametrize(
+    ("world", "cp", "ep", "name"),
+    [
+        (2, 2, 2, ""),
+        (4, 2, 2, "documents"),
+        (4, 2, 4, "sequence"),
+        (4, 4, 4, "latent"),
+    ],
+)
+def test_parity_law_with_shared_sequences(world: int, cp: int, ep: int, name: str) -> None:
+    """The same tokens are rounded together, in another order."""
+    oracle = context_oracle(name)
+    changes = context_changes(name)
+    results = run(world, ep, CONTEXT_LAW[world, cp, ep], cp=cp, steps=2, **changes)
+    for result in results:
+        assert_equal_runs(result, oracle)
+    groups = [results[rank]["decisions"] for rank in range(0, world, ep)]
+    assert np.array_equal(np.sum(groups, axis=0), oracle["decisions"])
+
+
+@pytest.mark.parametrize(("world", "cp", "ep"), [(2, 2, 1), (4, 4, 2)])
+def test_parity_law_of_shared_sequences_without_rounding(world: int, cp: int, ep: int) -> None:
+    """An ep group may then have parts of sequences."""
+    for result in run(world, ep, GLOBAL_BATCH * cp // world, cp=cp, **UNROUNDED):
+        assert_equal_runs(result, unrounded_oracle(GLOBAL_BATCH))
 
 
 def test_recomputation_never_routes(monkeypatch: pytest.MonkeyPatch) -> None:

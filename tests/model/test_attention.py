@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from distmoe.comm.context import SequenceGather
 from distmoe.config import Config, MlaConfig, ModelConfig, resolve
 from distmoe.engines.adamw import decays
 from distmoe.kernels.testing import assert_as_good_as
@@ -84,7 +85,7 @@ def x_BSH() -> Tensor:
 
 
 def tables(rotary_dim: int = ROPE) -> tuple[Tensor, Tensor]:
-    return rope_tables(S, rotary_dim, model=ModelConfig(), device=torch.device("cpu"))
+    return rope_tables(torch.arange(S), rotary_dim, model=ModelConfig())
 
 
 def outcomes(
@@ -103,7 +104,7 @@ def outcomes(
 @pytest.mark.parametrize("q_lora_rank", [0, 10])
 def test_latent_attention_is_its_formulas(q_lora_rank: int, x_BSH: Tensor) -> None:
     model = model_with(q_lora_rank)
-    layer = filled(make_attention(model))
+    layer = filled(make_attention(model, SequenceGather(None)))
     got = outcomes(layer, x_BSH, torch.float32)
     same = outcomes(layer, x_BSH, torch.float32, formula=True)
     want = outcomes(layer, x_BSH, torch.float64, formula=True)
