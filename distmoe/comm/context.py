@@ -61,7 +61,7 @@ class SequenceGather:
         """[..., S / C, X] of any X -> [..., S, X], positions in order; in one message."""
         if self.part.size == 1:
             return own
-        whole: Tensor = _Gather.apply(torch.cat(own, dim=-1), self)
+        whole: Tensor = _Gather.apply(torch.cat(own, dim=-1), self)  # type: ignore[no-untyped-call]
         return torch.split(whole, [x.shape[-1] for x in own], dim=-1)
 
     def gather(self, own: Tensor) -> Tensor:

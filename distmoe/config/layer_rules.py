@@ -183,9 +183,7 @@ def _capacity_factor(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@rule(
-    "moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep", "parallel.cp"
-)
+@rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep", "parallel.cp")
 def _tile(config: Config, world: int) -> Iterator[str]:
     tokens = rank_tokens(config)
     whose, product = "a rank's", "train.micro_batch_size * data.seq_len"

@@ -225,7 +225,7 @@ class MoEConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost; cp lies
+    """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost; cp is
     over the same ranks."""
 
     engine: str = "auto"
@@ -237,8 +237,8 @@ class ParallelConfig:
     ep: int = 1
     """P, ranks that share the experts of a layer."""
     cp: int = 1
-    """C, neighbouring ranks that share the same sequences, for long ones: each computes 1 / C of the
-    positions. A part of dp_shard."""
+    """C, neighbouring ranks of dp_shard that share the same sequences, where these are long: each
+    computes 1 / C of the positions."""
     ranks_per_node: int = 0
     """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
     reports."""

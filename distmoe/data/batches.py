@@ -133,9 +133,9 @@ class Batches:
     def _load(self, step: int) -> list[Batch]:
         samples = self._sampler.indices(step)[self._positions]
         return [
-            _read_batch(
-                self._split, row, self._seq_len, document_mask=self._document_mask
-            ).of_part(self._part)
+            _read_batch(self._split, row, self._seq_len, document_mask=self._document_mask).of_part(
+                self._part
+            )
             for row in samples
         ]
 

@@ -71,8 +71,8 @@ def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engi
 
 
 def meta_model(config: Config, device: torch.device, mesh: Mesh | None = None) -> Transformer:
-    """The model on the meta device, before it is sharded, with what train.compile asks for. No mesh:
-    one rank alone."""
+    """The model on the meta device, before it is sharded, with what train.compile asks for. Without
+    a mesh this rank is alone."""
     ep_group, cp_group = (mesh.ep_group, mesh.cp_group) if mesh else (None, None)
     with torch.device("meta"):
         model = Transformer(config, ep_group=ep_group, cp_group=cp_group)

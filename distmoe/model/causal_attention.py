@@ -138,7 +138,7 @@ def _attend_in_chunks(
     """Each of the two chunks of queries over the keys up to its end."""
     chunk = q_BASD.shape[2] // 2
     parts = []
-    for number, q_BAcD in zip(part.chunks, q_BASD.split(chunk, dim=2), strict=True):
+    for number, q_BAcD in zip(part.chunks, q_BASD.chunk(2, dim=2), strict=True):
         seen = (number + 1) * chunk
         y_BAcD = F.scaled_dot_product_attention(
             q_BAcD,

@@ -66,9 +66,7 @@ class GroupedQueryAttention(nn.Module):
         v_BASD = self._heads(self.v_proj(x_BSH), None)
         q_BASD, k_BASD = rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin)
         k_BASD, v_BASD = self.gather(k_BASD, v_BASD)
-        y_BASD = attend(
-            q_BASD, k_BASD, v_BASD, mask, part=self.gather.part, scale=self.score_scale
-        )
+        y_BASD = attend(q_BASD, k_BASD, v_BASD, mask, part=self.gather.part, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
         return out_BSH
 

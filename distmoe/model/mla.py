@@ -87,9 +87,7 @@ class LatentAttention(nn.Module):
         k_rope_BASX = k_rope_BSX[:, None].expand(-1, self.n_heads, -1, -1)
         q_BASD = torch.cat([q_nope_BASX, rotate_neighbours(q_rope_BASX, cos, sin)], dim=-1)
         k_BASD = torch.cat([k_nope_BASX, k_rope_BASX], dim=-1)
-        y_BASX = attend(
-            q_BASD, k_BASD, v_BASX, mask, part=self.gather.part, scale=self.score_scale
-        )
+        y_BASX = attend(q_BASD, k_BASD, v_BASX, mask, part=self.gather.part, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASX.transpose(1, 2).flatten(2))
         return out_BSH
 

@@ -68,8 +68,8 @@ def balance_counts(
     if scope == "sequence" and sequence_sums is not None:
         counts = _of_this_rank(own.chosen_TE, own.num_sequences, num_ranks)
         of_parts = sequence_sums.post("balance counts", counts.freq_E)
-        tokens = counts.freq_tokens * sequence_sums.size
-        return lambda: replace(counts, freq_E=of_parts.wait(), freq_tokens=tokens)
+        whole = counts.freq_tokens * sequence_sums.size
+        return lambda: replace(counts, freq_E=of_parts.wait(), freq_tokens=whole)
     if scope in ("rank", "sequence"):
         num_runs = own.num_sequences if scope == "sequence" else 1
         counts = _of_this_rank(own.chosen_TE, num_runs, num_ranks)

@@ -342,46 +342,42 @@ def test_parity_law_inside_of_documents(oracle: dict[str, Any]) -> None:
         assert_equal_runs(result, want)
 
 
-# (world, cp, ep) -> sequences of a micro-batch, for a population of four: ep is a multiple of cp.
-CONTEXT_LAW = {(2, 2, 2): 4, (4, 2, 2): 4, (4, 2, 4): 2, (4, 4, 4): 4}
-
-
-def context_changes(name: str) -> dict[str, Any]:
-    sequence = {"moe": {"load_balance_scope": "sequence"}}
-    masked = {"document_mask": True, "activation_checkpoint": "full"}
-    return {"": {}, "sequence": sequence, "latent": LATENT, "documents": masked}[name]
+# (world, cp, ep) -> sequences of a micro-batch. A population of four needs a multiple of cp as ep;
+# without rounding an ep group may have parts of sequences.
+CONTEXT_LAW = {(2, 2, 1): 4, (2, 2, 2): 4, (4, 2, 2): 4, (4, 2, 4): 2, (4, 4, 2): 4, (4, 4, 4): 4}
+CONTEXT_CHANGES: dict[str, dict[str, Any]] = {
+    "rounding": {"activation_checkpoint": "selective"},
+    "no rounding": UNROUNDED,
+    "sequence": {"moe": {"load_balance_scope": "sequence"}},
+    "documents": {"document_mask": True, "activation_checkpoint": "full"},
+    "latent": LATENT,
+}
 
 
 @functools.cache
 def context_oracle(name: str) -> dict[str, Any]:
-    return run(1, 1, LAW[1, 1], engine="single", steps=2, **context_changes(name))[0]
+    return run(1, 1, LAW[1, 1], engine="single", steps=2, **CONTEXT_CHANGES[name])[0]
 
 
 @pytest.mark.parametrize(
     ("world", "cp", "ep", "name"),
     [
-        (2, 2, 2, ""),
+        (2, 2, 1, "no rounding"),
+        (2, 2, 2, "rounding"),
         (4, 2, 2, "documents"),
         (4, 2, 4, "sequence"),
+        (4, 4, 2, "no rounding"),
         (4, 4, 4, "latent"),
     ],
 )
-def test_parity_law_with_shared_sequences(world: int, cp: int, ep: int, name: str) -> None:
+def test_parity_law_of_shared_sequences(world: int, cp: int, ep: int, name: str) -> None:
     """The same tokens are rounded together, in another order."""
-    oracle = context_oracle(name)
-    changes = context_changes(name)
+    want, changes = context_oracle(name), CONTEXT_CHANGES[name]
     results = run(world, ep, CONTEXT_LAW[world, cp, ep], cp=cp, steps=2, **changes)
     for result in results:
-        assert_equal_runs(result, oracle)
+        assert_equal_runs(result, want)
     groups = [results[rank]["decisions"] for rank in range(0, world, ep)]
-    assert np.array_equal(np.sum(groups, axis=0), oracle["decisions"])
-
-
-@pytest.mark.parametrize(("world", "cp", "ep"), [(2, 2, 1), (4, 4, 2)])
-def test_parity_law_of_shared_sequences_without_rounding(world: int, cp: int, ep: int) -> None:
-    """An ep group may then have parts of sequences."""
-    for result in run(world, ep, GLOBAL_BATCH * cp // world, cp=cp, **UNROUNDED):
-        assert_equal_runs(result, unrounded_oracle(GLOBAL_BATCH))
+    assert np.array_equal(np.sum(groups, axis=0), want["decisions"])
 
 
 def test_recomputation_never_routes(monkeypatch: pytest.MonkeyPatch) -> None:
