@@ -88,6 +88,22 @@ SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
             "train.loss_chunk_tokens": 1024,
         },
     ),
+    # The same, shared by both ranks.
+    "shared sequences": (
+        2,
+        {
+            "model.vocab_size": 2048,
+            "model.hidden_size": 256,
+            "model.n_kv_heads": 4,
+            "moe.num_experts": 8,
+            "moe.top_k": 2,
+            "parallel.ep": 2,
+            "parallel.cp": 2,
+            "data.seq_len": 4096,
+            "train.global_batch_size": 1,
+            "train.loss_chunk_tokens": 1024,
+        },
+    ),
     # A large vocabulary: logits, embedding and head; blocks are recomputed, steps accumulate.
     "vocabulary": (
         2,

@@ -24,6 +24,8 @@ class AttentionSizes:
     Of a token, over all heads: ``normed`` values pass an RMSNorm, of which ``latent`` are then the
     input of a projection; ``turned`` pass RoPE; ``joined`` are copied to lie side by side after
     that; queries, keys and values hold ``held`` in memory, with all that they are views of.
+    ``gathered`` values go to all ranks that share its sequence, each of which then multiplies them
+    by ``after_gather`` parameters.
     """
 
     matrices: tuple[tuple[int, int], ...]
@@ -38,6 +40,8 @@ class AttentionSizes:
     turned: int
     joined: int
     held: int
+    gathered: int
+    after_gather: int
 
     @property
     def q(self) -> int:
@@ -48,6 +52,11 @@ class AttentionSizes:
     def y(self) -> int:
         """Values of a token's result, before the output projection."""
         return self.heads * self.v_dim
+
+    @property
+    def held_kv(self) -> int:
+        """What keys and values hold of ``held``."""
+        return self.held - self.q
 
     @property
     def multiplied(self) -> int:

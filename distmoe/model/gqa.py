@@ -57,6 +57,8 @@ class GroupedQueryAttention(nn.Module):
             turned=(model.n_heads + model.n_kv_heads) * rotary_dim,
             joined=q + kv if rotary_dim < D else 0,
             held=q + 2 * kv,
+            gathered=2 * kv,
+            after_gather=0,
         )
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:

@@ -76,6 +76,8 @@ class LatentAttention(nn.Module):
             joined=2 * q,
             # v is a view of what W_kv_b gives; q and k are copies.
             held=2 * q + kv_b,
+            gathered=ranks[1] + rope,
+            after_gather=kv_b * ranks[1],
         )
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:

@@ -43,6 +43,7 @@ PARITY = [
     case("parity", 4, 4, 2),
     case("parity", 2, 1, 2),
     case("parity", 2, 2, 1, **OFFLOAD),
+    case("parity", 2, 2, 2, cp=2),
     case("parity", 1, 1, 1, compile="dense"),
     case("parity", 1, 1, 3),
 ]

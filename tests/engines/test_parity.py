@@ -92,13 +92,14 @@ def config_for(world: int, ep: int, micro: int, **changes: Any) -> Config:
     return with_values(config, changes.get("settings", {}))
 
 
-def own_batches(step: int, rank: int, world: int, config: Config) -> list[Batch]:
-    micro, cp = config.train.micro_batch_size, config.parallel.cp
+def own_batches(
+    step: int, rank: int, world: int, micro: int, *, cp: int = 1, masked: bool = False
+) -> list[Batch]:
     rows = TOKENS[step][
         torch.from_numpy(rank_positions(GLOBAL_BATCH, micro, rank=rank, world=world, cp=cp))
     ]
     batches = [Batch(tokens[:, :-1], tokens[:, 1:]) for tokens in rows]
-    if config.data.document_mask:
+    if masked:
         batches = [mask_documents(batch, eod_id=END) for batch in batches]
     return [batch.of_part(ContextPart.of_rank(rank, cp)) for batch in batches]
 
@@ -146,7 +147,14 @@ def train(rank: int, config: Config, world: int, steps: int) -> dict[str, Any]:
             engine.step = look  # type: ignore[method-assign]
         outcome = train_step(
             engine,
-            own_batches(step, rank, world, config),
+            own_batches(
+                step,
+                rank,
+                world,
+                config.train.micro_batch_size,
+                cp=config.parallel.cp,
+                masked=config.data.document_mask,
+            ),
             lr=config.optim.lr,
             moe=config.moe,
             device=CPU,
