@@ -281,6 +281,34 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
     assert late[3] > 7 * (gather + reduce)
 
 
+def test_keys_and_values_of_shared_sequences_travel() -> None:
+    """A block waits for those of all positions, and backward for the gradients."""
+    settings = {
+        "parallel.cp": 4,
+        "parallel.engine": "fsdp2",
+        "train.micro_batch_size": 4,
+        "train.activation_checkpoint": "selective",
+    }
+    config = resolve(with_values(CONFIG, settings), WORLD)
+    waited = job_stages(config, hardware(), dtype="bf16").parts_s[StepPart.CONTEXT]
+    links, group = Collectives(hardware().profile, 8), RankGroup(4, 4)
+    num_bytes = 2 * (4 * 4096) * 2 * (4 * 128)
+    block_s = 2 * links.gather(group, num_bytes).seconds
+    block_s += links.all_to_all(group, num_bytes).seconds
+    assert waited == pytest.approx(8 * block_s)
+    found = Planner(CONFIG, WORLD, hardware(), skew=1.5).layout(with_values(CONFIG, settings))
+    assert found.time.parts_s[StepPart.CONTEXT] == pytest.approx(4 * waited)
+    assert sum(found.time.parts_s.values()) == pytest.approx(found.time.seconds)
+
+
+def test_a_long_sequence_fits_if_it_is_shared() -> None:
+    long = with_values(CONFIG, {"data.seq_len": 1 << 18, "train.global_batch_size": 4})
+    assert not planned(80, config=long).best
+    plan = planned(80, config=with_values(long, {"parallel.cp": 8}))
+    assert plan.best
+    assert {layout.config.parallel.cp for layout in plan.best} == {8}
+
+
 def of_micro_batches(**settings: object) -> list[tuple[int, float, float]]:
     """Of a block with experts, in four micro-batches: how many gather and reduce so long."""
     values = {"parallel.engine": "fsdp2", "parallel.dp_shard": 16, "train.micro_batch_size": 1}
