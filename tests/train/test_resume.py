@@ -75,6 +75,11 @@ def test_a_checkpoint_loads_on_other_ranks(unbroken: Path, data: Path, tmp_path:
         assert f"resumed from {last}" in output
         assert ("sequences over cp 2" in output) == (name == "shared")
         losses.append([record["loss"] for record in records(config)])
+        if name == "shared":
+            # Two layers, there and back, both ranks: four sequences of 16 positions each, one key
+            # and one value of 16 numbers.
+            sent = 2 * 2 * 2 * 4 * 16 * 2 * 16 * 4 / 2**20
+            assert {record["node_mib"] for record in records(config)} == {sent}
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)
