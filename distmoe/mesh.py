@@ -28,7 +28,7 @@ class Mesh:
     dense: DeviceMesh
     sparse: DeviceMesh
     ep_group: dist.ProcessGroup | None
-    cp_group: dist.ProcessGroup | None = None
+    cp_group: dist.ProcessGroup | None
 
     @property
     def dense_group(self) -> dist.ProcessGroup:

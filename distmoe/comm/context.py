@@ -66,7 +66,7 @@ class SequenceGather:
 
     def gather(self, own: Tensor) -> Tensor:
         """[..., S / C, X] -> [..., S, X]."""
-        low, high = self.exchange.all_gather(own, kind="context").chunk(2, dim=-2)
+        low, high = self.exchange.all_gather(own, kind="keys and values").chunk(2, dim=-2)
         return torch.cat([*low, *high.flip(0)], dim=-2)
 
     def sum_gradients(self, dy: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SequenceGather:
         peers = [rank for rank in range(size) if rank != own]
         received = {peer: torch.empty_like(parts[own]) for peer in peers}
         sent = {peer: parts[peer] for peer in peers}
-        exchange_now(self.exchange, "context gradients", received, sent)
+        exchange_now(self.exchange, "gradients of keys and values", received, sent)
         addends = received | {own: parts[own]}
         summed = torch.zeros_like(parts[own], dtype=torch.float32)
         for rank in range(size):

@@ -54,4 +54,4 @@ def test_whole_sequences_and_their_gradients() -> None:
         assert torch.equal(dk, dk_RBASD.float().sum(0).bfloat16()[:, :, own_S])
         assert torch.equal(dv, dv_RBASD.float().sum(0).bfloat16()[:, :, own_S])
         once = 2 * (size - 1) * 2 * 2 * own * (5 + 3)
-        assert sent == {"context": once, "context gradients": once}
+        assert sent == {"keys and values": once, "gradients of keys and values": once}

@@ -304,7 +304,10 @@ def test_keys_and_values_of_shared_sequences_travel() -> None:
 def test_a_long_sequence_fits_if_it_is_shared() -> None:
     long = with_values(CONFIG, {"data.seq_len": 1 << 18, "train.global_batch_size": 4})
     assert not planned(80, config=long).best
-    plan = planned(80, config=with_values(long, {"parallel.cp": 8}))
+    shared = with_values(long, {"parallel.cp": 8})
+    found = layouts(shared, WORLD, ranks_per_node=8, pinned=())
+    assert {one.train.micro_batch_size for one in found} == {1, 2}
+    plan = planned(80, config=shared)
     assert plan.best
     assert {layout.config.parallel.cp for layout in plan.best} == {8}
 
