@@ -1,7 +1,9 @@
-"""The axes dp_replicate, dp_shard, ep and efsdp, and their groups.
+"""The axes dp_replicate, dp_shard, ep, efsdp and cp, and their groups.
 
 world = dp_replicate * dp_shard and dp_shard = efsdp * ep over the same ranks; ep is innermost, so
-that the ranks that exchange tokens are neighbours.
+that the ranks that exchange tokens are neighbours. So is cp, once more over the same ranks: those
+that share sequences hold different shards of all parameters, whose gradients are summed over tokens
+wherever these are.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from distmoe.comm.context import ContextPart
 from distmoe.comm.torch_group import limit_waits, new_row_group
 from distmoe.config import ParallelConfig
 
@@ -19,11 +22,13 @@ from distmoe.config import ParallelConfig
 class Mesh:
     """``dense``: FSDP axes of dense parameters. ``sparse``: (dp_replicate, efsdp, ep).
     ``ep_group``: ranks that share the experts, None for ep = 1: a communicator of their own, on
-    which nothing but tokens travels."""
+    which nothing but tokens travels. ``cp_group``: ranks that share sequences, None for cp = 1, on
+    a communicator of their own."""
 
     dense: DeviceMesh
     sparse: DeviceMesh
     ep_group: dist.ProcessGroup | None
+    cp_group: dist.ProcessGroup | None
 
     @property
     def dense_group(self) -> dist.ProcessGroup:
@@ -53,9 +58,12 @@ class Mesh:
         return bool(self.sparse["dp_replicate"].size() > 1)
 
     def describe(self) -> str:
-        """One line, such as "8 ranks = dp_replicate 1 x efsdp 2 x ep 4"."""
+        """One line, such as "8 ranks = dp_replicate 1 x efsdp 2 x ep 4, sequences over cp 2"."""
         sizes = [f"{axis} {self.sparse[axis].size()}" for axis in ("dp_replicate", "efsdp", "ep")]
-        return f"{self.sparse.size()} ranks = {' x '.join(sizes)}"
+        sequences = ""
+        if self.cp_group is not None:
+            sequences = f", sequences over cp {dist.get_world_size(self.cp_group)}"
+        return f"{self.sparse.size()} ranks = {' x '.join(sizes)}{sequences}"
 
 
 def build_mesh(
@@ -73,7 +81,7 @@ def build_mesh(
     if timeout_s is not None:
         for group in (*dense.get_all_groups(), *sparse.get_all_groups()):
             limit_waits(group, timeout_s)
-    return Mesh(dense, sparse, _ep_group(sparse, timeout_s))
+    return Mesh(dense, sparse, _ep_group(sparse, timeout_s), _cp_group(parallel.cp, timeout_s))
 
 
 def _ep_group(sparse: DeviceMesh, timeout_s: float | None) -> dist.ProcessGroup | None:
@@ -81,3 +89,11 @@ def _ep_group(sparse: DeviceMesh, timeout_s: float | None) -> dist.ProcessGroup 
         return None
     ranks = dist.get_process_group_ranks(sparse["ep"].get_group())
     return new_row_group(ranks, timeout_s=timeout_s)
+
+
+def _cp_group(cp: int, timeout_s: float | None) -> dist.ProcessGroup | None:
+    if cp == 1:
+        return None
+    rank = dist.get_rank()
+    first = rank - ContextPart.of_rank(rank, cp).rank
+    return new_row_group(range(first, first + cp), timeout_s=timeout_s)

@@ -22,7 +22,9 @@ from torch import Tensor
 
 from distmoe import runtime as runtime_room
 from distmoe.bench.live_storages import LiveStorages
+from distmoe.comm.context import ContextPart
 from distmoe.config import Config, RankInfo, load_config
+from distmoe.config.batch import micro_batches
 from distmoe.config.keys import with_values
 from distmoe.data.batches import Batch
 from distmoe.engines import Engine, StepResult, make_engine
@@ -131,13 +133,14 @@ def one_step(config: Config, engine: Engine, runtime: Runtime, *, seed: int) -> 
 
 def batches(config: Config, runtime: Runtime, *, seed: int) -> list[Batch]:
     """The micro-batches of this rank, of random tokens."""
-    train, world = config.train, runtime.ranks.world
-    generator = torch.Generator().manual_seed(1000 * seed + runtime.ranks.rank)
-    shape = (train.micro_batch_size, config.data.seq_len + 1)
+    ranks, cp = runtime.ranks, config.parallel.cp
+    generator = torch.Generator().manual_seed(1000 * seed + ranks.rank // cp)
+    shape = (config.train.micro_batch_size, config.data.seq_len + 1)
     found = []
-    for _ in range(train.global_batch_size // (world * train.micro_batch_size)):
+    for _ in range(micro_batches(config, ranks.world)):
         tokens = torch.randint(config.model.vocab_size, shape, generator=generator)
-        found.append(Batch(tokens[:, :-1], tokens[:, 1:]))
+        batch = Batch(tokens[:, :-1], tokens[:, 1:])
+        found.append(batch.of_part(ContextPart.of_rank(ranks.rank, cp)))
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 
 TOP_K = "top-k"
 # Way to round -> settings under moe.rounding.
@@ -82,7 +83,7 @@ class Summary:
 def tile_for(ratio: float, config: Config) -> int:
     """M at which the tokens of an ep group give an expert ``ratio`` tiles on the mean; ``config``
     is resolved. ValueError if that is no whole number."""
-    tokens = config.train.micro_batch_size * config.data.seq_len * config.parallel.ep
+    tokens = rank_tokens(config) * config.parallel.ep
     mean = tokens * config.moe.top_k / config.moe.num_experts
     tile = mean / ratio
     if tile != int(tile) or tile < 1:

@@ -17,6 +17,7 @@ ONE_RANK = {
     **DERIVED,
     "parallel.engine": "single",
     "parallel.ep": 1,
+    "parallel.cp": 1,
     "parallel.dp_replicate": 1,
     "moe.dispatch.exchange": "auto",
     "moe.nodes_per_token": 0,

@@ -53,8 +53,8 @@ class Exchange(Protocol):
     observer: Observer
 
     def all_gather(self, x: Tensor, *, kind: str) -> Tensor:
-        """[P, *x.shape] from x of one shape and dtype on every rank; small integers; blocks.
-        Traffic counts by ``kind``."""
+        """[P, *x.shape] from x of one shape and dtype on every rank; blocks. Traffic counts by
+        ``kind``."""
         ...
 
     def all_reduce(self, x: Tensor, *, kind: str) -> Tensor:

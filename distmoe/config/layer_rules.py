@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distmoe.config.batch import rank_tokens
 from distmoe.config.expert_groups import expert_group_problems
 from distmoe.config.rule import Rule, adder_to, wrong
 from distmoe.config.schema import Config
@@ -182,10 +183,12 @@ def _capacity_factor(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep")
+@rule("moe.rounding.tile", "train.micro_batch_size", "data.seq_len", "parallel.ep", "parallel.cp")
 def _tile(config: Config, world: int) -> Iterator[str]:
-    tokens = config.train.micro_batch_size * config.data.seq_len
+    tokens = rank_tokens(config)
     whose, product = "a rank's", "train.micro_batch_size * data.seq_len"
+    if config.parallel.cp > 1:
+        product += " / parallel.cp"
     if config.moe.rounding.scope == "ep":
         tokens *= config.parallel.ep
         whose, product = "an expert-parallel group's", f"{product} * parallel.ep"

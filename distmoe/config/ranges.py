@@ -88,6 +88,7 @@ RANGES = {
     "parallel.dp_replicate": COUNT,
     "parallel.dp_shard": COUNT_OR_UNSET,
     "parallel.ep": COUNT,
+    "parallel.cp": COUNT,
     "parallel.ranks_per_node": COUNT_OR_UNSET,
     "model.clip_qkv": NOT_NEGATIVE,
     "deepspeed.zero_stage": Range(0, 3),

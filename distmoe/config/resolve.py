@@ -40,7 +40,8 @@ def _derived(config: Config, world: int, local_world: int) -> Iterator[tuple[str
     yield "parallel.dp_shard", _quotient(world, config.parallel.dp_replicate)
     yield "parallel.ranks_per_node", local_world
     yield "parallel.engine", "single" if world == 1 else "fsdp2"
-    yield "train.micro_batch_size", _quotient(config.train.global_batch_size, world)
+    sequences = config.train.global_batch_size * config.parallel.cp
+    yield "train.micro_batch_size", _quotient(sequences, world)
 
 
 def _head_dim(model: ModelConfig) -> int:

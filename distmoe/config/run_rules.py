@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from distmoe.config.batch import data_ranks
 from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.rule import Rule, adder_to, wrong
 from distmoe.config.schema import Config
@@ -38,6 +39,25 @@ def _ep(config: Config, world: int) -> Iterator[str]:
             "parallel.ep",
             f"divide parallel.dp_shard ({parallel.dp_shard}; the number of ranks is {world})",
         )
+
+
+@rule("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
+def _cp(config: Config, world: int) -> Iterator[str]:
+    parallel = config.parallel
+    if parallel.dp_shard % parallel.cp:
+        yield wrong(
+            config,
+            "parallel.cp",
+            f"divide parallel.dp_shard ({parallel.dp_shard}; the number of ranks is {world})",
+        )
+
+
+@rule("parallel.cp", "data.seq_len")
+def _chunks(config: Config, world: int) -> Iterator[str]:
+    """Two for each rank that shares a sequence."""
+    chunks = 2 * config.parallel.cp
+    if config.parallel.cp > 1 and config.data.seq_len % chunks:
+        yield wrong(config, "data.seq_len", f"be a multiple of 2 * parallel.cp ({chunks})")
 
 
 @rule()
@@ -118,18 +138,21 @@ def _compile(config: Config, world: int) -> Iterator[str]:
         )
 
 
-@rule("train.global_batch_size", "train.micro_batch_size")
+@rule("train.global_batch_size", "train.micro_batch_size", "parallel.cp")
 def _global_batch(config: Config, world: int) -> Iterator[str]:
-    train = config.train
+    train, cp = config.train, config.parallel.cp
+    if world % cp:
+        # A cp axis that the ranks do not fill is the complaint of another rule.
+        return
+    shared = f" / parallel.cp ({cp})" if cp > 1 else ""
     if train.micro_batch_size == 0:
-        yield wrong(
-            config, "train.global_batch_size", f"be a multiple of the number of ranks ({world})"
-        )
-    elif train.global_batch_size % (world * train.micro_batch_size):
+        allowed = f"be a multiple of the number of ranks ({world}){shared}"
+        yield wrong(config, "train.global_batch_size", allowed)
+    elif train.global_batch_size % (together := data_ranks(config, world) * train.micro_batch_size):
         yield wrong(
             config,
             "train.global_batch_size",
-            f"be a multiple of {world * train.micro_batch_size}, the ranks ({world}) * "
+            f"be a multiple of {together}, the ranks ({world}){shared} * "
             f"train.micro_batch_size ({train.micro_batch_size})",
         )
 

@@ -43,7 +43,8 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost."""
+    """Axes of the mesh: world = dp_replicate * dp_shard, dp_shard = efsdp * ep, ep innermost; cp is
+    over the same ranks."""
 
     engine: str = "auto"
     """single, fsdp2 or deepspeed. auto: single for one rank, fsdp2 for several."""
@@ -53,6 +54,9 @@ class ParallelConfig:
     """Ranks that share the dense parameters. 0: all that are left."""
     ep: int = 1
     """P, ranks that share the experts of a layer."""
+    cp: int = 1
+    """C, neighbouring ranks of dp_shard that share the same sequences, where these are long: each
+    computes 1 / C of the positions."""
     ranks_per_node: int = 0
     """Ranks of one machine, for moe.dispatch.level and moe.nodes_per_token. 0: what the launcher
     reports."""
@@ -148,7 +152,8 @@ class TrainConfig:
     global_batch_size: int = 16
     """Sequences of one optimizer step, over all ranks."""
     micro_batch_size: int = 0
-    """Sequences of one forward on one rank. 0: global_batch_size / world, no accumulation."""
+    """Sequences of one forward on one rank, or on the ranks of parallel.cp together. 0: no
+    accumulation, global_batch_size * parallel.cp / world."""
     dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute dtype; master weights and reductions are fp32. auto: bf16 on cuda, fp32 on cpu."""
     activation_checkpoint: Literal["none", "selective", "full"] = "none"

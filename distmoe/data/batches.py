@@ -1,7 +1,8 @@
 """Micro-batches of one rank, a pure function of the step, read ahead by one step.
 
 Micro-batch m of rank r holds positions (m * world + r) * micro_batch_size + i of the global batch,
-so that the tokens of neighbouring ranks, an expert-parallel group, are contiguous.
+so that the tokens of neighbouring ranks, an expert-parallel group, are contiguous. Under context
+parallelism r and world count groups of cp ranks, each of which takes its part of the sequences.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmoe.comm.context import ContextPart
 from distmoe.data.corpora import Samples
 from distmoe.data.mixture import MixtureSampler
 from distmoe.data.sampler import GlobalBatchSampler
@@ -24,7 +26,7 @@ from distmoe.model.linear_cross_entropy import IGNORE
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch. All int64 on the CPU, [micro_batch_size, seq_len]."""
+    """A micro-batch. All int64 on the CPU, [micro_batch_size, seq_len / cp]."""
 
     tokens_BS: Tensor
     labels_BS: Tensor
@@ -32,40 +34,53 @@ class Batch:
     IGNORE where the next token is another document's first."""
     start_BS: Tensor | None = None
     """With masked boundaries: the position in its row at which each position's document begins."""
+    position_S: Tensor | None = None
+    """Of the columns in their rows; None: all, in order."""
+
+    def of_part(self, part: ContextPart) -> Batch:
+        """What a rank of a cp axis has of this batch, whose rows are whole."""
+        if part.size == 1:
+            return self
+        own_S = part.positions(self.tokens_BS.shape[1] // part.size)
+        start_BS = None if self.start_BS is None else self.start_BS[:, own_S]
+        return Batch(self.tokens_BS[:, own_S], self.labels_BS[:, own_S], start_BS, own_S)
 
     def sum_of_squares(self) -> int:
         """Sum of n^2 over the documents of all rows, n their tokens in the row; a row without
-        masked boundaries counts as one document."""
-        if self.start_BS is None:
-            return self.tokens_BS.numel() * self.tokens_BS.shape[1]
+        masked boundaries counts as one document. Of a part of the rows, its share of the sum."""
+        position_S = self.position_S
+        if position_S is None:
+            position_S = torch.arange(self.tokens_BS.shape[1])
+        start_BS = torch.zeros_like(self.tokens_BS) if self.start_BS is None else self.start_BS
         # The squares are the sums of odd numbers.
-        distance_BS = torch.arange(self.tokens_BS.shape[1]) - self.start_BS
-        return int((2 * distance_BS + 1).sum())
+        return int((2 * (position_S - start_BS) + 1).sum())
 
 
 def rank_positions(
-    global_batch_size: int, micro_batch_size: int, *, rank: int, world: int
+    global_batch_size: int, micro_batch_size: int, *, rank: int, world: int, cp: int = 1
 ) -> NDArray[np.int64]:
-    """Positions of this rank in a global batch, [micro-batches, micro_batch_size].
+    """Positions of this rank in a global batch, [micro-batches, micro_batch_size]; ``cp``
+    neighbouring ranks have the same.
 
     ValueError if the global batch is not a whole number of micro-batches on every rank.
     """
-    together = world * micro_batch_size
-    if together < 1 or global_batch_size % together:
+    groups, left = divmod(world, cp)
+    together = groups * micro_batch_size
+    if together < 1 or left or global_batch_size % together:
         raise ValueError(
             f"train.global_batch_size is {global_batch_size}; it must be a multiple of "
-            f"world * train.micro_batch_size ({world} * {micro_batch_size})"
+            f"world / parallel.cp * train.micro_batch_size ({world} / {cp} * {micro_batch_size})"
         )
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank}; it must be in 0..{world - 1}")
     positions = np.arange(global_batch_size, dtype=np.int64)
-    return positions.reshape(-1, world, micro_batch_size)[:, rank]
+    return positions.reshape(-1, groups, micro_batch_size)[:, rank // cp]
 
 
 class Batches:
     """This rank's share of every global batch of the sampler. Close it, or use it in a `with`.
 
-    ``document_mask``: mask the boundaries of documents.
+    ``cp``: ranks that share sequences. ``document_mask``: mask the boundaries of documents.
     """
 
     def __init__(
@@ -77,6 +92,7 @@ class Batches:
         rank: int,
         world: int,
         micro_batch_size: int,
+        cp: int = 1,
         document_mask: bool = False,
     ) -> None:
         if sampler.num_samples != split.num_samples(seq_len):
@@ -88,8 +104,9 @@ class Batches:
         self._sampler = sampler
         self._seq_len = seq_len
         self._document_mask = document_mask
+        self._part = ContextPart.of_rank(rank, cp)
         self._positions = rank_positions(
-            sampler.global_batch_size, micro_batch_size, rank=rank, world=world
+            sampler.global_batch_size, micro_batch_size, rank=rank, world=world, cp=cp
         )
         self._reader = ThreadPoolExecutor(1, "distmoe-data")
         self._ahead: tuple[int, Future[list[Batch]]] | None = None
@@ -116,7 +133,9 @@ class Batches:
     def _load(self, step: int) -> list[Batch]:
         samples = self._sampler.indices(step)[self._positions]
         return [
-            _read_batch(self._split, row, self._seq_len, document_mask=self._document_mask)
+            _read_batch(self._split, row, self._seq_len, document_mask=self._document_mask).of_part(
+                self._part
+            )
             for row in samples
         ]
 
@@ -130,6 +149,7 @@ def validation_batches(
     rank: int,
     world: int,
     micro_batch_size: int,
+    cp: int = 1,
     document_mask: bool = False,
 ) -> Iterator[list[Batch]]:
     """This rank's share of the first ``count`` global batches of a split, unshuffled.
@@ -143,10 +163,11 @@ def validation_batches(
             f"tokens, {there} samples of data.seq_len {seq_len}, and needs {needed} "
             f"(train.validation_batches {count} * train.global_batch_size {global_batch_size})"
         )
-    positions = rank_positions(global_batch_size, micro_batch_size, rank=rank, world=world)
+    positions = rank_positions(global_batch_size, micro_batch_size, rank=rank, world=world, cp=cp)
+    part = ContextPart.of_rank(rank, cp)
     return (
         [
-            _read_batch(split, row, seq_len, document_mask=document_mask)
+            _read_batch(split, row, seq_len, document_mask=document_mask).of_part(part)
             for row in step * global_batch_size + positions
         ]
         for step in range(count)

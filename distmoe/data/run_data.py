@@ -43,6 +43,7 @@ class RunData:
             rank=rank,
             world=world,
             micro_batch_size=config.train.micro_batch_size,
+            cp=config.parallel.cp,
             document_mask=config.data.document_mask,
         )
 
@@ -88,6 +89,7 @@ class RunData:
                 rank=self._rank,
                 world=self._world,
                 micro_batch_size=config.train.micro_batch_size,
+                cp=config.parallel.cp,
                 document_mask=config.data.document_mask,
             )
             yield corpus.path, corpus.weight, list(batches)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from distmoe.config import Config
@@ -71,12 +70,12 @@ def make_engine(config: Config, mesh: Mesh | None, device: torch.device) -> Engi
     return engine
 
 
-def meta_model(
-    config: Config, device: torch.device, *, ep_group: dist.ProcessGroup | None = None
-) -> Transformer:
-    """The model on the meta device, before it is sharded, with what train.compile asks for."""
+def meta_model(config: Config, device: torch.device, mesh: Mesh | None = None) -> Transformer:
+    """The model on the meta device, before it is sharded, with what train.compile asks for. Without
+    a mesh this rank is alone."""
+    ep_group, cp_group = (mesh.ep_group, mesh.cp_group) if mesh else (None, None)
     with torch.device("meta"):
-        model = Transformer(config, ep_group=ep_group)
+        model = Transformer(config, ep_group=ep_group, cp_group=cp_group)
     if config.train.compile == "dense":
         compile_dense(model, device)
     return model

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from distmoe.config import Config, DeepSpeedConfig
+from distmoe.config.batch import micro_batches
 
 
 def deepspeed_json(config: Config, *, world: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -18,7 +19,8 @@ def deepspeed_json(config: Config, *, world: int, dtype: torch.dtype) -> dict[st
     """
     train = config.train
     return {
-        "train_batch_size": train.global_batch_size,
+        # It counts sequences that several ranks share once for each of them.
+        "train_batch_size": train.global_batch_size * config.parallel.cp,
         "train_micro_batch_size_per_gpu": train.micro_batch_size,
         "gradient_accumulation_steps": micro_batches(config, world),
         "gradient_clipping": config.optim.clip_norm,
@@ -29,11 +31,6 @@ def deepspeed_json(config: Config, *, world: int, dtype: torch.dtype) -> dict[st
         # Without it AdamW on host memory is refused; torch's is fused, and needs no compiler.
         "zero_force_ds_cpu_optimizer": False,
     }
-
-
-def micro_batches(config: Config, world: int) -> int:
-    """Forwards of one rank in one optimizer step."""
-    return config.train.global_batch_size // (world * config.train.micro_batch_size)
 
 
 def _zero(options: DeepSpeedConfig) -> dict[str, Any]:

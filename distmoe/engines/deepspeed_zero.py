@@ -58,7 +58,7 @@ class DeepSpeedZeroEngine:
             raise AssertionError("the deepspeed engine needs a mesh; start the process group first")
         self.config, self.world = config, dist.get_world_size()
         dtype = compute_dtype(config)
-        self.model = meta_model(config, device, ep_group=mesh.ep_group)
+        self.model = meta_model(config, device, mesh)
         self.model.to_empty(device=device)
         self.model.tie()
         num_local = config.moe.num_experts // config.parallel.ep

@@ -33,7 +33,7 @@ class Fsdp2Engine:
         if mesh is None:
             raise AssertionError("the fsdp2 engine needs a mesh; start the process group first")
         self.config, self.mesh = config, mesh
-        self.model = meta_model(config, device, ep_group=mesh.ep_group)
+        self.model = meta_model(config, device, mesh)
         self._shard(compute_dtype(config))
         self.model.to_empty(device=device)
         self.model.tie()

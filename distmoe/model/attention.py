@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from distmoe.comm.context import SequenceGather
 from distmoe.config import ModelConfig
 from distmoe.model.causal_attention import AttentionMask
 from distmoe.registry import ATTENTIONS
@@ -23,6 +24,8 @@ class AttentionSizes:
     Of a token, over all heads: ``normed`` values pass an RMSNorm, of which ``latent`` are then the
     input of a projection; ``turned`` pass RoPE; ``joined`` are copied to lie side by side after
     that; queries, keys and values hold ``held`` in memory, with all that they are views of.
+    ``gathered`` values go to all ranks that share its sequence, each of which then multiplies them
+    by ``after_gather`` parameters.
     """
 
     matrices: tuple[tuple[int, int], ...]
@@ -37,6 +40,8 @@ class AttentionSizes:
     turned: int
     joined: int
     held: int
+    gathered: int
+    after_gather: int
 
     @property
     def q(self) -> int:
@@ -47,6 +52,11 @@ class AttentionSizes:
     def y(self) -> int:
         """Values of a token's result, before the output projection."""
         return self.heads * self.v_dim
+
+    @property
+    def held_kv(self) -> int:
+        """What keys and values hold of ``held``."""
+        return self.held - self.q
 
     @property
     def multiplied(self) -> int:
@@ -61,9 +71,9 @@ class AttentionSizes:
 
 class Attention(Protocol):
     """A module, made with a resolved model: [B, S, H] -> [B, S, H]; cos and sin are
-    [S, rotary_dim / 2]."""
+    [S, rotary_dim / 2]. S are this rank's positions; ``gather`` gives what it needs of others."""
 
-    def __init__(self, config: ModelConfig) -> None: ...
+    def __init__(self, config: ModelConfig, gather: SequenceGather) -> None: ...
 
     @staticmethod
     def sizes(model: ModelConfig) -> AttentionSizes: ...
@@ -77,7 +87,7 @@ def attention_sizes(model: ModelConfig) -> AttentionSizes:
     return kind.sizes(model)
 
 
-def make_attention(model: ModelConfig) -> nn.Module:
+def make_attention(model: ModelConfig, gather: SequenceGather) -> nn.Module:
     """A layer of the kind that a resolved model has."""
-    module: nn.Module = ATTENTIONS.load(model.attention)(model)
+    module: nn.Module = ATTENTIONS.load(model.attention)(model, gather)
     return module

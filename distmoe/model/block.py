@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distmoe.comm.context import SequenceGather
 from distmoe.comm.node_links import NodeGroups
 from distmoe.config import Config
 from distmoe.model.attention import make_attention
@@ -29,6 +30,7 @@ class Block(nn.Module):
         *,
         layer: int,
         ep_group: dist.ProcessGroup | None,
+        cp_group: dist.ProcessGroup | None,
         loss_group: dist.ProcessGroup | None,
         node_groups: NodeGroups | None,
     ) -> None:
@@ -36,7 +38,10 @@ class Block(nn.Module):
         model = config.model
         self.name = f"layer {layer}"
         self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
-        self.attention = make_attention(model)
+        self.gather = SequenceGather(
+            cp_group, ranks_per_node=config.parallel.ranks_per_node, layer=self.name
+        )
+        self.attention = make_attention(model, self.gather)
         self.mlp_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
         self.mlp: MoE | SwiGluMlp
         if layer < model.n_dense_layers:
@@ -45,6 +50,7 @@ class Block(nn.Module):
             self.mlp = MoE(
                 config.moe,
                 ep_group,
+                cp_group=cp_group,
                 loss_group=loss_group,
                 ranks_per_node=config.parallel.ranks_per_node,
                 node_groups=node_groups,

@@ -1,7 +1,8 @@
 """torch.compile of what needs no other rank: attention, norms, dense MLPs and the loss.
 
 A layer's routing and exchange stay as they are: they wait for sizes, hold messages in flight and
-replay decisions, none of which a graph can do.
+replay decisions, none of which a graph can do. So does attention whose keys are gathered from the
+ranks of a cp axis.
 
 Compiled are functions inside of what is checkpointed and sharded: a recomputation runs the same
 graph again, FSDP's hooks on the blocks around it see nothing of it, and names of parameters do not
@@ -32,7 +33,8 @@ def compile_dense(model: Transformer, device: torch.device) -> None:
 
 
 def _compile_block(block: Block) -> None:
-    _compile(block, "attend")
+    if block.gather.part.size == 1:
+        _compile(block, "attend")
     if isinstance(block.mlp, SwiGluMlp):
         _compile(block, "dense")
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from distmoe.comm.context import SequenceGather
 from distmoe.config import ModelConfig
 from distmoe.model.attention import AttentionSizes
 from distmoe.model.causal_attention import AttentionMask, attend
@@ -16,8 +17,9 @@ class GroupedQueryAttention(nn.Module):
     """With rotary positions and, optionally, biases and normed queries and keys, whose values, and
     those of v, are then clipped."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, gather: SequenceGather) -> None:
         super().__init__()
+        self.gather = gather
         self.head_dim = config.head_dim
         self.norms_heads = config.qk_norm_scope == "head"
         self.clip = config.clip_qkv
@@ -55,6 +57,8 @@ class GroupedQueryAttention(nn.Module):
             turned=(model.n_heads + model.n_kv_heads) * rotary_dim,
             joined=q + kv if rotary_dim < D else 0,
             held=q + 2 * kv,
+            gathered=2 * kv,
+            after_gather=0,
         )
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
@@ -63,7 +67,8 @@ class GroupedQueryAttention(nn.Module):
         k_BASD = self._heads(self.k_proj(x_BSH), self.k_norm)
         v_BASD = self._heads(self.v_proj(x_BSH), None)
         q_BASD, k_BASD = rotate(q_BASD, cos, sin), rotate(k_BASD, cos, sin)
-        y_BASD = attend(q_BASD, k_BASD, v_BASD, mask, scale=self.score_scale)
+        k_BASD, v_BASD = self.gather(k_BASD, v_BASD)
+        y_BASD = attend(q_BASD, k_BASD, v_BASD, mask, part=self.gather.part, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASD.transpose(1, 2).reshape(B, S, -1))
         return out_BSH
 

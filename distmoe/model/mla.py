@@ -7,6 +7,9 @@
 A token has one k_rope, which all heads share. Keys and values are formed for every head: the form
 that keeps latents alone, with W_kv_b drawn into other matrices, saves the memory of a cache, and
 costs products in training.
+
+Under context parallelism norm(c_kv) and the turned k_rope are gathered, and every rank forms all
+keys and values of the sequence: products by W_kv_b C times, for far fewer bytes between the ranks.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from distmoe.comm.context import SequenceGather
 from distmoe.config import ModelConfig
 from distmoe.model.attention import AttentionSizes
 from distmoe.model.causal_attention import AttentionMask, attend
@@ -29,8 +33,9 @@ class LatentAttention(nn.Module):
     """Names and layouts of the weights are those of DeepSeek: of a head's rows the nope part comes
     first, and RoPE turns neighbours."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, gather: SequenceGather) -> None:
         super().__init__()
+        self.gather = gather
         mla, H, A = config.mla, config.hidden_size, config.n_heads
         self.n_heads, self.q_lora_rank = A, mla.q_lora_rank
         self.score_scale = score_scale(config.yarn)
@@ -71,17 +76,20 @@ class LatentAttention(nn.Module):
             joined=2 * q,
             # v is a view of what W_kv_b gives; q and k are copies.
             held=2 * q + kv_b,
+            gathered=ranks[1] + rope,
+            after_gather=kv_b * ranks[1],
         )
 
     def forward(self, x_BSH: Tensor, cos: Tensor, sin: Tensor, mask: AttentionMask) -> Tensor:
         q_nope_BASX, q_rope_BASX = self._heads(self._queries(x_BSH), self.q_parts)
         latent_BSX, k_rope_BSX = torch.split(self.kv_a_proj(x_BSH), self.kv_a_parts, dim=-1)
-        kv_BSX = self.kv_b_proj(self.kv_a_norm(latent_BSX))
-        k_nope_BASX, v_BASX = self._heads(kv_BSX, self.kv_b_parts)
-        k_rope_B1SX = rotate_neighbours(k_rope_BSX[:, None], cos, sin)
+        k_rope_BSX = rotate_neighbours(k_rope_BSX[:, None], cos, sin)[:, 0]
+        latent_BSX, k_rope_BSX = self.gather(self.kv_a_norm(latent_BSX), k_rope_BSX)
+        k_nope_BASX, v_BASX = self._heads(self.kv_b_proj(latent_BSX), self.kv_b_parts)
+        k_rope_BASX = k_rope_BSX[:, None].expand(-1, self.n_heads, -1, -1)
         q_BASD = torch.cat([q_nope_BASX, rotate_neighbours(q_rope_BASX, cos, sin)], dim=-1)
-        k_BASD = torch.cat([k_nope_BASX, k_rope_B1SX.expand(-1, self.n_heads, -1, -1)], dim=-1)
-        y_BASX = attend(q_BASD, k_BASD, v_BASX, mask, scale=self.score_scale)
+        k_BASD = torch.cat([k_nope_BASX, k_rope_BASX], dim=-1)
+        y_BASX = attend(q_BASD, k_BASD, v_BASX, mask, part=self.gather.part, scale=self.score_scale)
         out_BSH: Tensor = self.o_proj(y_BASX.transpose(1, 2).flatten(2))
         return out_BSH
 

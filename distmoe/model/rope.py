@@ -10,16 +10,16 @@ from distmoe.model.yarn import scaled_frequencies, table_scale
 
 
 def rope_tables(
-    num_positions: int, rotary_dim: int, *, model: ModelConfig, device: torch.device
+    position_S: Tensor, rotary_dim: int, *, model: ModelConfig
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [S, rotary_dim / 2] in fp32. Computed, not stored: a buffer would not
-    survive meta."""
-    exponent = torch.arange(0, rotary_dim, 2, device=device, dtype=torch.float32) / rotary_dim
-    position = torch.arange(num_positions, device=device, dtype=torch.float32)
+    """cos and sin of these positions, each [S, rotary_dim / 2] in fp32. Computed, not stored: a
+    buffer would not survive meta."""
+    steps = torch.arange(0, rotary_dim, 2, device=position_S.device, dtype=torch.float32)
+    exponent = steps / rotary_dim
     freq_R = scaled_frequencies(
         model.rope_theta**-exponent, theta=model.rope_theta, yarn=model.yarn
     )
-    angle, scale = torch.outer(position, freq_R), table_scale(model.yarn)
+    angle, scale = torch.outer(position_S.float(), freq_R), table_scale(model.yarn)
     return angle.cos() * scale, angle.sin() * scale
 
 

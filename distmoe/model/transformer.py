@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from distmoe.comm.context import WHOLE, ContextPart
 from distmoe.config import Config
 from distmoe.config.loss_chunks import loss_chunk_tokens
 from distmoe.model.attention import attention_sizes
@@ -34,8 +35,8 @@ class LossSums:
 class Transformer(nn.Module):
     """Embedding, blocks, final norm and head. Build it under ``torch.device("meta")``.
 
-    ``ep_group``: ranks that share the experts. ``loss_group``: ranks over whose tokens the
-    load-balance loss counts.
+    ``ep_group``: ranks that share the experts. ``cp_group``: ranks that share the sequences, of
+    which each has a part. ``loss_group``: ranks over whose tokens the load-balance loss counts.
     """
 
     def __init__(
@@ -43,12 +44,16 @@ class Transformer(nn.Module):
         config: Config,
         *,
         ep_group: dist.ProcessGroup | None = None,
+        cp_group: dist.ProcessGroup | None = None,
         loss_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         model = config.model
         self.config = config
         self.rotary_dim = attention_sizes(model).rotary_dim
+        self.part = WHOLE
+        if cp_group is not None:
+            self.part = ContextPart(dist.get_rank(cp_group), dist.get_world_size(cp_group))
         self.embedding = nn.Embedding(model.vocab_size, model.hidden_size)
         # One set for all layers.
         node_groups = node_groups_for(
@@ -62,6 +67,7 @@ class Transformer(nn.Module):
                 config,
                 layer=layer,
                 ep_group=ep_group,
+                cp_group=cp_group,
                 loss_group=loss_group,
                 node_groups=node_groups,
             )
@@ -86,17 +92,16 @@ class Transformer(nn.Module):
         labels_BS: Tensor | None = None,
         start_BS: Tensor | None = None,
     ) -> Tensor | LossSums:
-        """Logits [B, S, V], or, with labels, the sums from which the loss is made.
+        """Logits [B, S, V], or, with labels, the sums from which the loss is made; of this rank's
+        part of the positions.
 
         ``start_BS``: where each position's document begins in its row, if attention is to end at
         the boundaries of documents.
         """
-        model = self.config.model
         x_BSH = self.embedding(tokens_BS)
-        cos, sin = rope_tables(
-            tokens_BS.shape[1], self.rotary_dim, model=model, device=x_BSH.device
-        )
-        mask = document_mask(start_BS)
+        position_S = self.part.positions(tokens_BS.shape[1], x_BSH.device)
+        cos, sin = rope_tables(position_S, self.rotary_dim, model=self.config.model)
+        mask = document_mask(start_BS, self.part)
         layers = []
         for block in self.blocks:
             x_BSH, losses = block(x_BSH, cos, sin, mask)

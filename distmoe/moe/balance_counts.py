@@ -6,14 +6,15 @@ the load of the whole batch. ``micro_batch``: all ranks. ``ep``: the ranks that 
 complementary loss, arXiv 2412.19437).
 
 The first two need a sum over all ranks, which is posted at once and waited for where the loss is
-made, so that no row waits for a rank of another ep group. The others send nothing: ``ep`` has its
-counts from rounding, and every group, or rank, has the same weight.
+made, so that no row waits for a rank of another ep group; ``sequence`` one over the ranks that have
+parts of the same sequences. The others send nothing: ``ep`` has its counts from rounding, and every
+group, or rank, has the same weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,12 +52,24 @@ class OwnCounts:
 
 
 def balance_counts(
-    scope: str, own: OwnCounts, rounded: Rounded, *, sums: GroupSum | None, ep: int
+    scope: str,
+    own: OwnCounts,
+    rounded: Rounded,
+    *,
+    sums: GroupSum | None,
+    sequence_sums: GroupSum | None,
+    ep: int,
 ) -> Callable[[], BalanceCounts]:
-    """Begin to count one forward; collective over ``sums`` (None: this rank alone) where the scope
-    says so. The result waits for the counts; again is free. ``ep``: ranks that share the experts.
+    """Begin to count one forward; collective over ``sums`` (None: this rank alone) or
+    ``sequence_sums`` (None: sequences are whole) where the scope says so. The result waits for the
+    counts; again is free. ``ep``: ranks that share the experts.
     """
     num_ranks = 1 if sums is None else sums.size
+    if scope == "sequence" and sequence_sums is not None:
+        counts = _of_this_rank(own.chosen_TE, own.num_sequences, num_ranks)
+        of_parts = sequence_sums.post("balance counts", counts.freq_E)
+        whole = counts.freq_tokens * sequence_sums.size
+        return lambda: replace(counts, freq_E=of_parts.wait(), freq_tokens=whole)
     if scope in ("rank", "sequence"):
         num_runs = own.num_sequences if scope == "sequence" else 1
         counts = _of_this_rank(own.chosen_TE, num_runs, num_ranks)

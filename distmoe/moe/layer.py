@@ -67,6 +67,7 @@ class MoE(nn.Module):
     ``ep_group``: ranks that share the experts; each holds num_experts / P of them, in rank order,
     and calls the layer with its own tokens. None: this rank alone. ``loss_group``: ranks over
     whose tokens the router losses are taken; by default all ranks, if a process group exists.
+    ``cp_group``: ranks that have parts of the same sequences. None: sequences are whole.
     ``ranks_per_node``: consecutive ranks of ``ep_group`` on one machine, 0 for all of them;
     ``node_groups``: made for it before, else every layer makes its own.
     ``name``: in profiles, traces and warnings.
@@ -90,6 +91,7 @@ class MoE(nn.Module):
         ep_group: dist.ProcessGroup | None = None,
         *,
         loss_group: dist.ProcessGroup | None = None,
+        cp_group: dist.ProcessGroup | None = None,
         ranks_per_node: int = 0,
         node_groups: NodeGroups | None = None,
         name: str = "MoE layer",
@@ -101,6 +103,7 @@ class MoE(nn.Module):
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config, self.name = config, name
         self.loss_group = loss_group
+        self._sequence_sums = None if cp_group is None else GroupSum(cp_group)
         self._connect(ep_group, ranks_per_node, node_groups)
         self._mlp: MoeMlp | None = None
         self.router = make_router(config.router, top_k=config.top_k, renormalize=config.renormalize)
@@ -177,7 +180,7 @@ class MoE(nn.Module):
 
     def observers(self) -> list[Observer]:
         """All that see a wait of this layer."""
-        of_loss = [] if self._loss_sums is None else [self._loss_sums.observer]
+        of_loss = [sums.observer for sums in (self._loss_sums, self._sequence_sums) if sums]
         return [*(exchange.observer for exchange in self.exchanges()), *of_loss]
 
     def _observed_mlp(self) -> MoeMlp:
@@ -296,5 +299,6 @@ class MoE(nn.Module):
             OwnCounts(forward_E1, so_far_E1, scores.chosen_TE, num_sequences),
             rounded,
             sums=self._loss_sums,
+            sequence_sums=self._sequence_sums,
             ep=self.exchange.size,
         )

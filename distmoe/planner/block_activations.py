@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.model.attention import attention_sizes
 from distmoe.moe.row_formats import TravelFormats
@@ -65,13 +66,14 @@ class BlockActivations:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Of one rank's micro-batch. ``ep``: P. ``fused``: kernels of the GPU, which keep less.
-    ``there``, ``home``: bytes of a row that travels, and of a partial sum."""
+    """Of one rank's micro-batch. ``ep``: P; ``cp``: C. ``fused``: kernels of the GPU, which keep
+    less. ``there``, ``home``: bytes of a row that travels, and of a partial sum."""
 
     T: int
     H: int
     b: int
     ep: int
+    cp: int
     fused: bool
     there: int
     home: int
@@ -84,13 +86,14 @@ class _Sizes:
 
 def block_activations(config: Config, *, itemsize: int, skew: float) -> dict[str, BlockActivations]:
     """Of a resolved config, by the kind of block: "dense" and "moe"."""
-    model, T = config.model, config.train.micro_batch_size * config.data.seq_len
+    model, T = config.model, rank_tokens(config)
     travel = TravelFormats.of(config.moe.dispatch)
     sizes = _Sizes(
         T=T,
         H=model.hidden_size,
         b=itemsize,
         ep=config.parallel.ep,
+        cp=config.parallel.cp,
         fused=config.run.device != "cpu",
         there=travel.rows.row_bytes(model.hidden_size, itemsize),
         home=travel.sums.row_bytes(model.hidden_size, itemsize),
@@ -130,20 +133,35 @@ def _norm(s: _Sizes, width: int) -> int:
 def _attention(s: _Sizes, config: Config) -> Part:
     """Norm, its result, what is normed again (queries and keys, or latents, with their results),
     what the attention kernel keeps (q, k, v, its result, which lies head by head, and a sum for
-    every row of scores), and the result again, token by token, for the output projection."""
+    every row of scores), and the result again, token by token, for the output projection. k and v
+    are those of whole sequences, and so are the latents that they are formed from."""
     sizes, rows = attention_sizes(config.model), s.b * s.T
     kept = _norm(s, s.H) + rows * s.H + _norm(s, sizes.normed) + rows * sizes.latent
     if config.model.clip_qkv:
         kept += rows * sizes.held
-    held, result = sizes.held, sizes.y
-    if sizes.v_dim < sizes.qk_dim and not s.fused:
+    held_kv, result = sizes.held_kv, sizes.y
+    if sizes.v_dim < sizes.qk_dim and (s.cp > 1 or not s.fused):
         # Values are padded to the size of queries, and so is the kernel's result.
-        held, result = 3 * sizes.q, sizes.q
+        held_kv, result = 2 * sizes.q, sizes.q
+    held = sizes.q + s.cp * held_kv
     kept += rows * (held + result + sizes.y) + FP32 * s.T * sizes.heads
     # Gradients of q, k and v; or, when what the kernel kept is gone, q's in fp32 and its two turns.
     gradients = rows * held
+    if s.cp > 1:
+        if sizes.after_gather:
+            kept += rows * (s.cp - 1) * sizes.gathered
+        if not s.fused:
+            kept += _masks(s, config.data.seq_len)
+        # Those of k and v for both chunks of queries, as long as the sequence, and their sum.
+        gradients += rows * 2 * s.cp * held_kv
     turned = 3 * FP32 * s.T * sizes.q - rows * 2 * sizes.q
     return Part(kept, max(gradients, turned))
+
+
+def _masks(s: _Sizes, seq_len: int) -> int:
+    """Of both chunks of queries over the keys up to their ends, of which a CPU makes addends."""
+    chunk = seq_len // (2 * s.cp)
+    return s.b * chunk * chunk * (2 * s.cp + 1)
 
 
 def _dense_mlp(s: _Sizes, width: int) -> Part:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from distmoe.config import Config
+from distmoe.config.batch import micro_batches, rank_tokens
+from distmoe.model.attention import attention_sizes
 from distmoe.planner.collective_time import Collectives, RankGroup, Transfer
 from distmoe.planner.engine_costs import EngineTraffic
 from distmoe.planner.hardware import Hardware
@@ -41,13 +43,6 @@ class JobStages:
     update_s: float
 
 
-def micro_batches(config: Config) -> int:
-    """Of one rank in one step, of a resolved config."""
-    parallel, train = config.parallel, config.train
-    world = parallel.dp_replicate * parallel.dp_shard
-    return train.global_batch_size // (world * train.micro_batch_size)
-
-
 def job_stages(config: Config, hardware: Hardware, *, dtype: str) -> JobStages:
     """Of a resolved config."""
     return _Builder(config, hardware, dtype).build()
@@ -77,6 +72,7 @@ class _Builder:
         self._replicas = RankGroup.strided(
             parallel.dp_replicate, stride=shard, ranks_per_node=per_node
         )
+        self._context = RankGroup.strided(parallel.cp, stride=1, ranks_per_node=per_node)
         self._parts: dict[StepPart, float] = {}
 
     def build(self) -> JobStages:
@@ -86,8 +82,10 @@ class _Builder:
         dense_block = _Parameters(elements(units.dense_block))
         moe_block = _Parameters(elements(units.moe_block), elements(units.experts))
         num_dense, num_moe = units.num_dense, units.num_moe
-        dense = self._stage(passes.dense_block, dense_block, count=num_dense)
-        moe = self._stage(passes.moe_block, moe_block, count=num_moe, has_experts=True)
+        dense = self._stage(passes.dense_block, dense_block, count=num_dense, is_block=True)
+        moe = self._stage(
+            passes.moe_block, moe_block, count=num_moe, is_block=True, has_experts=True
+        )
         # Embedding and head count as one: gathered first, reduced last.
         root, head = self._stage(None, edges), self._stage(passes.edges, _Parameters())
         stages = (root, *[dense] * num_dense, *[moe] * num_moe, head)
@@ -107,6 +105,7 @@ class _Builder:
         size: _Parameters,
         *,
         count: int = 1,
+        is_block: bool = False,
         has_experts: bool = False,
     ) -> Stage:
         """``count`` stages alike, whose work is added to the parts."""
@@ -115,6 +114,7 @@ class _Builder:
         # Gathered parameters are copied into place; gradients are added to those in fp32.
         placed = Work(bytes=2 * self._itemsize * elements)
         added = Work(bytes=(self._itemsize + 8) * elements)
+        context_s = self._context_s(count) if is_block else (0.0, 0.0)
         forward = passes.forward if passes else Work()
         backward = (passes.backward if passes else Work()) + added
         if traffic.gathers_forward:
@@ -122,8 +122,8 @@ class _Builder:
         if traffic.gathers_backward:
             backward += placed
         return Stage(
-            forward_s=self._seconds(forward, count),
-            backward_s=self._seconds(backward, count),
+            forward_s=self._seconds(forward, count) + context_s[0],
+            backward_s=self._seconds(backward, count) + context_s[1],
             has_experts=has_experts,
             gather=gather if traffic.gathers_forward else Transfer(),
             gather_again=gather if traffic.gathers_backward and passes else Transfer(),
@@ -133,7 +133,8 @@ class _Builder:
     def _micro_batches(
         self, stages: tuple[Stage, ...], sizes: list[_Parameters]
     ) -> Mapping[tuple[Stage, ...], int]:
-        number = micro_batches(self._config)
+        parallel = self._config.parallel
+        number = micro_batches(self._config, parallel.dp_replicate * parallel.dp_shard)
         places = Counter((i == 0, i == number - 1) for i in range(number))
         kinds: Counter[tuple[Stage, ...]] = Counter()
         for (first, last), count in places.items():
@@ -155,6 +156,20 @@ class _Builder:
         for name, seconds in parts.items():
             self._parts[name] = self._parts.get(name, 0.0) + count * seconds
         return sum(parts.values())
+
+    def _context_s(self, count: int) -> tuple[float, float]:
+        """What attention waits for ranks that share its sequences, forward and backward; of
+        ``count`` blocks it is added to the parts."""
+        config = self._config
+        tokens = rank_tokens(config) * config.parallel.cp
+        num_bytes = self._itemsize * tokens * attention_sizes(config.model).gathered
+        gather_s = self._links.gather(self._context, num_bytes).seconds
+        backward_s = self._links.all_to_all(self._context, num_bytes).seconds
+        if config.train.activation_checkpoint != "none":
+            backward_s += gather_s
+        waited = self._parts.get(StepPart.CONTEXT, 0.0) + count * (gather_s + backward_s)
+        self._parts[StepPart.CONTEXT] = waited
+        return gather_s, backward_s
 
     def _gather(self, size: _Parameters) -> Transfer:
         """In the compute dtype."""

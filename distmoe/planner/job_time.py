@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distmoe.config import Config
+from distmoe.config.batch import micro_batches
 from distmoe.metrics.flops import flops_per_token
 from distmoe.metrics.tally import SECONDS_PER_DAY
 from distmoe.planner.expert_time import ExpertTimes
-from distmoe.planner.job_stages import JobStages, micro_batches
+from distmoe.planner.job_stages import JobStages
 from distmoe.planner.pipeline_time import micro_batch_s
 from distmoe.planner.step_parts import WAITS, StepPart
 
@@ -65,7 +66,7 @@ def step_time(
     peak_flops: float | None,
 ) -> StepTime:
     """Of a resolved config on ``world`` ranks; ``experts``: None for a model without."""
-    recomputes, n = config.train.activation_checkpoint == "full", micro_batches(config)
+    recomputes, n = config.train.activation_checkpoint == "full", micro_batches(config, world)
     parts = {name: n * seconds for name, seconds in stages.parts_s.items()}
     passes = [one for both in experts.passes(recomputes) for one in both] if experts else []
     runs = n * sum(stage.has_experts for stage in stages.stages)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distmoe.config import Config, ModelConfig, MoEConfig
+from distmoe.config import Config, MoEConfig
+from distmoe.config.batch import rank_tokens
 from distmoe.config.loss_chunks import loss_chunk_tokens
-from distmoe.model.attention import attention_sizes
+from distmoe.model.attention import AttentionSizes, attention_sizes
 from distmoe.planner.step_parts import StepPart
 
 # FlashAttention-2 computes the scores again in its backward: five products for the two of the
@@ -92,8 +93,8 @@ class ModelPasses:
 def model_passes(config: Config, itemsize: int) -> ModelPasses:
     """Of a resolved config."""
     model, moe = config.model, config.moe
-    tokens = config.train.micro_batch_size * config.data.seq_len
-    attention = _attention(model, tokens, config.data.seq_len, itemsize)
+    tokens = rank_tokens(config)
+    attention = _attention(config, tokens, itemsize)
     dense = _mlp(model.hidden_size, model.intermediate_size, tokens, itemsize)
     dense += _norm_and_residual(model.hidden_size, tokens, itemsize)
     routed = _routed(moe, config.parallel.ep, tokens, itemsize)
@@ -109,11 +110,13 @@ def model_passes(config: Config, itemsize: int) -> ModelPasses:
     )
 
 
-def _attention(model: ModelConfig, tokens: int, seq_len: int, s: int) -> Passes:
-    """Norm, projections, rotary positions, causal attention, residual."""
+def _attention(config: Config, tokens: int, s: int) -> Passes:
+    """Norm, projections, rotary positions, causal attention, residual. A rank of a cp axis has
+    even work: its queries see half of the sequence on average."""
+    model, cp = config.model, config.parallel.cp
     sizes = attention_sizes(model)
-    flops = 2 * tokens * sizes.multiplied
-    causal = tokens * seq_len * (sizes.q + sizes.y)
+    flops = 2 * tokens * (sizes.multiplied + (cp - 1) * sizes.after_gather)
+    causal = tokens * config.data.seq_len * (sizes.q + sizes.y)
     moved = tokens * (sizes.normed * _norm_bytes(s) + sizes.turned * _rope_bytes(s))
     # The heads of the output are laid side by side, too.
     copied = sizes.joined + sizes.y + (sizes.held if model.clip_qkv else 0)
@@ -122,7 +125,21 @@ def _attention(model: ModelConfig, tokens: int, seq_len: int, s: int) -> Passes:
         Work(flops, causal, moved, ATTENTION_OPS),
         Work(2 * flops, ATTENTION_BACKWARD * causal, moved, 2 * ATTENTION_OPS),
     )
+    if cp > 1:
+        passes += _shared_sequences(sizes, tokens * s, cp)
     return passes + _norm_and_residual(model.hidden_size, tokens, s)
+
+
+def _shared_sequences(sizes: AttentionSizes, row_bytes: int, cp: int) -> Passes:
+    """Copies around the gather: what leaves is packed, what has arrived put in order, for latents
+    keys and values are formed of all. Back the gradients of two runs of keys are filled up with
+    zeros and added, and packed by rank, and those of all ranks are added."""
+    whole_kv, whole = cp * sizes.held_kv, cp * sizes.gathered
+    formed = 2 * (whole_kv - sizes.held_kv) if sizes.after_gather else 0
+    return Passes(
+        Work(bytes=row_bytes * (2 * sizes.gathered + 2 * whole + formed)),
+        Work(bytes=row_bytes * (5 * whole_kv + 5 * whole + formed)),
+    )
 
 
 def _mlp(hidden: int, width: int, tokens: int, s: int) -> Passes:

@@ -81,7 +81,7 @@ def _cuts(
     engines = ("single",) if world == 1 else ("fsdp2", "deepspeed")
     moe_layers = config.model.n_layers - config.model.n_dense_layers
     experts = config.moe.num_experts if moe_layers else 1
-    per_rank = max(1, config.train.global_batch_size // world)
+    per_rank = max(1, config.train.global_batch_size * config.parallel.cp // world)
     axes: dict[str, list[Any]] = {
         "parallel.engine": list(engines),
         "parallel.ep": [n for n in _divisors(world) if experts % n == 0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 from distmoe.config.loss_chunks import loss_chunk_tokens
 
 FP32 = 4
@@ -23,7 +24,7 @@ def loss_activations(config: Config, *, itemsize: int) -> LossActivations:
     """`linear_cross_entropy`: a chunk's logits and their exponentials in fp32; then their gradient
     and the head's. With several chunks that is added up in fp32, to which a product in bf16 is
     added."""
-    model, T = config.model, config.train.micro_batch_size * config.data.seq_len
+    model, T = config.model, rank_tokens(config)
     V, H = model.vocab_size, model.hidden_size
     chunk = min(T, loss_chunk_tokens(config, T))
     norms = 1 if config.run.device != "cpu" else 2

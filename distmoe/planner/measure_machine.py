@@ -10,6 +10,7 @@ import torch
 
 from distmoe.comm import make_exchange
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 from distmoe.config.dtype import with_dtype
 from distmoe.engines import compute_dtype
 from distmoe.kernels.moe_mlp import backend_for
@@ -123,7 +124,7 @@ def measure_machine(config: Config, runtime: Runtime, *, ranks_per_node: int) ->
 def _of_this_device(config: Config, device: torch.device, dtype: torch.dtype) -> list[float]:
     """Latency and rate of a copy, a launch, and FLOP/s of blocks, attention and experts."""
     moe, model = config.moe, config.model
-    tokens = config.train.micro_batch_size * config.data.seq_len
+    tokens = rank_tokens(config)
     own = measure_copy(device)
     launch_s = measure_launch(moe, device=device, dtype=dtype)
     expert_flops = measure_gemm(

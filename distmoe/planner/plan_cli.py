@@ -132,6 +132,8 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
         f"node; {tokens:,} tokens a step; busiest expert {request.skew:g} times the mean"
         f"{kept}"
     )
+    if (cp := request.config.parallel.cp) > 1:
+        console.print(f"Sequences are shared by {cp} ranks (parallel.cp)", soft_wrap=True)
     source = hardware.profile.origin.note or "a measured profile"
     console.print(
         f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from distmoe.config import Config, resolve
+from distmoe.config.batch import micro_batches
 from distmoe.config.keys import value_of, with_values
 from distmoe.planner.hardware import Hardware
 from distmoe.planner.job_memory import zero3_host_memory
@@ -103,7 +104,6 @@ def _table(rows: Sequence[tuple[str, Layout]], title: str) -> Table:
 def _cells(layout: Layout) -> list[str]:
     config, time = layout.config, layout.time
     parallel, train, dispatch = config.parallel, config.train, config.moe.dispatch
-    micro_batches = train.global_batch_size // (time.ranks * train.micro_batch_size)
     travels = f"{dispatch.level}, {dispatch.order}, {dispatch.steps}"
     return [
         f"{time.tokens_per_s_per_rank:,.0f}",
@@ -114,7 +114,7 @@ def _cells(layout: Layout) -> list[str]:
         engine_name(config),
         str(parallel.ep),
         f"{parallel.dp_shard} x {parallel.dp_replicate}",
-        f"{train.micro_batch_size} x {micro_batches}",
+        f"{train.micro_batch_size} x {micro_batches(config, time.ranks)}",
         train.activation_checkpoint,
         travels if parallel.ep > 1 else "",
     ]

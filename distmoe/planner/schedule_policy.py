@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from distmoe.config import Config, resolve
+from distmoe.config.batch import rank_tokens
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.moe.schedule import MOST_RUNS, ORDERS, auto_schedule
 from distmoe.planner.cost_model import LEVELS, Prediction, best_schedule, most_steps
@@ -77,7 +78,7 @@ def layer_shape(config: Config, *, dtype: str) -> LayerShape:
     """The expert layers of a resolved config."""
     moe = config.moe
     return LayerShape(
-        num_tokens=config.train.micro_batch_size * config.data.seq_len,
+        num_tokens=rank_tokens(config),
         hidden=moe.hidden_size,
         intermediate=moe.intermediate_size,
         num_experts=moe.num_experts,

@@ -6,7 +6,8 @@ from enum import StrEnum
 
 
 class StepPart(StrEnum):
-    """``LAUNCHES``: what the host needs beyond the device. ``EXCHANGE``: what is exposed of it."""
+    """``LAUNCHES``: what the host needs beyond the device. ``EXCHANGE``: what is exposed of it.
+    ``CONTEXT``: gathered from the ranks that share sequences, and their gradients."""
 
     DENSE_PRODUCTS = "dense products"
     ATTENTION = "attention"
@@ -14,10 +15,11 @@ class StepPart(StrEnum):
     LAUNCHES = "launches"
     EXPERTS = "experts"
     EXCHANGE = "exchange"
+    CONTEXT = "keys and values"
     SLOWER_RANKS = "slower ranks"
     PARAMETERS = "parameters and gradients"
     OPTIMIZER = "optimizer"
 
 
 # Parts in which a rank computes nothing.
-WAITS = (StepPart.EXCHANGE, StepPart.SLOWER_RANKS, StepPart.PARAMETERS)
+WAITS = (StepPart.EXCHANGE, StepPart.CONTEXT, StepPart.SLOWER_RANKS, StepPart.PARAMETERS)

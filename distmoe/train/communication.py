@@ -22,6 +22,7 @@ from distmoe.comm.watchdog import Watchdog
 from distmoe.config import Config
 from distmoe.config.steps import parse_steps
 from distmoe.metrics.reporter import is_logged
+from distmoe.model.block import Block
 from distmoe.model.transformer import Transformer
 from distmoe.moe.layer import MoE
 from distmoe.runtime import Runtime, default_store
@@ -53,7 +54,7 @@ class _Tracing:
 
 
 class Communication:
-    """Observes every MoE layer's messages until ``close``, which ends ``watchdog`` and
+    """Observes the messages of all layers until ``close``, which ends ``watchdog`` and
     ``heartbeats``, too."""
 
     def __init__(
@@ -77,10 +78,13 @@ class Communication:
         self._watchdog, self._heartbeats = watchdog, heartbeats
         self._exchanges: list[Exchange] = []
         self._observers: list[Observer] = []
-        for block in model.blocks:
-            if isinstance(block.mlp, MoE):
-                self._exchanges += block.mlp.exchanges()
-                for observer in block.mlp.observers():
+        for module in model.modules():
+            if isinstance(module, Block):
+                self._exchanges.append(module.gather.exchange)
+                self._observe(module.gather.exchange.observer, config.launch.timeout_s)
+            elif isinstance(module, MoE):
+                self._exchanges += module.exchanges()
+                for observer in module.observers():
                     self._observe(observer, config.launch.timeout_s)
 
     @classmethod

@@ -240,6 +240,39 @@ def test_right_config_passes(make_config: MakeConfig, world: int, ep: int) -> No
             "`tools/bench_moe.py --write-tiles` wrote",
         ),
         (
+            "--parallel.cp=3 --data.seq_len=252",
+            4,
+            "parallel.cp is 3; it must divide parallel.dp_shard (4; the number of ranks is 4)",
+        ),
+        (
+            "--parallel.cp=4 --parallel.dp_replicate=2",
+            4,
+            "parallel.cp is 4; it must divide parallel.dp_shard (2; the number of ranks is 4)",
+        ),
+        (
+            "--parallel.cp=2 --data.seq_len=30",
+            2,
+            "data.seq_len is 30; it must be a multiple of 2 * parallel.cp (4)",
+        ),
+        (
+            "--parallel.cp=2 --train.global_batch_size=15",
+            4,
+            "train.global_batch_size is 15; it must be a multiple of the number of ranks (4) / "
+            "parallel.cp (2)",
+        ),
+        (
+            "--parallel.cp=2 --train.global_batch_size=12 --train.micro_batch_size=8",
+            4,
+            "train.global_batch_size is 12; it must be a multiple of 16, the ranks (4) / "
+            "parallel.cp (2) * train.micro_batch_size (8)",
+        ),
+        (
+            "--parallel.cp=2 --train.micro_batch_size=1 --data.seq_len=16 --moe.rounding.tile=16",
+            2,
+            "moe.rounding.tile is 16; it must be at most the tokens of an expert-parallel group's "
+            "micro-batch, train.micro_batch_size * data.seq_len / parallel.cp * parallel.ep (8)",
+        ),
+        (
             "--train.global_batch_size=15",
             2,
             "train.global_batch_size is 15; it must be a multiple of the number of ranks (2)",

@@ -12,6 +12,7 @@ from distmoe.config import (
     resolve,
     to_toml,
 )
+from distmoe.config.batch import data_ranks, micro_batches, rank_tokens
 from distmoe.config.dtype import with_dtype
 
 MakeConfig = Callable[..., Config]
@@ -26,6 +27,13 @@ def test_derived_values(make_config: MakeConfig) -> None:
     assert config.parallel.engine == "fsdp2"
     assert config.train.micro_batch_size == 2
     assert config.moe.kernel == "auto"
+
+
+def test_ranks_that_share_sequences_have_a_larger_batch_together(make_config: MakeConfig) -> None:
+    config = resolve(make_config("--parallel.cp", "4"), 8)
+    assert config.train.micro_batch_size == 8
+    assert (micro_batches(config, 8), data_ranks(config, 8)) == (1, 2)
+    assert rank_tokens(config) == 2 * config.data.seq_len
 
 
 def test_values_that_are_set_stay(make_config: MakeConfig) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distmoe.comm.context import ContextPart
 from distmoe.data.batches import Batch, Batches, validation_batches
 from distmoe.data.sampler import GlobalBatchSampler
 from distmoe.data.tokens import TokenSplit
@@ -50,6 +51,27 @@ def test_global_batch_does_not_depend_on_the_ranks(
         assert rows.tolist() == [sample.tolist() for sample in samples]
     for rank in ranks:
         rank.close()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ranks_that_share_sequences_have_their_parts(split: TokenSplit, masked: bool) -> None:
+    """Four ranks, two by two: together what two ranks have."""
+
+    def read(rank: int, world: int, cp: int) -> list[Batch]:
+        sampler = GlobalBatchSampler(split.num_samples(SEQ_LEN), GLOBAL_BATCH, seed=5)
+        layout = {"rank": rank, "world": world, "micro_batch_size": 2, "cp": cp}
+        made = Batches(split, sampler, seq_len=SEQ_LEN, document_mask=masked, **layout)
+        with made as batches:
+            return batches.step(3)
+
+    for group in range(2):
+        parts = [read(2 * group + place, 4, 2) for place in range(2)]
+        for whole, *both in zip(read(group, 2, 1), *parts, strict=True):
+            own_S = torch.cat([ContextPart(place, 2).positions(SEQ_LEN // 2) for place in range(2)])
+            for name in ("tokens_BS", "labels_BS", *(["start_BS"] if masked else [])):
+                joined = torch.cat([getattr(part, name) for part in both], dim=1)
+                assert torch.equal(joined, getattr(whole, name)[:, own_S])
+            assert sum(part.sum_of_squares() for part in both) == whole.sum_of_squares()
 
 
 def test_labels_are_the_next_tokens(split: TokenSplit) -> None:
@@ -142,7 +164,7 @@ def test_short_validation_split_is_named_at_the_call(prepared: Path) -> None:
 
 
 def test_wrong_layouts_are_refused(split: TokenSplit) -> None:
-    with pytest.raises(ValueError, match=r"train.global_batch_size is 8; .* \(3 \* 2\)"):
+    with pytest.raises(ValueError, match=r"train.global_batch_size is 8; .* \(3 / 1 \* 2\)"):
         open_batches(split, world=3)
     with pytest.raises(ValueError, match=r"rank is 2; it must be in 0..1"):
         open_batches(split, rank=2, world=2)

@@ -79,12 +79,13 @@ class Run:
 
 
 def config_of(case: dict[str, Any], *, dtype: str = "fp32", **changes: Any) -> Config:
-    world, ep = case["world"], case["ep"]
+    world, ep, cp = case["world"], case["ep"], case.get("cp", 1)
     settings = {"train.dtype": dtype, "train.compile": case.get("compile", "none")}
     return config_for(
         world,
         ep,
-        LAW[world, ep],
+        LAW[world, ep] * cp,
+        cp=cp,
         engine=case["engine"],
         deepspeed=SMALL | case.get("deepspeed", {}),
         settings=settings | changes.pop("settings", {}),

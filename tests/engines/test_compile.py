@@ -16,7 +16,8 @@ from torch._inductor import config as inductor
 
 from distmoe.config import Config, ConfigError, MlaConfig
 from distmoe.config.keys import with_values
-from distmoe.engines import make_engine
+from distmoe.engines import make_engine, meta_model
+from distmoe.mesh import build_mesh
 from distmoe.train.step import train_step
 
 STEPS = 3
@@ -105,6 +106,17 @@ def test_state_moves_between_compiled_and_not() -> None:
     assert first["model"].keys() == second["model"].keys()
     assert first["optimizer"].keys() == second["optimizer"].keys()
     assert losses(compiled(SMALL), first) == pytest.approx(losses(SMALL, second), rel=1e-5)
+
+
+@pytest.mark.parametrize("cp", [1, 2])
+def test_attention_that_waits_for_other_ranks_is_left_as_it_is(cp: int) -> None:
+    def compiled_parts(rank: int) -> list[bool]:
+        config = compiled(config_for(2, 1, LAW[2, 1], cp=cp))
+        mesh = build_mesh(config.parallel, device_type="cpu")
+        first = meta_model(config, CPU, mesh).blocks[0]
+        return [name in vars(first) for name in ("attend", "dense")]
+
+    assert run_ranks(compiled_parts, 2) == [[cp == 1, True]] * 2
 
 
 def test_no_compiler_is_said_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,7 @@ PARITY = [
     case("parity", 4, 4, 2, steps=FEW_STEPS),
     case("parity", 2, 1, 2, steps=FEW_STEPS),
     case("parity", 2, 2, 1, steps=FEW_STEPS, **OFFLOAD),
+    case("parity", 2, 2, 2, steps=FEW_STEPS, cp=2),
     case("parity", 1, 1, 1, steps=FEW_STEPS, compile="dense"),
     case("parity", 1, 1, 3, steps=FEW_STEPS),
 ]

@@ -144,7 +144,8 @@ def _forward(
     tokens_BS, labels_BS = batch.tokens_BS, batch.labels_BS
     sizes = config.model
     x_BSH = F.embedding(tokens_BS, model.embedding.weight)
-    tables = rope_tables(tokens_BS.shape[1], sizes.head_dim, model=sizes, device=x_BSH.device)
+    position_S = torch.arange(tokens_BS.shape[1], device=x_BSH.device)
+    tables = rope_tables(position_S, sizes.head_dim, model=sizes)
     balances, zs = [], []
     for block in model.blocks:
         x_BSH = x_BSH + block.attention(block.attention_norm(x_BSH), *tables, None)

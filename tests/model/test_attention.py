@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
+from distmoe.comm.context import WHOLE, ContextPart, SequenceGather
 from distmoe.config import Config, MlaConfig, ModelConfig, resolve
 from distmoe.engines.adamw import decays
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.attention import attention_sizes, make_attention
-from distmoe.model.causal_attention import attend, dense_mask, document_mask
+from distmoe.model.causal_attention import (
+    _up_to_the_last,
+    attend,
+    dense_mask,
+    document_mask,
+)
 from distmoe.model.init import initialize
 from distmoe.model.mla import LATENT_NORM_EPS, LatentAttention
 from distmoe.model.rope import rope_tables, rotate
@@ -84,7 +92,7 @@ def x_BSH() -> Tensor:
 
 
 def tables(rotary_dim: int = ROPE) -> tuple[Tensor, Tensor]:
-    return rope_tables(S, rotary_dim, model=ModelConfig(), device=torch.device("cpu"))
+    return rope_tables(torch.arange(S), rotary_dim, model=ModelConfig())
 
 
 def outcomes(
@@ -103,7 +111,7 @@ def outcomes(
 @pytest.mark.parametrize("q_lora_rank", [0, 10])
 def test_latent_attention_is_its_formulas(q_lora_rank: int, x_BSH: Tensor) -> None:
     model = model_with(q_lora_rank)
-    layer = filled(make_attention(model))
+    layer = filled(make_attention(model, SequenceGather(None)))
     got = outcomes(layer, x_BSH, torch.float32)
     same = outcomes(layer, x_BSH, torch.float32, formula=True)
     want = outcomes(layer, x_BSH, torch.float64, formula=True)
@@ -134,6 +142,65 @@ def test_biases_begin_at_zero_and_do_not_decay() -> None:
     assert not any(bias.any() for bias in biases.values())
     assert not any(map(decays, biases))
     assert decays("blocks.0.attention.q_proj.weight")
+
+
+def attention_inputs(num_positions: int, *dims: int) -> list[Tensor]:
+    """Of four query heads and two key heads: q, k, v, and dy of all positions."""
+    generator = torch.Generator().manual_seed(0)
+    q, v = dims
+    shapes = [(2, heads, num_positions, dim) for heads, dim in ((4, q), (2, q), (2, v), (4, v))]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def attended(drawn: list[Tensor], part: ContextPart, dtype: torch.dtype) -> list[Tensor]:
+    """y and dq of the positions of a part; of all keys and values what these queries add to dk and
+    dv."""
+    q, k, v, dy = (x.to(dtype) for x in drawn)
+    own_S = part.positions(q.shape[2] // part.size, q.device)
+    inputs = [x.detach().requires_grad_() for x in (q[:, :, own_S], k, v)]
+    y = attend(*inputs, None, part=part)
+    return [y.detach(), *torch.autograd.grad(y, inputs, dy[:, :, own_S])]
+
+
+@pytest.mark.parametrize("v_dim", [16, 8])
+@pytest.mark.parametrize("size", [2, 3])
+def test_parts_attend_as_the_whole(size: int, v_dim: int) -> None:
+    drawn = attention_inputs(12, 16, v_dim)
+    want = attended(drawn, WHOLE, torch.float32)
+    sums = [torch.zeros_like(x) for x in want[2:]]
+    for rank in range(size):
+        part = ContextPart(rank, size)
+        got, own_S = attended(drawn, part, torch.float32), part.positions(12 // size)
+        for one, other in zip(got[:2], want[:2], strict=True):
+            torch.testing.assert_close(one, other[:, :, own_S])
+        sums = [one + other for one, other in zip(sums, got[2:], strict=True)]
+    for one, other in zip(sums, want[2:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_mask_of_a_chunk_is_what_a_gpu_is_asked_for() -> None:
+    """torch has a kernel for it there, and makes a tensor of it on a CPU, with warnings."""
+    q, k, v, _ = attention_inputs(12, 16, 16)
+    got, want = (
+        scaled_dot_product_attention(q[:, :, :4], k, v, attn_mask=mask, enable_gqa=True)
+        for mask in (causal_lower_right(4, 12), _up_to_the_last(4, 12, q.device))
+    )
+    assert torch.equal(got, want)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("v_dim", [128, 64])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_part_has_a_fused_kernel(rank: int, v_dim: int) -> None:
+    drawn = [x.cuda() for x in attention_inputs(512, 128, v_dim)]
+    part = ContextPart(rank, 2)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        got = attended(drawn, part, torch.bfloat16)
+    with sdpa_kernel(SDPBackend.MATH):
+        same, want = (attended(drawn, part, dtype) for dtype in (torch.bfloat16, torch.float32))
+    for name, *three in zip(("y", "dq", "dk", "dv"), got, same, want, strict=True):
+        assert_as_good_as(*three, name)
 
 
 @pytest.mark.gpu

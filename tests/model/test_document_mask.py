@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,12 @@ import torch.distributed as dist
 from ranks import run_ranks
 from torch import Tensor
 
+from distmoe.comm.context import ContextPart
 from distmoe.config import Config, DataConfig, ModelConfig, MoEConfig, RoundingConfig, TrainConfig
 from distmoe.data.batches import Batch, mask_documents
 from distmoe.kernels.testing import assert_as_good_as
 from distmoe.model.causal_attention import (
+    BLOCK,
     attend,
     block_mask,
     dense_mask,
@@ -153,6 +156,41 @@ def test_compiled_flex_attention_and_its_gradients(length: int) -> None:
     want = results(torch.float32, dense_mask(start_BS))
     for name, *three in zip(("y", "dq", "dk", "dv"), got, same, want, strict=True):
         assert_as_good_as(*three, name)
+
+
+@pytest.mark.parametrize(("length", "size"), [(512, 2), (384, 2), (600, 3)])
+def test_blocks_of_a_part_are_rows_of_the_whole_mask(length: int, size: int) -> None:
+    """A block of queries may have both chunks. Blocks that are whole or left out are so in the
+    dense mask; what torch asks for in the others is that mask."""
+    generator = torch.Generator().manual_seed(length)
+    ends_BS = torch.rand((2, length), generator=generator) < torch.tensor([[0.0], [0.02]])
+    starts_BS = torch.where(ends_BS, torch.arange(length), 0).cummax(1).values
+    whole = dense_mask(starts_BS)
+    for rank in range(size):
+        part = ContextPart(rank, size)
+        own_S = part.positions(length // size)
+        dense = dense_mask(starts_BS[:, own_S], part)
+        assert torch.equal(dense, whole[:, :, own_S])
+        blocks = block_mask(starts_BS[:, own_S], part)
+        b, q, k = (torch.arange(n) for n in (2, len(own_S), length))
+        assert torch.equal(blocks.mask_mod(b[:, None, None], 0, q[:, None], k), dense[:, 0])
+        kinds = blocks.to_dense()[:, 0]
+        full = as_blocks(blocks.full_kv_num_blocks, blocks.full_kv_indices)
+        for row, i, j in itertools.product(*map(range, kinds.shape)):
+            rows = slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK)
+            block = dense[row, 0][rows]
+            assert bool(kinds[row, i, j]) or not block.any()
+            assert not full[row, i, j] or block.all()
+        assert not kinds.all()
+        if length == 512:
+            assert full.any()
+
+
+def as_blocks(number_B1N: Tensor, index_B1NN: Tensor) -> Tensor:
+    """[B, N, N] from lists of blocks."""
+    there_BNN = torch.arange(index_B1NN.shape[-1]) < number_B1N[:, 0, :, None]
+    found = torch.zeros_like(there_BNN)
+    return found.scatter(2, index_B1NN[:, 0].long(), there_BNN)
 
 
 @pytest.mark.parametrize("length", [128, 384, 500])

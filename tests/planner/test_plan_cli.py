@@ -108,7 +108,12 @@ def test_both_ways_to_train_give_the_best_layout(printed: str, files: Path) -> N
     ("file", "gpus", "words", "settings"),
     [
         ("eight_gpu.toml", 8, ["distmoe", "train"], ["--parallel.ep", "4", "--launch.nproc=2"]),
-        ("models/sonicmoe_7b.toml", 16, ["distmoe", "launch", "slurm"], ["--parallel.ep", "8"]),
+        (
+            "models/sonicmoe_7b.toml",
+            16,
+            ["distmoe", "launch", "slurm"],
+            ["--parallel.ep", "8", "--parallel.cp", "4"],
+        ),
     ],
 )
 def test_what_is_printed_starts_all_ranks(
@@ -125,6 +130,8 @@ def test_what_is_printed_starts_all_ranks(
     job = ["--gpus", str(gpus), "--hardware", "h200", "--write", str(tmp_path / "best.toml")]
     assert plan(str(CONFIGS / file), *job, *fixed, *settings) == 0
     lines = capsys.readouterr().out.splitlines()
+    shared = "--parallel.cp" in settings
+    assert ("Sequences are shared by 4 ranks (parallel.cp)" in lines) == shared
     commands = [shlex.split(line) for line in lines if line.startswith("  distmoe ")]
     assert len(commands) == 2
     for command in commands:

@@ -8,6 +8,7 @@ import pytest
 
 from distmoe.config import Config, ConfigError, ModelConfig, MoEConfig, TrainConfig, check, resolve
 from distmoe.config.keys import value_of, with_values
+from distmoe.model.attention import attention_sizes
 from distmoe.planner.collective_time import Collectives, RankGroup
 from distmoe.planner.hardware import Hardware, find_hardware
 from distmoe.planner.job_memory import predict_memory
@@ -279,6 +280,45 @@ def test_stages_carry_the_traffic_of_the_engine() -> None:
     assert late[:3] == (0, 0, 0)
     # Seven blocks with experts, one without, embedding and head.
     assert late[3] > 7 * (gather + reduce)
+
+
+def test_keys_and_values_of_shared_sequences_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block waits for those of all positions, and backward for the gradients."""
+    settings = {
+        "parallel.cp": 4,
+        "parallel.engine": "fsdp2",
+        "train.micro_batch_size": 4,
+        "train.activation_checkpoint": "selective",
+    }
+    config = resolve(with_values(CONFIG, settings), WORLD)
+    jobs = job_stages(config, hardware(), dtype="bf16")
+    waited = jobs.parts_s[StepPart.CONTEXT]
+    links, group = Collectives(hardware().profile, 8), RankGroup(4, 4)
+    num_bytes = 2 * (4 * 4096) * 2 * (4 * 128)
+    gather_s = links.gather(group, num_bytes).seconds
+    backward_s = gather_s + links.all_to_all(group, num_bytes).seconds
+    assert waited == pytest.approx(8 * (gather_s + backward_s))
+    with monkeypatch.context() as patch:
+        nothing = replace(attention_sizes(config.model), gathered=0)
+        patch.setattr("distmoe.planner.job_stages.attention_sizes", lambda model: nothing)
+        free = job_stages(config, hardware(), dtype="bf16")
+    for stage, other in zip(jobs.stages[1:-1], free.stages[1:-1], strict=True):
+        assert stage.forward_s - other.forward_s == pytest.approx(gather_s)
+        assert stage.backward_s - other.backward_s == pytest.approx(backward_s)
+    found = Planner(CONFIG, WORLD, hardware(), skew=1.5).layout(with_values(CONFIG, settings))
+    assert found.time.parts_s[StepPart.CONTEXT] == pytest.approx(4 * waited)
+    assert sum(found.time.parts_s.values()) == pytest.approx(found.time.seconds)
+
+
+def test_a_long_sequence_fits_if_it_is_shared() -> None:
+    long = with_values(CONFIG, {"data.seq_len": 1 << 18, "train.global_batch_size": 4})
+    assert not planned(80, config=long).best
+    shared = with_values(long, {"parallel.cp": 8})
+    found = layouts(shared, WORLD, ranks_per_node=8, pinned=())
+    assert {one.train.micro_batch_size for one in found} == {1, 2}
+    plan = planned(80, config=shared)
+    assert plan.best
+    assert {layout.config.parallel.cp for layout in plan.best} == {8}
 
 
 def of_micro_batches(**settings: object) -> list[tuple[int, float, float]]:

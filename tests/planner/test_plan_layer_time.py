@@ -49,6 +49,21 @@ def test_products_are_the_flops_of_the_model(kind: str) -> None:
     assert backward.attention_flops == 2.5 * attention / 3
 
 
+@pytest.mark.parametrize("kind", ["gqa", "mla"])
+def test_ranks_that_share_sequences_share_their_work(kind: str) -> None:
+    """All but the latents' keys and values, which every rank forms for all positions."""
+    config = replace(CONFIG, model=replace(CONFIG.model, attention=kind))
+    shared = replace(config, parallel=replace(config.parallel, cp=4))
+    alone, with_others = total(config), total(shared)
+    mla = config.model.mla
+    W_kv_b = 4 * (mla.qk_nope_head_dim + mla.v_head_dim) * mla.kv_lora_rank if kind == "mla" else 0
+    for factor, whole, part in zip((2, 4), alone, with_others, strict=True):
+        again = 3 * factor * TOKENS * 3 * W_kv_b
+        assert 4 * part.dense_flops == whole.dense_flops + again
+        assert 4 * part.attention_flops == whole.attention_flops
+        assert 4 * part.bytes > whole.bytes
+
+
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_recomputation_repeats_forwards(recompute: str) -> None:
     train = replace(CONFIG.train, activation_checkpoint=recompute)

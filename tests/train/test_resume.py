@@ -60,19 +60,26 @@ def test_sigterm_saves_and_leaves(unbroken: Path, data: Path, tmp_path: Path) ->
 
 
 def test_a_checkpoint_loads_on_other_ranks(unbroken: Path, data: Path, tmp_path: Path) -> None:
-    """Two ranks with ep = 2 go on as one rank without FSDP, and as two ranks with ep = 1."""
+    """Two ranks with ep = 2 go on as one rank without FSDP, and as two ranks with ep = 1 that share
+    their sequences."""
     last = sorted((unbroken.parent / "run" / "checkpoints").iterdir())[-1]
     losses = []
     for name, options in (
         ("one", ["--launch.nproc", "1", "--parallel.ep", "1"]),
-        ("flat", ["--parallel.ep", "1"]),
+        ("shared", ["--parallel.ep", "1", "--parallel.cp", "2"]),
         ("same", []),
     ):
         config = config_file(tmp_path / name, data)
         options += ["--moe.rounding.rule", "none", "--train.steps", str(STEPS + 2)]
         output = finish(start(config, "--resume", str(last), *options))
         assert f"resumed from {last}" in output
+        assert ("sequences over cp 2" in output) == (name == "shared")
         losses.append([record["loss"] for record in records(config)])
+        if name == "shared":
+            # Two layers, there and back, both ranks: four sequences of 16 positions each, one key
+            # and one value of 16 numbers.
+            sent = 2 * 2 * 2 * 4 * 16 * 2 * 16 * 4 / 2**20
+            assert {record["node_mib"] for record in records(config)} == {sent}
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
     assert losses[1] == pytest.approx(losses[2], rel=1e-5)

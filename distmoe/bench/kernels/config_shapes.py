@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distmoe.bench.kernels.shapes import Shape
 from distmoe.config import Config
+from distmoe.config.batch import rank_tokens
 from distmoe.kernels.moe_mlp.activations import activation_called
 from distmoe.planner.row_volumes import groups_touched
 
@@ -20,7 +21,7 @@ def shapes_of_run(config: Config) -> list[Shape]:
         raise ValueError(
             f"moe.activation is {moe.activation}; the bench has experts with a gate only"
         )
-    pairs = config.train.micro_batch_size * config.data.seq_len * moe.top_k
+    pairs = rank_tokens(config) * moe.top_k
     touched = groups_touched(P, num_experts=moe.num_experts, top_k=moe.top_k)
     per_row = max(1, round(moe.top_k / touched))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from distmoe.config import Config
+from distmoe.config.batch import micro_batches
 from distmoe.planner.parameter_shapes import ModelUnits, elements
 from distmoe.planner.step_moments import Moment, Stage
 
@@ -40,8 +41,7 @@ class Job:
     @property
     def accumulates(self) -> bool:
         """Whether an optimizer step has several micro-batches: gradients are there already."""
-        train = self.config.train
-        return train.global_batch_size > train.micro_batch_size * self.world
+        return micro_batches(self.config, self.world) > 1
 
     @property
     def num_blocks(self) -> int:
