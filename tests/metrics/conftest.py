@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from load_counts import FREQ_LE, load_counts
+from tensorboard.summary.writer import event_file_writer
 
 from distmoe.config import (
     Config,
@@ -32,6 +33,12 @@ from distmoe.metrics.record import (
 )
 
 TARGET_LE: IntArray = np.array([[4, 8, 0, 4], [0, 12, 4, 0]])
+
+
+@pytest.fixture(autouse=True)
+def _event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one process and second are read by their numbers as text, 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
