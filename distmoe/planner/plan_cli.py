@@ -133,7 +133,7 @@ def _print_head(request: _Request, plan: Plan, console: Console) -> None:
         f"{kept}"
     )
     if (cp := request.config.parallel.cp) > 1:
-        console.print(f"Sequences are shared by {cp} ranks (parallel.cp)", soft_wrap=True)
+        console.print(f"Sequences are shared by {cp} ranks (parallel.cp)")
     source = hardware.profile.origin.note or "a measured profile"
     console.print(
         f"{plan.fitting} of {plan.tried} layouts fit. Predictions, not measurements; {source}"
