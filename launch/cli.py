@@ -40,7 +40,7 @@ commands:
   report RUN ... [--html|--markdown|--csv|--json FILE] [--watch]
                     figures of runs, side by side
   convert from-hf|to-hf IN OUT
-                    models of Hugging Face (Qwen3-MoE, OLMoE, Mixtral) in and out
+                    models of Hugging Face (Qwen3-MoE, DeepSeek-V3, Kimi K2, ...) in and out
   generate CHECKPOINT|RUN --prompt TEXT
                     continue a text, for a quick look
   doctor [FILE] [--world N] [--json FILE] [options]

@@ -26,7 +26,7 @@ from distmoe.bench.layer_memory import shape_and_measured  # noqa: E402
 from distmoe.bench.tool import circumstances, console_of, table_of  # noqa: E402
 from distmoe.config import MoEConfig, RoundingConfig  # noqa: E402
 from distmoe.planner.activation_memory import keeps, transient  # noqa: E402
-from distmoe.planner.environment import device_name  # noqa: E402
+from distmoe.planner.environment import environment  # noqa: E402
 
 # T, H, I, E, K, rounding rule: top-k alone, rounded, finer experts of the same width together.
 SHAPES = (
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [measure_shape(*shape) for shape in SHAPES]
     print_table(rows)
     if arguments.json:
-        facts = {**circumstances(), "device": device_name(DEVICE), "layers": rows}
+        facts = {**circumstances(), **environment(DEVICE), "layers": rows}
         arguments.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 

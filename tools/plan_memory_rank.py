@@ -146,7 +146,7 @@ def batches(config: Config, runtime: Runtime, *, seed: int) -> list[Batch]:
 
 def of_process(config: Config, runtime: Runtime) -> dict[str, Any]:
     """Resident bytes beyond those before the model: while it is built, after that, and the peak of
-    the steps after the first. On a GPU what its allocator counts."""
+    the step after the first. On a GPU what its allocator counts."""
     meter = DeviceMeter(runtime.device) if runtime.device.type == "cuda" else ResidentMeter()
     before = meter.now()
     meter.reset()

@@ -81,12 +81,13 @@ class Slowest:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What the MoE layers of all ranks sent, MiB. ``rows_mib``: rows that ranks have for others,
-    four times per layer, without what is passed on inside a node or sent again for a recomputation;
-    ``rows_mib_with_copies``: the same with one copy per pair. ``node_mib``, ``remote_mib``: bytes
-    of all kinds to ranks on the sender's own node, and on others. ``exposed_seconds``: the mean
-    rank's host waited for these messages, ``exposed_share`` of the step, a fraction of 1; on a GPU,
-    whose stream waits instead, almost nothing."""
+    """What the layers of all ranks sent, MiB. ``rows_mib``: rows of MoE layers that ranks have for
+    others, four times per layer, without what is passed on inside a node or sent again for a
+    recomputation; ``rows_mib_with_copies``: the same with one copy per pair. ``node_mib``,
+    ``remote_mib``: bytes of all kinds, keys and values of shared sequences among them, to ranks on
+    the sender's own node, and on others. ``exposed_seconds``: the mean rank's host waited for these
+    messages, ``exposed_share`` of the step, a fraction of 1; on a GPU, whose stream waits instead,
+    almost nothing."""
 
     rows_mib: float
     rows_mib_with_copies: float

@@ -16,8 +16,11 @@ LEARNING = (
     *("model.", "moe.", "data.", "optim.", "run.seed"),
     *("train.steps", "train.global", "train.dtype"),
 )
-# Of how it is computed.
-COMPUTING = ("moe.dispatch.", "moe.kernel")
+# Of how it is computed. In what form rows travel is not among them: like train.dtype it rounds.
+COMPUTING = (
+    "moe.kernel",
+    *(f"moe.dispatch.{name}" for name in ("overlap", "level", "order", "steps", "exchange")),
+)
 
 
 def changed_settings(checkpoint: Path, config: Config) -> list[str]:

@@ -47,7 +47,7 @@ class StartFacts:
             ("optimizer", config.optim.name),
             ("expert kernels", kernel + picked),
             ("exchange", ", ".join(sorted(exchanges)) or "none"),
-            ("travelling rows", self._row_dtypes()),
+            ("rows travel as", self._row_dtypes()),
             ("overlap", "on" if config.moe.dispatch.overlap else "off"),
             ("schedule", self._schedule()),
             ("data", self._data()),

@@ -143,9 +143,11 @@ def test_what_changes_the_learning_is_told(
     path = unbroken.parent / "run" / "checkpoints" / "step-00000004"
     own = ["--checkpoint.resume", str(path)]
     capsys.readouterr()
-    run(tmp_path, *own, "--run.seed", "7", "--checkpoint.every", "5")
+    computing = ["--checkpoint.every", "5", "--moe.dispatch.overlap", "false"]
+    run(tmp_path, *own, "--run.seed", "7", "--moe.dispatch.row_dtype", "fp8", *computing)
     (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("changed since"))
-    assert line == "changed since the checkpoint: run.seed 7, was 1"
+    rows = "moe.dispatch.row_dtype 'fp8', was 'computed'"
+    assert line == f"changed since the checkpoint: run.seed 7, was 1, {rows}"
     run(tmp_path / "again", *own)
     assert "changed since" not in capsys.readouterr().out
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from training_runs import config_file, finish, learning, records, start
 
+from distmoe.launch.ports import free_port
+
 pytestmark = pytest.mark.processes
 
 OPTIONS = ["--parallel.engine=deepspeed", "--deepspeed.zero_stage=3", "--train.steps=4"]
@@ -30,9 +32,13 @@ def by_distmoe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_deepspeed_launcher_starts_the_same_run(
     by_distmoe: Path, data: Path, tmp_path: Path
 ) -> None:
-    config = config_file(tmp_path / "deepspeed", data)
+    """On each host, without ssh."""
+    config, hosts = config_file(tmp_path / "deepspeed", data), tmp_path / "hosts"
+    hosts.write_text("localhost slots=2\n")
+    there = f"--no_ssh --node_rank=0 --master_addr=127.0.0.1 --master_port={free_port()}"
+    by_hand = f"--launcher-args=--hostfile={hosts} {there}"
     run = subprocess.run(
-        [sys.executable, "-m", "distmoe", "launch", "deepspeed", str(config), *OPTIONS],
+        [sys.executable, "-m", "distmoe", "launch", "deepspeed", str(config), by_hand, *OPTIONS],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

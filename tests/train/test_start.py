@@ -108,10 +108,10 @@ def header(config: Config) -> dict[str, str]:
 
 def test_a_run_says_in_what_form_rows_travel(data: Path) -> None:
     config = run_with(data, "default")
-    assert header(config)["travelling rows"] == "fp32, partial sums fp32"
+    assert header(config)["rows travel as"] == "fp32, partial sums fp32"
     dispatch = DispatchConfig(row_dtype="fp8", sum_dtype="bf16")
     config = replace(config, moe=replace(config.moe, dispatch=dispatch))
-    assert header(config)["travelling rows"] == "fp8, partial sums bf16"
+    assert header(config)["rows travel as"] == "fp8, partial sums bf16"
 
 
 def test_a_run_says_which_tiles_it_takes(data: Path, tmp_path: Path) -> None:
