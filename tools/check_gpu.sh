@@ -13,11 +13,12 @@
 #   quick      4 min   bench of 7B-256: our kernels, grouped_mm and the bound
 #   train      6 min   300 steps of configs/check_gpu.toml: rounded, top-k, FSDP-2, compiled
 #   settings   5 min   60 steps each with what those leave out: Muon over FSDP-2, latent attention,
-#                      attention inside of documents, and run.deterministic, whose losses must be
-#                      equal to those of a run that was resumed half way
+#                      attention inside of documents, rows of fp8, and run.deterministic, whose
+#                      losses must be equal to those of a run that was resumed half way
 #   ranks      9 min   where there are several GPUs: the transports over NCCL, the links, and a run
 #                      over all GPUs with and without overlap and by point-to-point, whose losses
-#                      must agree, with saves under way and a profile
+#                      must agree, with saves under way and a profile; and a run whose ranks
+#                      share sequences, with rows of fp8
 #   rounding   4 min   bench of TR, rounded and not
 #   bench      9 min   bench of all shapes, without peers
 #   tune       9 min   every tile configuration for 7B-256, README and configs/eight_gpu.toml,
@@ -138,6 +139,7 @@ part_train() {
     train compiled --train.compile dense || failed=1
     return $failed
 }
+fp8=(--moe.dispatch.row_dtype fp8 --moe.dispatch.sum_dtype bf16)
 part_settings() {
     local failed=0 short=(--train.steps 60 --train.validate_every 0)
     local exact=(--run.deterministic true --checkpoint.every 30 --checkpoint.keep_last 2)
@@ -145,6 +147,7 @@ part_settings() {
     train muon "${short[@]}" --optim.name muon --parallel.engine fsdp2 || failed=1
     train latent "${short[@]}" --model.attention mla || failed=1
     train documents "${short[@]}" --data.document_mask true || failed=1
+    train rows "${short[@]}" "${fp8[@]}" || failed=1
     train exact "${short[@]}" "${exact[@]}" || failed=1
     train resumed "${short[@]}" "${exact[@]}" \
         --resume "$runs/exact/checkpoints/step-00000030" || failed=1
@@ -169,6 +172,8 @@ part_ranks() {
             --moe.dispatch.exchange "$exchange" --moe.dispatch.overlap "$overlap" || failed=1
     done
     losses_agree 1e-3 defaults waiting p2p || failed=1
+    train shared --launch.nproc "$gpus" --parallel.engine fsdp2 --parallel.ep "$gpus" \
+        --parallel.cp "$gpus" --train.micro_batch_size "$gpus" --train.steps 60 "${fp8[@]}" || failed=1
     return $failed
 }
 part_rounding() { bench rounding --shapes TR --rounding none,balance --backends triton,grouped_mm,bound; }

@@ -39,7 +39,10 @@ class Block(nn.Module):
         self.name = f"layer {layer}"
         self.attention_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)
         self.gather = SequenceGather(
-            cp_group, ranks_per_node=config.parallel.ranks_per_node, layer=self.name
+            cp_group,
+            ranks_per_node=config.parallel.ranks_per_node,
+            # In traces attention is no part of the MoE layer's passes.
+            layer=f"{self.name}: attention",
         )
         self.attention = make_attention(model, self.gather)
         self.mlp_norm = RMSNorm(model.hidden_size, eps=model.norm_eps)

@@ -99,6 +99,7 @@ class MoE(nn.Module):
         super().__init__()
         check_group("ep_group", ep_group)
         check_group("loss_group", loss_group)
+        check_group("cp_group", cp_group)
         num_ranks = dist.get_world_size(ep_group) if ep_group is not None else 1
         check_layer(config, num_ranks, ranks_per_node=ranks_per_node)
         self.config, self.name = config, name

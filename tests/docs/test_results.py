@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from pages import ROOT
@@ -23,13 +24,19 @@ def row(beginning: str) -> list[str]:
     return re.findall(r"\d[\d,.]*\d|\d", "|".join(line.split("|")[2:4]))
 
 
-def fastest_ms(lines: list[dict[str, Any]], level: str) -> str:
-    """Of the ways of a level, or of the way of that name: the fastest round."""
+def rows_of(way: str) -> str:
+    """In what form they travel, "fp8 rows"; empty where it is that of the experts."""
+    last = way.split(", ")[-1]
+    return last if last.endswith(" rows") else ""
+
+
+def fastest_ms(lines: list[dict[str, Any]], level: str, rows: str = "") -> str:
+    """Of the ways of a level, or of the way of that name, with such rows: the fastest round."""
     timings = [line["timing"] for line in lines]
     rounds = [
         forward + backward
         for timing in timings
-        if timing["name"].startswith(level)
+        if timing["name"].startswith(level) and rows_of(timing["name"]) == rows
         for forward, backward in zip(timing["forward_s"], timing["backward_s"], strict=True)
     ]
     return f"{1e3 * min(rounds):,.0f}"
@@ -41,10 +48,24 @@ def test_time_and_bytes_of_a_layer() -> None:
     fastest = [fastest_ms(lines, way) for way in ways]
     assert row("ms of one layer, forward and backward, 4 ranks on 2 hosts") == fastest
     assert all(figure in COMPARE for figure in fastest)
-    mebibytes = {line["timing"]["level"]: line["counted"] / 2**20 for line in lines}
-    sent = [f"{mebibytes[level]:.2f}" for level in ("node", "rank", "copies")]
+    sent = sent_mib(lines, "", ("node", "rank", "copies"))
     assert row("MiB of rows between the hosts there") == sent
     assert all(figure in COMPARE for figure in (sent[0], sent[2]))
+
+
+def test_time_and_bytes_of_fp8_rows() -> None:
+    lines = figures("dispatch-4-ranks-sleep")["lines"]
+    fastest = [fastest_ms(lines, way, "fp8 rows") for way in ("node", "rank")]
+    assert row("with rows in fp8 in place of fp32") == fastest
+    assert all(figure in COMPARE for figure in fastest)
+    assert row("with rows in fp8 |") == sent_mib(lines, "fp8 rows", ("node", "rank"))
+
+
+def sent_mib(lines: list[dict[str, Any]], rows: str, levels: Sequence[str]) -> list[str]:
+    """Between the hosts, of the mean rank."""
+    named = [(line["timing"], line["counted"]) for line in lines]
+    counted = {t["level"]: sent for t, sent in named if rows_of(t["name"]) == rows}
+    return [f"{counted[level] / 2**20:.2f}" for level in levels]
 
 
 def test_tokens_per_second_over_two_hosts() -> None:

@@ -231,3 +231,12 @@ def test_values_of_another_size_have_a_fused_kernel(qk_dim: int, v_dim: int, mas
         )
     for name, *three in zip(("y", "dq", "dk", "dv"), got, same, want, strict=True):
         assert_as_good_as(*three, name)
+
+
+def test_waits_of_attention_and_of_experts_have_names_of_their_own() -> None:
+    """Or a trace would count both as passes of one layer."""
+    config = resolve(Config(model=model_with(0)), 1)
+    with torch.device("meta"):
+        block = Transformer(config).blocks[-1]
+    assert block.gather.exchange.observer.layer == "layer 3: attention"
+    assert {observer.layer for observer in block.mlp.observers()} == {"layer 3"}

@@ -192,6 +192,8 @@ def test_a_group_of_others_is_refused() -> None:
             MoE(CONFIG, others)
         with pytest.raises(ValueError, match="loss_group is 'dp'; it must be None or a Proc"):
             MoE(CONFIG, loss_group="dp")
+        with pytest.raises(ValueError, match="cp_group is a group without this rank; it must be"):
+            MoE(CONFIG, cp_group=others)
 
     run_ranks(run, 2)
 

@@ -112,6 +112,7 @@ def test_its_runs_are_valid(dry: Dry) -> None:
     runs = dry.commands("-m", "distmoe", "train")
     names = [options[options.index("--run.name") + 1] for _, *options in runs]
     assert len(names) == len(set(names)) > 8
+    assert {"--parallel.cp", "fp8"} <= {word for _, *options in runs for word in options}
     for file, *options in runs:
         if "--resume" in options:
             at = options.index("--resume")
