@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ from distmoe.train.communication import Communication
 def communication(tmp_path: Path) -> Communication:
     config = Config(run=RunConfig(dir=str(tmp_path)), train=TrainConfig(trace_steps="2-4"))
     runtime = Runtime(RankInfo(), torch.device("cpu"), None)
-    return Communication.open(config, runtime, SimpleNamespace(blocks=[]))  # type: ignore[arg-type]
+    return Communication.open(config, runtime, torch.nn.Module())  # type: ignore[arg-type]
 
 
 def run_to(communication: Communication, last: int) -> list[Path | None]:
