@@ -29,7 +29,10 @@ ONLY_WITH = {
 }
 
 # And those that one value leaves unread.
-NOT_WITH = {"model.yarn": ("model.yarn.factor", 1.0)}
+NOT_WITH = {
+    "model.yarn": ("model.yarn.factor", 1.0),
+    "moe.dispatch.sum_dtype": ("train.dtype", "bf16"),
+}
 
 
 def unused_settings(config: Config) -> Iterator[str]:

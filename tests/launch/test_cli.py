@@ -95,8 +95,8 @@ def test_config_prints_a_run_that_reads_back(
 
 def test_settings_without_effect_are_told(run_main: Main, config_file: Path) -> None:
     options = ["--deepspeed.zero_stage", "3", "--optim.decay_steps", "5"]
-    options += ["--model.yarn.mscale", "2"]
-    code, printed, said = run_main("config", config_file, *options)
+    options += ["--model.yarn.mscale", "2", "--moe.dispatch.sum_dtype", "bf16"]
+    code, printed, said = run_main("config", config_file, *options, "--train.dtype", "bf16")
     assert (code, said.splitlines()) == (
         0,
         [
@@ -106,6 +106,8 @@ def test_settings_without_effect_are_told(run_main: Main, config_file: Path) -> 
             "optim.schedule 'cosine'",
             "distmoe config: warning: model.yarn.mscale is 2.0; it has no effect with "
             "model.yarn.factor 1.0",
+            "distmoe config: warning: moe.dispatch.sum_dtype is bf16; it has no effect with "
+            "train.dtype 'bf16'",
         ],
     )
     assert "zero_stage = 3" in printed
