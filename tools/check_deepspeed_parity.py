@@ -20,7 +20,7 @@ TESTS = Path(__file__).parents[1] / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "engines")]
 
 from deepspeed_start import run_all  # noqa: E402
-from test_parity import LAW, STEPS, relative, run  # noqa: E402
+from parity_runs import LAW, STEPS, relative, run  # noqa: E402
 
 BOUND = 1e-5
 FIGURES = ("losses", "norms", "gradients", "parameters")

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from exchange_contract import exercise
 from manifests import write_manifest
 from pages import ROOT, blocks
+from parity_runs import run
 from ranks import run_ranks
-from test_parity import run
 
 from distmoe import MoE, MoEConfig, registry
 from distmoe.comm import make_exchange

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 import training_by_hand
-from test_parity import BIASED, CPU, LAW, STEPS, config_for, logical, own_batches, train
+from parity_runs import BIASED, CPU, LAW, STEPS, config_for, logical, own_batches, train
 from torch.distributed.checkpoint.state_dict_saver import save
 from training_by_hand import OPTIM
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from parity_runs import BIASED, CPU, LAW, config_for, own_batches
 from ranks import run_ranks
-from test_parity import BIASED, CPU, LAW, config_for, own_batches
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from parity_runs import CPU, LAW, assert_equal_runs, config_for, own_batches, train
 from ranks import run_ranks
-from test_parity import CPU, LAW, assert_equal_runs, config_for, own_batches, train
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 

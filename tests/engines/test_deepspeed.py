@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from deepspeed_ranks import config_of, read, write
 from deepspeed_start import Results, run_all
-from test_parity import FEW_STEPS, LAW, assert_equal_runs
-from test_parity import run as run_threads
+from parity_runs import FEW_STEPS, LAW, assert_equal_runs
+from parity_runs import run as run_threads
 from test_training_by_hand import assert_bf16_as_good_as_by_hand, by_hand
 from training_by_hand import BF16 as BY_HAND_BF16
 from training_by_hand import OPTIM

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from parity_runs import CPU, LAW, config_for, own_batches, run
 from ranks import run_ranks
-from test_parity import CPU, LAW, config_for, own_batches, run
 from test_training_by_hand import assert_bf16_as_good_as_by_hand
 from torch._subclasses.fake_tensor import FakeTensorMode
 from training_by_hand import BF16, STEPS

@@ -7,8 +7,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch.distributed as dist
+from parity_runs import CPU, LAW, config_for, own_batches
 from ranks import run_ranks
-from test_parity import CPU, LAW, config_for, own_batches
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

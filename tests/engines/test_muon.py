@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from parity_runs import CPU, LAW, config_for, logical, own_batches
 from ranks import run_ranks
-from test_parity import CPU, LAW, config_for, logical, own_batches
 from torch import Tensor
 
 from distmoe.checkpoint.load import load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from test_parity import CPU, LAW, config_for, own_batches
+from parity_runs import CPU, LAW, config_for, own_batches
 
 from distmoe.engines import make_engine
 from distmoe.train.step import train_step

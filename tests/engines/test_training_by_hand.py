@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_parity import assert_equal_runs, config_for, own_batches, relative, run
+from parity_runs import assert_equal_runs, config_for, own_batches, relative, run
 from training_by_hand import OPTIM, STEPS, train_by_hand
 
 from distmoe.config import Config, RoundingConfig

@@ -37,7 +37,7 @@ BF16: dict[str, Any] = {
 def train_by_hand(
     config: Config, initial: dict[str, np.ndarray], steps: list[list[Batch]]
 ) -> dict[str, Any]:
-    """Trains from the weights ``initial`` as `test_parity.train` does. A step's batches hold the
+    """Trains from the weights ``initial`` as `parity_runs.train` does. A step's batches hold the
     tokens of all ranks; the tokens of one batch are rounded together. In bf16 it goes forward and
     backward with rounded copies of fp32 weights."""
     model = Transformer(config).to(

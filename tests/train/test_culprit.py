@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
+from parity_runs import CPU, LAW, config_for, own_batches
 from ranks import run_ranks
-from test_parity import CPU, LAW, config_for, own_batches
 
 from distmoe.engines import Engine, make_engine
 from distmoe.mesh import build_mesh
