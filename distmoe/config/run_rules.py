@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from distmoe.config.batch import data_ranks
+from distmoe.config.keys import value_of
 from distmoe.config.profiling_rules import profiling_problems
 from distmoe.config.rule import Rule, adder_to, wrong
 from distmoe.config.schema import Config
@@ -31,25 +32,20 @@ def _world(config: Config, world: int) -> Iterator[str]:
 
 @rule("parallel.dp_replicate", "parallel.dp_shard", "parallel.ep")
 def _ep(config: Config, world: int) -> Iterator[str]:
-    parallel = config.parallel
-    # An unset dp_shard is the complaint of another rule.
-    if parallel.dp_shard % parallel.ep:
-        yield wrong(
-            config,
-            "parallel.ep",
-            f"divide parallel.dp_shard ({parallel.dp_shard}; the number of ranks is {world})",
-        )
+    return _divides_shards(config, "parallel.ep", world)
 
 
 @rule("parallel.dp_replicate", "parallel.dp_shard", "parallel.cp")
 def _cp(config: Config, world: int) -> Iterator[str]:
-    parallel = config.parallel
-    if parallel.dp_shard % parallel.cp:
-        yield wrong(
-            config,
-            "parallel.cp",
-            f"divide parallel.dp_shard ({parallel.dp_shard}; the number of ranks is {world})",
-        )
+    return _divides_shards(config, "parallel.cp", world)
+
+
+def _divides_shards(config: Config, key: str, world: int) -> Iterator[str]:
+    shards = config.parallel.dp_shard
+    # An unset dp_shard is the complaint of another rule.
+    if shards % value_of(config, key):
+        allowed = f"divide parallel.dp_shard ({shards}; the number of ranks is {world})"
+        yield wrong(config, key, allowed)
 
 
 @rule("parallel.cp", "data.seq_len")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from distmoe.config import DispatchConfig
 from distmoe.moe.row_formats import TravelFormats
 
 ITEMSIZE = {"bf16": 2, "fp32": 4}
@@ -44,7 +43,7 @@ class LayerShape:
 
     @property
     def _travel(self) -> TravelFormats:
-        return TravelFormats.of(DispatchConfig(row_dtype=self.row_dtype, sum_dtype=self.sum_dtype))
+        return TravelFormats.of(self)
 
     @property
     def flops_per_pair(self) -> int:

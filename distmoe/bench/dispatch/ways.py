@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from distmoe.config import DispatchConfig
 from distmoe.moe.row_formats import TravelFormats
 from distmoe.moe.schedule import Schedule, auto_schedule
 from distmoe.planner.layer_shape import LayerShape
@@ -37,7 +36,7 @@ class Way:
     @property
     def travel(self) -> TravelFormats:
         """In what form rows travel."""
-        return TravelFormats.of(DispatchConfig(row_dtype=self.row_dtype, sum_dtype=self.sum_dtype))
+        return TravelFormats.of(self)
 
     def shape(self, shape: LayerShape) -> LayerShape:
         """``shape`` with rows that travel so."""

@@ -14,7 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from distmoe.config import DispatchConfig
 from distmoe.moe.row_formats.plain import Bf16Rows, ComputedRows, PlainRows
 from distmoe.registry import ROW_FORMATS
 
@@ -84,6 +83,16 @@ class PackedRows:
         return rows_TH
 
 
+class RowDtypes(Protocol):
+    """What asks for formats; values as in `DispatchConfig`."""
+
+    @property
+    def row_dtype(self) -> str: ...
+
+    @property
+    def sum_dtype(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class TravelFormats:
     """Of a layer: ``rows`` to the experts, x in the forward and dy in the backward, and partial
@@ -93,10 +102,10 @@ class TravelFormats:
     sums: PlainRows = ComputedRows()
 
     @staticmethod
-    def of(config: DispatchConfig) -> TravelFormats:
-        """What ``config`` asks for."""
-        sums = Bf16Rows() if config.sum_dtype == "bf16" else ComputedRows()
-        return TravelFormats(ROW_FORMATS.load(config.row_dtype)(), sums)
+    def of(asked: RowDtypes) -> TravelFormats:
+        """What a `DispatchConfig`, for one, asks for."""
+        sums = Bf16Rows() if asked.sum_dtype == "bf16" else ComputedRows()
+        return TravelFormats(ROW_FORMATS.load(asked.row_dtype)(), sums)
 
     def pack(self, v_TH: Tensor) -> PackedRows:
         """The rows of a pass."""
